@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. All targets share one
+# environment, which they set up themselves. PYTHON may name another interpreter, 3.11 or 3.12.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Where no GPU is present, torch comes as a CPU build; a looser range can pull gigabytes of CUDA.
+TORCH := torch==2.13.0
+VLLM := .cache/vllm
+
+.PHONY: demo test test-full check bench format clean
+
+$(BIN)/core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(BIN)/test: $(BIN)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# The main job: FastSwitch against vLLM-style swapping on a real-shaped workload.
+demo: $(BIN)/core
+	$(BIN)/fastswitch compare paper-8b-a10 --seeds 3 --out demo
+
+check: $(BIN)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/coverage erase
+	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run -m pytest -m 'not full' -q
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include='policy/*' --fail-under=90
+	$(BIN)/coverage report --omit='policy/*'
+
+# The long ones: everything of `test`, the release's own package, Python 3.12 without torch.
+test-full: test
+	mkdir -p $(VLLM)
+	test -n "$$(ls $(VLLM))" || $(BIN)/python -m pip download --quiet --no-deps --dest $(VLLM) \
+	  --python-version 3.11 --only-binary=:all: vllm==0.3.3
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -m full -q
+
+bench: $(BIN)/core
+	$(BIN)/python benchmarks/sim_speed.py
+
+format: $(BIN)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo

@@ -1,0 +1,215 @@
+"""The cost profile: a JSON file of numbers, each with unit, kind, source and range.
+
+`published` profiles are put together from figures other people measured; what nobody has published
+is an *assumption* and says so, with the range it may lie in. `measured` profiles come from this
+project's own microbenchmarks. Only the standard library and pydantic are imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from policy.errors import ConfigError
+
+FORMAT = "fastswitch-profile/1"
+PROFILES = Path(__file__).parent / "profiles"
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Quantity(_Strict):
+    """One number. `low` and `high`: the range it may lie in where it is not measured here."""
+
+    value: NonNegative
+    unit: str
+    kind: Literal["measured", "published", "derived", "assumed"]
+    source: str = Field(min_length=1)
+    low: NonNegative | None = None
+    high: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _range_holds_value(self) -> Quantity:
+        if self.kind == "assumed" and (self.low is None or self.high is None):
+            raise ValueError("an assumed number needs its range (low, high)")
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        if not low <= self.value <= high:
+            raise ValueError(f"{self.value} is outside its range {low} to {high}")
+        return self
+
+
+class Model(_Strict):
+    """The shape that decides KV bytes. `kv_heads * head_dim * dtype_bytes` per token and side."""
+
+    name: str
+    layers: Annotated[int, Field(gt=0)]
+    kv_heads: Annotated[int, Field(gt=0)]
+    head_dim: Annotated[int, Field(gt=0)]
+    dtype_bytes: Annotated[int, Field(gt=0)]
+    weight_bytes: Annotated[int, Field(gt=0)]
+    max_model_len: Annotated[int, Field(gt=0)]
+
+    @property
+    def token_bytes(self) -> int:
+        """KV bytes of one token over all layers, K and V."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
+
+
+class Memory(_Strict):
+    """What is left for KV. `device_kv_bytes` = utilisation * memory - weights - activations."""
+
+    device_bytes: Quantity
+    utilisation: Quantity
+    activation_bytes: Quantity
+    host_kv_bytes: Quantity
+
+
+class StepCost(_Strict):
+    """Time of one iteration, linear: base + per_kv_token * K + per_sequence * B
+    + per_sequence_beyond * max(0, B - 64) + per_prefill_token * P + per_prefill_square * Q,
+    with Q = sum of L * (past + L / 2). All in nanoseconds.
+    """
+
+    base: Quantity
+    per_kv_token: Quantity
+    per_sequence: Quantity
+    per_sequence_beyond: Quantity
+    per_prefill_token: Quantity
+    per_prefill_square: Quantity
+
+
+class TransferCost(_Strict):
+    """A copy job. Host: `per_job` + calls * `per_call` (+ descriptors * `per_descriptor` when
+    batched), serial in a dispatch thread and slower by `lock_growth` per further thread. Device:
+    pieces * `piece_setup` + bytes / bandwidth, one FIFO per direction; the second pair of
+    bandwidths holds while both directions are busy. A stream takes `queue_depth` calls, then the
+    submitter blocks. `interference`: how much slower a step is while a copy runs in a direction.
+    """
+
+    per_job: Quantity
+    per_call: Quantity
+    per_descriptor: Quantity
+    lock_growth: Quantity
+    queue_depth: Quantity
+    piece_setup: Quantity
+    to_device: Quantity
+    to_host: Quantity
+    to_device_duplex: Quantity
+    to_host_duplex: Quantity
+    gather_launch: Quantity
+    gather_bandwidth: Quantity
+    interference_to_device: Quantity
+    interference_to_host: Quantity
+
+
+class ValidRange(_Strict):
+    """Outside this the step model is an extrapolation, and a run that goes there says so."""
+
+    max_batch: Annotated[int, Field(gt=0)]
+    max_kv_tokens: Annotated[int, Field(gt=0)]
+    max_prefill_tokens: Annotated[int, Field(gt=0)]
+
+
+class Profile(_Strict):
+    """One machine with one model."""
+
+    format: Literal["fastswitch-profile/1"]
+    name: str
+    kind: Literal["published", "measured"]
+    machine: str
+    date: str
+    notes: str = ""
+    model: Model
+    memory: Memory
+    step: StepCost
+    transfer: TransferCost
+    valid: ValidRange
+
+    @cached_property
+    def hash(self) -> str:
+        """Identity of the numbers, for provenance."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes of one block over all layers."""
+        return self.model.token_bytes * block_size
+
+    def device_blocks(self, block_size: int) -> int:
+        """KV blocks that fit beside weights and activations, as vLLM 0.3.3 counts them."""
+        memory = self.memory
+        room = (
+            memory.device_bytes.value * memory.utilisation.value
+            - self.model.weight_bytes
+            - memory.activation_bytes.value
+        )
+        return max(0, int(room // self.block_bytes(block_size)))
+
+    def host_blocks(self, block_size: int) -> int:
+        """KV blocks of the host pool."""
+        return int(self.memory.host_kv_bytes.value // self.block_bytes(block_size))
+
+    def assumptions(self) -> dict[str, Quantity]:
+        """Every number nobody has published, by name."""
+        found = {}
+        for section in ("memory", "step", "transfer"):
+            for name, quantity in getattr(self, section):
+                if quantity.kind == "assumed":
+                    found[f"{section}.{name}"] = quantity
+        return found
+
+    def with_values(self, values: dict[str, float]) -> Profile:
+        """A copy with some numbers replaced, `transfer.per_call` style; their kind is `assumed`.
+
+        Raises ConfigError for a name that is not a number of the profile.
+        """
+        data = self.model_dump(mode="json")
+        for path, value in values.items():
+            section, _, name = path.partition(".")
+            if section not in ("memory", "step", "transfer") or name not in data[section]:
+                raise ConfigError(f"profile_values.{path}: no such number in a profile")
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"profile_values.{path}: {value!r} is not a number >= 0")
+            entry = data[section][name]
+            entry.update(value=float(value), kind="assumed", source="set by the scenario")
+            for end, widen in (("low", min), ("high", max)):
+                known = entry[end]
+                entry[end] = float(value) if known is None else widen(float(value), known)
+        return Profile.model_validate_json(json.dumps(data))
+
+
+def names() -> list[str]:
+    """Profiles that ship."""
+    return sorted(path.stem for path in PROFILES.glob("*.json"))
+
+
+def load(name_or_path: str) -> Profile:
+    """A profile that ships, by name, or a file. Raises ConfigError naming file and field."""
+    path = PROFILES / f"{name_or_path}.json"
+    if not path.exists():
+        path = Path(name_or_path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"profile: {name_or_path!r} is neither a file that can be read ({error.strerror})"
+            f" nor one of {', '.join(names())}"
+        ) from None
+    try:
+        return Profile.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {field}: {first['msg']}") from None

@@ -1,0 +1,1 @@
+"""Questions asked of recordings: compare, report."""

@@ -1,0 +1,160 @@
+"""One self-contained HTML page of a comparison: no script, no network, readable when printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from explore import figures, words
+from explore.compare import SPEEDUPS, Comparison, worth
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8881; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+p.lead { font-size: 1.05rem; } .note { border-left: 3px solid #d55e00; padding-left: .8rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+tbody tr:hover { background: var(--soft); } .better { color: #00785a; } .worse { color: #b3400a; }
+@media (prefers-color-scheme: dark) { .better { color: #3fd0a5; } .worse { color: #ff9d66; } }
+figure { margin: 1rem 0; background: #fff; border-radius: 4px; padding: .5rem; }
+figure svg { width: 100%; height: auto; } figcaption { color: #333; font-size: .85rem; }
+details { margin: 1rem 0; } code { font-size: .9em; overflow-wrap: anywhere; }
+"""
+
+
+def page(comparison: Comparison, command: str) -> str:
+    """The page. Every string that comes from outside is escaped."""
+    title = f"FastSwitch: {comparison.scenario.name}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(comparison.scenario.description)}</p>"
+        if comparison.scenario.description
+        else "",
+        f'<p class="lead">{escape(verdict(comparison))}</p>',
+        f"<p>{escape(words.load(comparison))}</p>",
+        *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
+        "<h2>Tails</h2>",
+        _figure(
+            figures.as_svg(figures.tails(comparison)),
+            "Share of turns and of gaps between tokens that take longer than x. Lines: mean over"
+            " runs; bands: smallest to largest run.",
+        ),
+        *_metric_tables(comparison),
+        *_speedup_tables(comparison),
+        _worth(comparison),
+        "<h2>Memory and link over time</h2>",
+        _figure(
+            figures.as_svg(figures.timeline(comparison)),
+            "First run. Share of blocks in use, and share of time in which a direction of the link"
+            " moves bytes.",
+        ),
+        _fine_print(comparison, command),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy"'
+        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+def verdict(comparison: Comparison) -> str:
+    """The finding in one or two sentences."""
+    ours = "fastswitch" if "fastswitch" in comparison.results else comparison.systems[-1]
+    baselines = [name for name in reversed(comparison.baselines) if name != ours]
+    if not baselines:
+        return f"{len(comparison.systems)} systems, no baseline among them to compare with."
+    baseline = baselines[0]
+    parts = []
+    for metric in ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s", "throughput_tok_s"):
+        found = comparison.speedup(ours, baseline, metric)
+        if found.value is None:
+            continue
+        parts.append(f"{words.HEADINGS[metric][0]} {words.ratio(found)}")
+    return f"{ours} against {baseline}, times better: " + ", ".join(parts) + "."
+
+
+def _metric_tables(comparison: Comparison) -> Iterable[str]:
+    for title, metrics in words.TABLES:
+        rows = [
+            [(name, ""), *((words.estimate(comparison.estimate(name, m), m), "") for m in metrics)]
+            for name in comparison.systems
+        ]
+        yield f"<h2>{escape(title)}</h2>" + _table(["system", *map(words.heading, metrics)], rows)
+
+
+def _speedup_tables(comparison: Comparison) -> Iterable[str]:
+    for baseline in comparison.baselines:
+        rows = []
+        for name in comparison.systems:
+            if name == baseline:
+                continue
+            cells = [(name, "")]
+            for metric in SPEEDUPS:
+                found = comparison.speedup(name, baseline, metric)
+                kind = "better" if found.is_better else "worse" if found.is_worse else ""
+                cells.append((words.ratio(found), kind))
+            rows.append(cells)
+        if rows:
+            yield f"<h2>Times better than {escape(baseline)}</h2>" + _table(
+                ["system", *(words.HEADINGS[m][0] for m in SPEEDUPS)], rows
+            )
+
+
+def _worth(comparison: Comparison) -> str:
+    items = "".join(
+        f"<li><b>{escape(item.mechanism)}</b> ({escape(item.system)} against"
+        f" {escape(item.against)}): {escape(item.words)}</li>"
+        for item in worth(comparison)
+    )
+    return f"<h2>What each mechanism is worth</h2><ul>{items}</ul>" if items else ""
+
+
+def _fine_print(comparison: Comparison, command: str) -> str:
+    assumptions = "".join(
+        f"<li><code>{escape(name)}</code> = {q['value']:g} {escape(q['unit'])},"
+        f" may be {q['low']:g} to {q['high']:g}: {escape(q['source'])}</li>"
+        for name, q in comparison.profile_assumptions.items()
+    )
+    return (
+        "<h2>Fine print</h2>"
+        "<p>Means over runs, with half of the 95 % t interval; ratios are geometric means of ratios"
+        " paired by run, with their interval. Same workload, priority trace and random streams for"
+        " every system.</p>"
+        f"<p>{escape(words.provenance(comparison))}</p>"
+        f"<p>Workload: {escape(words.composition(comparison))}</p>"
+        f"<p><code>{escape(command)}</code></p>"
+        + (
+            f"<details open><summary>Numbers nobody has published (assumptions)</summary>"
+            f"<ul>{assumptions}</ul></details>"
+            if assumptions
+            else ""
+        )
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+            for text, kind in row
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
+    )
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"

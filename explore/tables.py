@@ -1,0 +1,120 @@
+"""`compare` as text, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from explore import words
+from explore.compare import SPEEDUPS, Comparison, worth
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, the first to the left, the others to the right."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *rest]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def as_text(comparison: Comparison) -> str:
+    """Everything a terminal should see."""
+    parts = [words.provenance(comparison), words.composition(comparison), words.load(comparison)]
+    for title, metrics in words.TABLES:
+        parts.append(f"\n{title}\n" + _metric_table(comparison, metrics))
+    for baseline in comparison.baselines:
+        if len(comparison.systems) > 1:
+            parts.append(f"\nTimes better than {baseline}\n" + speedup_table(comparison, baseline))
+    found = worth(comparison)
+    if found:
+        parts.append("\nWhat each mechanism is worth")
+        parts.extend(
+            f"  {item.mechanism} ({item.system} against {item.against}): {item.words}"
+            for item in found
+        )
+    parts.extend(f"\n{note}" for note in comparison.notes)
+    return "\n".join(parts)
+
+
+def _metric_table(comparison: Comparison, metrics: Sequence[str]) -> str:
+    rows = [
+        [name, *(words.estimate(comparison.estimate(name, m), m) for m in metrics)]
+        for name in comparison.systems
+    ]
+    return text_table(["system", *map(words.heading, metrics)], rows)
+
+
+def speedup_table(comparison: Comparison, baseline: str) -> str:
+    """Paired speed-ups with intervals."""
+    rows = [
+        [name, *(words.ratio(comparison.speedup(name, baseline, m)) for m in SPEEDUPS)]
+        for name in comparison.systems
+        if name != baseline
+    ]
+    return text_table(["system", *(words.HEADINGS[m][0] for m in SPEEDUPS)], rows)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """compare.json: everything but the figures' series; provenance in a key of its own."""
+    systems = {}
+    for name in comparison.systems:
+        results = comparison.results[name]
+        metrics = sorted(results[0]["metrics"])
+        systems[name] = {
+            "switches": results[0]["switches"],
+            "planner": results[0]["planner"],
+            "verdict": comparison.verdict(name),
+            "estimates": {m: asdict(comparison.estimate(name, m)) for m in metrics},
+            "runs": [
+                {key: result[key] for key in ("metrics", "priority_updates", "warnings")}
+                for result in results
+            ],
+            "speedups": {
+                baseline: {m: asdict(comparison.speedup(name, baseline, m)) for m in SPEEDUPS}
+                for baseline in comparison.baselines
+                if baseline != name
+            },
+        }
+    first = comparison.results[comparison.systems[0]][0]
+    return {
+        "format": "fastswitch-compare/1",
+        "scenario": comparison.scenario.model_dump(mode="json"),
+        "workload": first["workload"],
+        "profile": first["profile"],
+        "profile_kind": first["profile_kind"],
+        "assumptions": comparison.profile_assumptions,
+        "load": {**asdict(comparison.load), "share": comparison.load.share},
+        "systems": systems,
+        "worth": [
+            {
+                "mechanism": item.mechanism,
+                "system": item.system,
+                "against": item.against,
+                "words": item.words,
+                "ratios": {m: asdict(r) for m, r in item.ratios.items()},
+            }
+            for item in worth(comparison)
+        ],
+        "notes": comparison.notes,
+        "provenance": comparison.provenance,
+    }
+
+
+def as_csv(comparison: Comparison) -> str:
+    """compare.csv: one line per system, run and metric."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["system", "run", "metric", "value"])
+    for name in comparison.systems:
+        for run, result in enumerate(comparison.results[name]):
+            for metric, value in sorted(result["metrics"].items()):
+                writer.writerow([name, run, metric, "" if value is None else value])
+    return out.getvalue()

@@ -1,0 +1,334 @@
+"""The front door: `import fastswitch` in Python, `fastswitch` on the command line.
+
+Everything heavy is imported by the command that needs it, so that `fastswitch --help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from policy.errors import ConfigError, FastSwitchError
+
+if TYPE_CHECKING:
+    from traces.scenario import Scenario
+
+__version__ = "0.1.0"
+
+_API = {
+    "compare": ("explore.compare", "compare"),
+    "describe": ("traces.describe", "describe"),
+    "load_scenario": ("traces.scenario", "load"),
+    "read_workload": ("traces.readers.catalog", "read_workload"),
+    "simulate": ("sim.simulate", "simulate"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public Python API, loaded when it is first asked for."""
+    if name in _API:
+        module, attribute = _API[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'fastswitch' has no attribute {name!r}")
+
+
+DEFAULT_SCENARIO = "paper-8b-a10"
+DEFAULT_RUNS = 3
+
+
+class _Group(click.Group):
+    """Turns our errors into at most five lines and an exit code; `--debug` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FastSwitchError as error:
+            if ctx.params.get("debug"):
+                raise
+            lines = f"error: {error}".splitlines()[:5]
+            click.echo("\n".join(lines), err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(*, debug: bool) -> None:
+    """What does preemption cost an LLM server, and which policy pays?"""
+
+
+_set = click.option(
+    "--set",
+    "values",
+    multiple=True,
+    metavar="A.B=C",
+    help="Put a value over the scenario's, e.g. --set pool.aging=none. May be repeated.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+@main.command()
+@click.argument("scenario", default=DEFAULT_SCENARIO)
+@click.option("--systems", help="Comma-separated systems; default: the scenario's own list.")
+@click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for JSON, CSV, figures, page.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
+@_set
+@_json
+def compare(
+    *,
+    scenario: str,
+    systems: str | None,
+    runs: int,
+    out: Path | None,
+    workers: int | None,
+    values: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run systems side by side on the same workload, priority trace and random streams.
+
+    \b
+    Examples:
+      fastswitch compare
+      fastswitch compare paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --seeds 5 --out out
+      fastswitch compare my.yaml --set workload.rate=0.1
+    """
+    if runs < 1:
+        raise ConfigError(f"--seeds: {runs} is below 1")
+    loaded = _load(scenario, values)
+    from explore import compare as study
+    from explore import output, tables
+
+    names = [name.strip() for name in systems.split(",")] if systems else None
+    total = study.num_jobs(loaded, names, runs)
+    with _progress(total, "runs") as advance:
+        found = study.compare(loaded, names, runs, workers, advance)
+    click.echo(json.dumps(tables.as_json(found), indent=1) if as_json else tables.as_text(found))
+    if out is not None:
+        command = "fastswitch " + " ".join(sys.argv[1:])
+        output.write(found, out, command)
+        click.echo(f"\nwritten: {out / 'compare.html'} and what it is made of", err=True)
+
+
+@main.command()
+@click.argument("scenario")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
+@click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
+@click.option(
+    "--check",
+    type=click.Choice(["off", "counts", "full"]),
+    default="counts",
+    show_default=True,
+    help="Conservation laws checked after every step.",
+)
+@_set
+@_json
+def simulate(
+    *,
+    scenario: str,
+    out: Path,
+    decisions: bool,
+    check: str,
+    values: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Simulate one system and record everything it did.
+
+    \b
+    Examples:
+      fastswitch simulate paper-8b-a10 --out run
+      fastswitch simulate paper-8b-a10 --set system=vllm-0.3.3 --set order=fcfs --decisions --out run
+    """
+    loaded = _load(scenario, values)
+    from sim.simulate import simulate as run
+
+    with _progress(None, "turns") as advance:
+        recording = run(
+            loaded, out=out, decisions=decisions, check=check, progress=lambda _: advance()
+        )
+    summary = recording.summary
+    for line in summary["warnings"]:
+        click.echo(f"warning: {line}", err=True)
+    click.echo(json.dumps(summary, indent=1) if as_json else _run_as_text(summary))
+    if summary["verdict"]:
+        click.echo(f"verdict: {summary['verdict']}", err=True)
+        raise click.exceptions.Exit(5)
+
+
+def _run_as_text(summary: dict[str, Any]) -> str:
+    """A run in a few lines."""
+    from explore.words import HEADINGS, TOO_SMALL, significant
+
+    metrics = summary["metrics"]
+    lines = [
+        f"{summary['scenario']}, {summary['system']} under {summary['order']}"
+        f" ({summary['planner']} planner), {summary['profile_kind']} profile {summary['profile']}",
+        f"  rows {metrics['rows']}: {metrics['finished']} finished, {metrics['rejected']} rejected,"
+        f" {metrics['cancelled']} cancelled, {metrics['unfinished']} unfinished",
+    ]
+    for name, (title, unit, factor) in HEADINGS.items():
+        value = metrics.get(name)
+        text = TOO_SMALL if value is None else f"{significant(value * factor)} {unit}".strip()
+        lines.append(f"  {title}: {text}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- trace
+
+
+@main.group()
+def trace() -> None:
+    """Make workloads and say what is in them."""
+
+
+@trace.command()
+@click.argument("generator", type=click.Choice(["chat"]))
+@click.option("--conversations", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option(
+    "--rate", type=float, default=0.2, show_default=True, help="Conversations per second."
+)
+@click.option("--context-cap", type=click.IntRange(min=2), default=8192, show_default=True)
+@click.option("--uncapped", is_flag=True, help="Let conversations grow without limit.")
+@click.option(
+    "--think",
+    type=click.Choice(["human", "none", "exponential"]),
+    default="human",
+    show_default=True,
+)
+@click.option("--think-mean", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--run", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="NAME.jsonl or .jsonl.gz"
+)
+def generate(
+    *,
+    generator: str,
+    conversations: int,
+    rate: float,
+    context_cap: int,
+    uncapped: bool,
+    think: str,
+    think_mean: float,
+    seed: int,
+    run: int,
+    out: Path,
+) -> None:
+    """Write a generated workload.
+
+    \b
+    Examples:
+      fastswitch trace generate chat --conversations 200 --out chat.jsonl
+      fastswitch trace generate chat --think none --seed 7 --out chat.jsonl.gz
+    """
+    from traces.draw import Streams
+    from traces.generators.chat import Chat
+    from traces.readers.native import write
+
+    chat = Chat(
+        conversations, rate, None if uncapped else context_cap, think=think, think_mean_s=think_mean
+    )
+    count = write(chat.workload(Streams(seed, run)), out)
+    click.echo(f"{count} turns in {conversations} conversations written to {out} ({generator})")
+
+
+@trace.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "name", help="The file's format; default: found from its first line.")
+@_json
+def describe(*, file: Path, name: str | None, as_json: bool) -> None:
+    """Say what is in a workload file: lengths, turns, gaps, arrivals.
+
+    \b
+    Examples:
+      fastswitch trace describe chat.jsonl
+      fastswitch trace describe AzureLLMInferenceTrace_conv.csv --json
+    """
+    from traces.describe import as_text
+    from traces.describe import describe as statistics
+    from traces.readers.catalog import read_workload
+
+    found = statistics(read_workload(file, name))
+    click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
+
+
+# ---------------------------------------------------------------------- config
+
+
+@main.group()
+def config() -> None:
+    """The scenario format."""
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of a scenario, for editors.
+
+    \b
+    Example:
+      fastswitch config schema > scenario.schema.json
+    """
+    from traces.scenario import schema as make
+
+    click.echo(json.dumps(make(), indent=1))
+
+
+@config.command()
+@click.argument("scenario")
+@_set
+def validate(*, scenario: str, values: tuple[str, ...]) -> None:
+    """Check a scenario and print it with every default written out.
+
+    \b
+    Examples:
+      fastswitch config validate paper-8b-a10
+      fastswitch config validate my.yaml --set system=vllm-0.3.3
+    """
+    loaded = _load(scenario, values)
+    from sim.simulate import prepare
+
+    setup = prepare(loaded)
+    click.echo(loaded.as_yaml().rstrip())
+    click.echo(
+        f"# device {setup.settings.device_blocks} blocks, host {setup.settings.host_blocks} blocks,"
+        f" profile {setup.profile.name} ({setup.profile.kind})"
+    )
+
+
+# ---------------------------------------------------------------------- shared
+
+
+def _load(scenario: str, values: tuple[str, ...]) -> Scenario:
+    from traces.scenario import load, parse_settings
+
+    return load(scenario, parse_settings(values))
+
+
+@contextmanager
+def _progress(total: int | None, unit: str) -> Iterator[Callable[[], None]]:
+    """A progress bar after two seconds, silent when stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", delay=2, leave=False) as bar:
+
+        def advance() -> None:
+            bar.update(1)
+
+        yield advance
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Who is served first. One order per file; `catalog` names them."""

@@ -1,0 +1,83 @@
+"""Virtual token counter: serve the client that has received least (Sheng et al., 2401.00588).
+
+Preemptive, with a head start: a request that holds device memory counts as `head_start` less
+served, the size of a context switch, or token-level fairness thrashes itself (policies.md 3.5).
+"""
+
+from __future__ import annotations
+
+from policy.orders.base import Key, Order
+from policy.views import RequestView
+
+
+class VirtualTokenCounter(Order):
+    """Weighted service per client: 1 per prompt token computed, 2 per output token.
+
+    A prompt is charged once, when its first token appears, and only what was not cached; recomputed
+    tokens are the engine's fault and charge nobody (trap T14). A client that returns from idle is
+    lifted to the least served client with work, or to the one that left last (trap T13).
+    """
+
+    name = "vtc"
+    refreshes = True
+
+    def __init__(
+        self, *, head_start: int = 60, prompt_weight: int = 1, output_weight: int = 2
+    ) -> None:
+        self._head_start = head_start
+        self._prompt_weight = prompt_weight
+        self._output_weight = output_weight
+        self.service: dict[str, int] = {}
+        self._live: dict[str, dict[str, RequestView]] = {}  # client -> its live requests
+        self._charged: dict[str, int] = {}  # request -> output tokens charged
+        self._last_left: str | None = None
+
+    def arrived(self, request: RequestView, now_ns: int) -> None:  # noqa: ARG002
+        """Lift a client that had nothing queued."""
+        client = request.client_id
+        if client not in self._live:
+            self._charge_everybody()
+            level = self.service.get(client, 0)
+            if self._live:
+                level = max(level, min(self.service[other] for other in self._live))
+            elif self._last_left is not None:
+                level = max(level, self.service[self._last_left])
+            self.service[client] = level
+            self._live[client] = {}
+        self._live[client][request.request_id] = request
+        self._charged[request.request_id] = 0
+
+    def left(self, request: RequestView, now_ns: int) -> None:  # noqa: ARG002
+        """Settle what is still uncharged."""
+        self._charge(request)
+        del self._charged[request.request_id]
+        mine = self._live[request.client_id]
+        del mine[request.request_id]
+        if not mine:
+            del self._live[request.client_id]
+            self._last_left = request.client_id
+
+    def update(self, index: int, now_ns: int) -> None:  # noqa: ARG002
+        """Charge the tokens served since the last update."""
+        self._charge_everybody()
+
+    def key(self, request: RequestView, now_ns: int) -> Key:  # noqa: ARG002
+        """The client's service, less the head start of a resident."""
+        service = self.service[request.client_id]
+        return (service - self._head_start if request.is_resident else service,)
+
+    def _charge_everybody(self) -> None:
+        for requests in self._live.values():
+            for request in requests.values():
+                self._charge(request)
+
+    def _charge(self, request: RequestView) -> None:
+        generated = request.num_generated
+        charged = self._charged[request.request_id]
+        if generated == charged:
+            return
+        cost = (generated - charged) * self._output_weight
+        if charged == 0:
+            cost += (request.input_tokens - request.cached_tokens) * self._prompt_weight
+        self.service[request.client_id] += cost
+        self._charged[request.request_id] = generated

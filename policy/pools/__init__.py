@@ -1,0 +1,1 @@
+"""Block accounting for one tier: which block ids are free, held or reserved. No tensors."""

@@ -1,0 +1,274 @@
+"""The scheduler: `add`, `cancel`, `schedule`, `update`. Used unchanged by every machine.
+
+    plan = scheduler.schedule(now_ns)
+    outcome = machine.execute(plan)
+    scheduler.update(outcome)
+
+Arrivals with `arrival_ns <= now_ns` enter between `update` and `schedule`, in (arrival, id) order.
+At one instant the order is: finish, copy completions, arrivals, priority update, plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from policy.errors import InvariantError, ProgressError
+from policy.host_eviction import HOST_EVICTIONS
+from policy.ledger import Ledger
+from policy.memory import Memory
+from policy.orders.base import Order
+from policy.overlap import OVERLAPS
+from policy.plan import CopyResult, Outcome, Plan
+from policy.planner import RulePlanner
+from policy.pools.allocation import Pool
+from policy.pools.free_runs import BuddyRuns, FreeRuns
+from policy.pools.groups import GroupPool
+from policy.pools.paged import PagedPool
+from policy.rates import Rates
+from policy.release import ReleasePlanner
+from policy.request import Request, RequestState
+from policy.settings import Settings
+from policy.state import State
+from policy.systems import System
+from policy.views import Draw
+
+
+class Scheduler:
+    """One engine's scheduler. `draw` is the only randomness (which tail a pool takes back)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        system: System,
+        order: Order,
+        draw: Draw,
+        rates: Rates | None = None,
+    ) -> None:
+        self.settings = settings
+        self.system = system
+        self.order = order
+        device = make_pool("device", settings.device_blocks, system, draw)
+        host = make_pool("host", settings.host_blocks, system, draw)
+        eviction = HOST_EVICTIONS[system.host_eviction]()
+        ledger = Ledger(host, settings.block_size, eviction, whole=system.contamination == "whole")
+        memory = Memory(
+            device,
+            ledger,
+            settings.block_size,
+            reuse=system.reuse,
+            host_increment=settings.host_increment if system.reuse else 0,
+        )
+        self.state = State(
+            settings, system, memory, order, OVERLAPS[system.overlap](), rates or Rates()
+        )
+        self.follows_release = system.fcfs_planner == "release" and order.name == "fcfs"
+        self._planner: RulePlanner | ReleasePlanner = (
+            ReleasePlanner(self.state) if self.follows_release else RulePlanner(self.state)
+        )
+        self._learns = system.overlap == "adaptive"  # nobody else reads the time of a step
+        self._plan = Plan()
+        self._changed = True  # the next plan must be decided
+        self.is_plain = False  # the plan handed out last holds no command
+        self._updates = 0
+        self._next_update_step = settings.update_every if order.refreshes else None
+        self._next_update_ns = settings.update_every_ns if order.refreshes else None
+        self._idle_plans = 0
+
+    # ------------------------------------------------------------------ what machines read
+
+    @property
+    def step(self) -> int:
+        """Number of the last plan handed out that had one; -1 before the first."""
+        return self.state.step - 1
+
+    @property
+    def num_updates(self) -> int:
+        """Priority updates so far."""
+        return self._updates
+
+    def block_table(self, request_id: str) -> Sequence[int]:
+        """Device block ids of a resident request, in logical order. Read it, do not keep it."""
+        context = self.state.live[request_id].context
+        assert context.device is not None
+        return context.device.blocks
+
+    def num_tokens(self, request_id: str) -> int:
+        """Prompt plus generated tokens of a live request."""
+        return self.state.live[request_id].num_tokens
+
+    def request(self, request_id: str) -> Request:
+        """A live request."""
+        return self.state.live[request_id]
+
+    @property
+    def num_live(self) -> int:
+        """Requests neither finished, rejected nor cancelled."""
+        return len(self.state.live)
+
+    # ------------------------------------------------------------------ the interface
+
+    def add(self, request: Request, now_ns: int) -> None:
+        """A turn has arrived. Raises InvariantError for an id that is already live."""
+        if request.request_id in self.state.live:
+            raise InvariantError(f"{request.request_id} is live already")
+        self.state.now_ns = now_ns
+        self._planner.enter(request)
+        self._changed = True
+
+    def cancel(self, request_id: str, now_ns: int) -> bool:
+        """The client went away. False if the request is not live (any more)."""
+        request = self.state.live.get(request_id)
+        if request is None:
+            return False
+        self.state.now_ns = now_ns
+        self._planner.leave(request)
+        self.state.cancel(request)
+        self._changed = True
+        return True
+
+    def schedule(self, now_ns: int) -> Plan:
+        """The next plan; the same object as before while nothing has changed.
+
+        Raises ProgressError if nothing can ever run, ReleaseVerdict where vLLM 0.3.3 would stop.
+        """
+        state = self.state
+        state.now_ns = now_ns
+        if self._next_update_step is not None and state.step >= self._next_update_step:
+            self._next_update_step = state.step + (self.settings.update_every or 1)
+            self._refresh(now_ns)
+        elif self._next_update_ns is not None and now_ns >= self._next_update_ns:
+            period = self.settings.update_every_ns or 1
+            skipped = (now_ns - self._next_update_ns) // period
+            self._next_update_ns += (skipped + 1) * period
+            self._updates += skipped
+            self._refresh(now_ns)
+        if not self._changed and state.step != self._planner.wake_step:
+            if not self.is_plain:  # a plan with commands may not come again
+                self._plan = Plan(batch=state.standing_batch())
+                self.is_plain = True
+            plan = self._plan
+            if plan.batch is None:
+                return plan
+            growing = state.growing()
+            free = state.memory.device.num_available
+            if not growing:
+                if free or not self._planner.strict_growth:
+                    state.step += 1
+                    return plan
+            elif free >= len(growing) + self._planner.strict_growth:
+                state.grow(growing)
+                state.step += 1
+                return plan
+        return self._decide()
+
+    def update(self, outcome: Outcome) -> None:
+        """Fold in what happened: tokens, then finished requests, then copies."""
+        state = self.state
+        plan = self._plan
+        if outcome.ran:
+            if plan.batch is not None:
+                state.clock.count += 1
+                if self._learns and not plan.wait_for:
+                    state.rates.saw_step(outcome.end_ns - outcome.start_ns)
+            if outcome.tokens is not None:
+                self._withhold(plan, outcome.tokens)
+            if state.prefilling:
+                self._prefilled(outcome)
+            if outcome.finished:
+                self._finish(outcome.finished)
+        if outcome.copies:
+            self._copies_ended(outcome.copies)
+
+    # ------------------------------------------------------------------ pieces
+
+    def _copies_ended(self, copies: tuple[CopyResult, ...]) -> None:
+        """Fold in ended copies. A store that went well changes a decision only through the room it
+        frees."""
+        state, planner = self.state, self._planner
+        for result in copies:
+            flight = state.memory.complete(result.copy_id, ok=result.ok)
+            if result.ok:
+                state.rates.saw_copy(flight, result.done_ns)
+            if not (result.ok and flight.to_host) or not planner.is_settled:
+                self._changed = True
+            if state.copy_ended(flight, ok=result.ok):
+                assert flight.context is not None
+                planner.requeue(flight.context.owner)
+
+    def _decide(self) -> Plan:
+        state = self.state
+        plan = self._planner.decide()
+        if plan.is_numbered:
+            state.step += 1
+        self._plan = plan
+        self.is_plain = not plan.has_commands
+        self._changed = not self.is_plain and not self._planner.is_settled
+        if plan.runs or not state.live:
+            self._idle_plans = 0
+        else:
+            self._idle_plans += 1
+            if self._idle_plans > self.settings.idle_limit:
+                raise ProgressError(
+                    f"{self._idle_plans} plans in a row ran nothing with {len(state.live)} live"
+                    f" requests; last waited on {', '.join(plan.waiting_on)}"
+                )
+        return plan
+
+    def _refresh(self, now_ns: int) -> None:
+        self.order.update(self._updates, now_ns)
+        self._updates += 1
+        self.state.refresh_ranks()
+        self._changed = True
+
+    def _withhold(self, plan: Plan, tokens: tuple[tuple[str, int], ...]) -> None:
+        """Check an explicit report and take back the tokens of requests whose copy failed."""
+        state = self.state
+        planned = plan.num_scheduled_tokens
+        if sorted(request_id for request_id, _ in tokens) != sorted(planned):
+            raise InvariantError("the outcome's requests are not the plan's")
+        for request_id, count in tokens:
+            if count not in (0, 1):
+                raise InvariantError(f"{request_id}: {count} tokens in one step")
+            request = state.live[request_id]
+            if count == 0 and request.is_decoding:
+                state.withhold(request)
+
+    def _prefilled(self, outcome: Outcome) -> None:
+        """Each prefilled request has its first new token and joins the batch, in queue order."""
+        state = self.state
+        failed = {request_id for request_id, count in outcome.tokens or () if count == 0}
+        for request in state.prefilling:
+            if request.request_id in failed:
+                continue
+            state.memory.settle(request.context, request.num_tokens)
+            request.add_token()
+            state.join_batch(request)
+        state.prefilling.clear()
+
+    def _finish(self, finished: tuple[str, ...]) -> None:
+        self._changed = True
+        for request_id in finished:
+            request = self.state.live[request_id]
+            if request.state is not RequestState.RUNNING:
+                raise InvariantError(f"{request_id} finished while {request.state.name}")
+            self.state.finish(request)
+
+
+def make_pool(name: str, num_blocks: int, system: System, draw: Draw) -> Pool:
+    """A pool of the system's kind; both tiers use the same, since one side alone gives nothing."""
+    if system.allocator == "paged":
+        return PagedPool(name, num_blocks)
+    space = BuddyRuns(num_blocks) if system.allocator == "buddy" else FreeRuns(num_blocks)
+    return GroupPool(name, space, picker(draw, f"reclaim-{name}"))
+
+
+def picker(draw: Draw, purpose: str) -> Callable[[int], int]:
+    """`pick(n)`: the next of a pure sequence of draws, in 0..n-1."""
+    calls = 0
+
+    def pick(n: int) -> int:
+        nonlocal calls
+        calls += 1
+        return draw(purpose, "", calls) % n
+
+    return pick

@@ -1,0 +1,72 @@
+"""The numbers a scheduler runs under: pool sizes, limits, knobs. Checked on construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policy.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything but the system's switches and the order.
+
+    Blocks are `block_size` tokens. `watermark` is a share of the device pool that admission leaves
+    free, floored to blocks as vLLM 0.3.3 does. Groups: `initial_group` blocks are sought for a
+    first prefill and `growth_group` for growth, the unused part reserved; `host_increment` blocks
+    are reserved beside a host copy for the next turn (systems with reuse).
+    `update_every` steps (or `update_every_ns`, a wall-clock variant) between priority updates.
+    `min_run_steps`: a request resident for fewer steps is no victim. After `max_parkings` parkings
+    without `token_quantum` tokens in between a request is shielded until it has made them (rule 10).
+    """
+
+    device_blocks: int
+    host_blocks: int
+    block_size: int = 16
+    watermark: float = 0.01
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_paddings: int = 256
+    max_model_len: int = 8192
+    initial_group: int = 60
+    growth_group: int = 16
+    host_increment: int = 16
+    update_every: int | None = None
+    update_every_ns: int | None = None
+    min_run_steps: int = 0
+    max_parkings: int = 3
+    token_quantum: int = 16
+    idle_limit: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("device_blocks", 1),
+            ("host_blocks", 0),
+            ("block_size", 1),
+            ("max_num_seqs", 1),
+            ("max_num_batched_tokens", 1),
+            ("max_paddings", 0),
+            ("max_model_len", 1),
+            ("initial_group", 1),
+            ("growth_group", 1),
+            ("host_increment", 0),
+            ("min_run_steps", 0),
+            ("max_parkings", 1),
+            ("token_quantum", 1),
+        ):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")
+        if not 0 <= self.watermark < 1:
+            raise ConfigError(f"pool.watermark: {self.watermark} is not in 0 <= share < 1")
+        if self.update_every is not None and self.update_every < 1:
+            raise ConfigError(f"update_every: {self.update_every} steps is below 1")
+
+    @property
+    def watermark_blocks(self) -> int:
+        """Blocks that admission leaves free."""
+        return int(self.watermark * self.device_blocks)
+
+    @property
+    def prompt_limit(self) -> int:
+        """Longest prompt that is not rejected, as in vLLM 0.3.3."""
+        return min(self.max_model_len, self.max_num_batched_tokens)

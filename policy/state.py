@@ -1,0 +1,417 @@
+"""What both planners share: live requests, the standing batch, and the moves a request can make."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from policy.context import Context, InFlight
+from policy.draft import Draft
+from policy.errors import InvariantError
+from policy.memory import Memory
+from policy.orders.base import Order
+from policy.overlap import Overlap
+from policy.plan import Batch, PreemptionMode
+from policy.rates import Rates
+from policy.request import DecodeClock, Move, Request, RequestState
+from policy.settings import Settings
+from policy.systems import System
+
+Rank = tuple[tuple[int | float, ...], int, str]
+
+
+def rank_of(request: Request) -> Rank:
+    """Sort key of the total order."""
+    return request.rank
+
+
+class State:
+    """Live requests and their memory. Methods act; planners decide when."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        system: System,
+        memory: Memory,
+        order: Order,
+        overlap: Overlap,
+        rates: Rates,
+    ) -> None:
+        self.settings = settings
+        self.system = system
+        self.memory = memory
+        self.order = order
+        self.overlap = overlap
+        self.rates = rates
+        self.watermark = settings.watermark_blocks
+        self.clock = DecodeClock()
+        self.live: dict[str, Request] = {}
+        self.ranked: list[Request] = []  # live requests by rank
+        self.residents: dict[Request, None] = {}  # live requests that hold device blocks
+        self.running: list[Request] = []  # the decode batch, in batch order
+        self.loading: dict[Request, None] = {}  # a copy in flight brings their KV
+        self._worn: dict[Request, None] = {}  # parked so often that rule 10 may shield them
+        self.prefilling: list[Request] = []  # of the plan handed out, in queue order
+        self.ended: list[Context] = []  # finished turns whose KV still awaits its copy out
+        self.idle_device: dict[Context, None] = {}  # `keep_device`: idle, on the device only
+        self.step = 0  # number that the next numbered plan gets
+        self.now_ns = 0
+        self._growth: list[dict[Request, None]] = [{} for _ in range(settings.block_size)]
+        self._offset_sum = 0
+        self._batch: Batch | None = None
+        self._joined: dict[Request, None] = {}
+        self._left: dict[Request, None] = {}
+        self._rejects: list[tuple[str, str]] = []
+        self._cancels: list[int] = []
+
+    # ------------------------------------------------------------------ arrivals and departures
+
+    def enter(self, request: Request) -> None:
+        """A new turn: take its parent's context over and give it a rank."""
+        memory = self.memory
+        context = memory.ledger.take(request.parent_id)
+        if context is None:
+            context = Context(request)
+        else:
+            self._take_over(context, request)
+        request.context = context
+        self.live[request.request_id] = request
+        self.order.arrived(request, self.now_ns)
+        request.rank = (
+            self.order.key(request, self.now_ns),
+            request.arrival_ns,
+            request.request_id,
+        )
+        insort(self.ranked, request, key=rank_of)
+        memory.ledger.classify(context)
+        if context.device is not None:
+            self._settle_in(request)
+
+    def _take_over(self, context: Context, request: Request) -> None:
+        """The parent's context is the request's as far as its prompt repeats it.
+
+        One token at least is always computed, since it yields the first output token.
+        """
+        shared = request.input_tokens - 1
+        if request.parent_prefix_tokens is not None:
+            shared = min(shared, request.parent_prefix_tokens)
+        self.idle_device.pop(context, None)
+        context.owner = request
+        context.limit(shared)
+        if context.outgoing is None:
+            if context.device is not None:
+                keep = self.memory.blocks_for(context.device_tokens)
+                if keep:
+                    self.memory.device.truncate(context.device, keep)
+                else:
+                    self.memory.drop_device(context)
+            self.memory.ledger.cut(context, shared)
+
+    def forget(self, request: Request) -> None:
+        """A request is no longer live."""
+        del self.live[request.request_id]
+        self.loading.pop(request, None)
+        self._worn.pop(request, None)
+        index = bisect_left(self.ranked, request.rank, key=rank_of)
+        if self.ranked[index] is not request:
+            raise InvariantError(f"{request.request_id} is not where its rank says")
+        del self.ranked[index]
+        self.residents.pop(request, None)
+        self.order.left(request, self.now_ns)
+
+    def reject(self, request: Request, why: str) -> None:
+        """Give a request up, in the next plan made."""
+        if request.is_decoding:
+            self.leave_batch(request)
+        request.move(Move.REJECT)
+        self.forget(request)
+        self._cancels.extend(self.memory.abandon(request.context))
+        self._rejects.append((request.request_id, why))
+
+    def cancel(self, request: Request) -> None:
+        """The client went away: free what no copy uses."""
+        if request.is_decoding:
+            self.leave_batch(request)
+        request.move(Move.CANCEL)
+        self.forget(request)
+        self._cancels.extend(self.memory.abandon(request.context))
+
+    def finish(self, request: Request) -> None:
+        """The turn's last token was produced. Its KV stays, or goes, as the system says."""
+        if request.is_decoding:
+            self.leave_batch(request)
+        request.move(Move.FINISH)
+        self.forget(request)
+        context = request.context
+        mode = self.system.between_turns
+        if mode == "drop" or request.is_last_turn:
+            self.memory.abandon(context)
+        else:
+            self.memory.ledger.keep(context)
+            if mode == "keep_device":
+                self.idle_device[context] = None
+            else:
+                self.ended.append(context)
+
+    def flush(self, draft: Draft) -> None:
+        """Rejections and cancelled copies since the last plan."""
+        if self._rejects:
+            draft.reject.extend(self._rejects)
+            self._rejects.clear()
+        if self._cancels:
+            draft.cancel.extend(self._cancels)
+            self._cancels.clear()
+
+    # ------------------------------------------------------------------ between turns
+
+    def retire_ended(self, draft: Draft) -> None:
+        """Copy the KV of turns that ended to the host; a next turn may have taken it meanwhile."""
+        for context in self.ended:
+            if not context.owner.is_live and context.device is not None:
+                self.retire(context, draft)
+        self.ended.clear()
+
+    def retire(self, context: Context, draft: Draft) -> None:
+        """Take an idle conversation off the device: to the host if that has room, else lost."""
+        memory = self.memory
+        self.idle_device.pop(context, None)
+        wanted = memory.host_blocks_wanted(context)
+        if memory.ledger.make_room(wanted, context, at_any_cost=False):
+            waited = self.overlap.waits_for_stores
+            copy = memory.copy_out(context, self.now_ns, waited=waited, urgent=False)
+            draft.add_store(copy, waited=waited)
+        else:
+            memory.drop_device(context)
+            memory.ledger.forget_if_empty(context)
+
+    # ------------------------------------------------------------------ the standing batch
+
+    def join_batch(self, request: Request) -> None:
+        """From its next step on the request decodes."""
+        request.start_decoding(self.clock)
+        self._growth[(1 - request.offset) % self.settings.block_size][request] = None
+        self._offset_sum += request.offset
+        self.running.append(request)
+        self._joined[request] = None
+
+    def leave_batch(self, request: Request) -> None:
+        """Freeze its token count; KV exists for all tokens but the last."""
+        del self._growth[(1 - request.offset) % self.settings.block_size][request]
+        self._offset_sum -= request.offset
+        request.stop_decoding()
+        self.running.remove(request)
+        self.memory.settle(request.context, request.num_tokens - 1)
+        if request in self._joined:
+            del self._joined[request]
+        else:
+            self._left[request] = None
+
+    def withhold(self, request: Request) -> None:
+        """The last step gave a decoding request no token, because its copy failed."""
+        self._growth[(1 - request.offset) % self.settings.block_size].pop(request)
+        self._offset_sum -= 1
+        request.withhold_token()
+        self._growth[(1 - request.offset) % self.settings.block_size][request] = None
+
+    def growing(self) -> dict[Request, None]:
+        """Decoding requests whose next token needs a new block."""
+        return self._growth[self.clock.count % self.settings.block_size]
+
+    def grow(self, growing: dict[Request, None]) -> None:
+        """Give each of them a block, in batch order; room must be available."""
+        allocate = self.memory.device.allocate
+        reserve = self.settings.growth_group - 1
+        for request in sorted(growing, key=_position) if len(growing) > 1 else growing:
+            device = request.context.device
+            assert device is not None
+            allocate(device, 1, reserve)
+
+    def standing_batch(self, *, by_id: bool = False) -> Batch | None:
+        """The decode batch; the same object while its members and their order are the same.
+
+        `by_id`: list it by request id and not in queue order. Growth keeps queue order.
+        """
+        running = self.running
+        if not running:
+            return None
+        ids = [request.request_id for request in running]
+        if by_id:
+            ids.sort()
+        batch = self._batch
+        if batch is None or self._joined or self._left or batch.decode != tuple(ids):
+            for position, request in enumerate(running):
+                request.position = position
+            batch = self._batch = Batch(
+                tuple(ids),
+                self._offset_sum + len(running) * self.clock.count,
+                tuple([request.request_id for request in self._joined]),
+                tuple([request.request_id for request in self._left]),
+            )
+            self._joined.clear()
+            self._left.clear()
+        return batch
+
+    # ------------------------------------------------------------------ onto and off the device
+
+    def start_prefill(self, request: Request, draft: Draft) -> None:
+        """Prefill whatever of the context is not on the device; room must be available."""
+        context = request.context
+        tokens = request.num_tokens
+        blocks = self.memory.blocks_for(tokens)
+        self.memory.hold(context, blocks, max(0, self.settings.initial_group - blocks))
+        self._settle_in(request)
+        if request.num_generated == 0:
+            request.cached_tokens = context.device_tokens
+        draft.prefill.append((request.request_id, tokens - context.device_tokens))
+        self.prefilling.append(request)
+        request.move(Move.PREFILL)
+
+    def load(self, request: Request, draft: Draft, *, waited: bool) -> None:
+        """Bring the request's KV back: keep it if it is still leaving, else copy it in.
+
+        A load holds the blocks for the prefill behind it too (rule 7). One that the step waits for
+        ends as if it had never been away.
+        """
+        memory = self.memory
+        context = request.context
+        blocks = self.blocks_to_resume(request)
+        if context.outgoing is not None:
+            cancelled, copy = memory.keep_source(context, blocks, self.now_ns, waited=waited)
+            draft.cancel.append(cancelled)
+        else:
+            copy = memory.load(context, blocks, self.now_ns, 0, waited=waited)
+        self._settle_in(request)
+        if copy is not None:
+            draft.add_load(copy, waited=waited)
+        if copy is None or waited:
+            self._on_device(request)
+        else:
+            request.move(Move.LOAD)
+            self.loading[request] = None
+
+    def blocks_to_resume(self, request: Request) -> int:
+        """Blocks that `load` makes a request hold."""
+        ahead = 0 if request.state is RequestState.WAITING else 1
+        return self.memory.blocks_for(request.num_tokens - ahead)
+
+    def loaded(self, request: Request) -> None:
+        """A load that no step waited for has ended well."""
+        del self.loading[request]
+        if self._is_complete(request):
+            self._on_device(request)
+        else:
+            request.move(Move.LOADED)
+
+    def _on_device(self, request: Request) -> None:
+        if request.state is not RequestState.WAITING:
+            request.move(Move.RESUME)
+            self.join_batch(request)
+
+    def _is_complete(self, request: Request) -> bool:
+        return request.num_generated > 0 and request.context.device_tokens >= request.num_tokens - 1
+
+    def _settle_in(self, request: Request) -> None:
+        if request not in self.residents:
+            self.residents[request] = None
+            request.resident_since = self.step
+
+    def preempt(self, request: Request, draft: Draft, *, waited: bool) -> PreemptionMode:
+        """Take a request off the device, by swap if the system says so and the host has room."""
+        memory = self.memory
+        context = request.context
+        self._count_parking(request)
+        if request.is_decoding:
+            self.leave_batch(request)
+        self.residents.pop(request, None)
+        mode = PreemptionMode.RECOMPUTE
+        if (
+            self.system.preemption == "swap"
+            and context.device_tokens
+            and memory.ledger.make_room(
+                memory.host_blocks_wanted(context), context, at_any_cost=True
+            )
+        ):
+            mode = PreemptionMode.SWAP
+            copy = memory.copy_out(context, self.now_ns, waited=waited, urgent=True)
+            draft.add_store(copy, waited=waited)
+            request.move(Move.SWAP_OUT)
+        else:  # rule 13: no host room means recompute, never an exception
+            memory.drop_device(context)
+            request.move(Move.RECOMPUTE)
+        draft.preempt.append((request.request_id, mode))
+        return mode
+
+    def _count_parking(self, request: Request) -> None:
+        tokens = request.num_tokens
+        if tokens - request.parked_tokens >= self.settings.token_quantum:
+            request.parkings = 0
+            self._worn.pop(request, None)
+        request.parkings += 1
+        if request.parkings == self.settings.max_parkings:
+            self._worn[request] = None
+        request.parked_tokens = tokens
+        request.num_preemptions += 1
+
+    def shielded(self) -> list[Request]:
+        """Residents that are no victims: being loaded, or protected by `is_shielded`."""
+        suspects = self.residents if self.settings.min_run_steps else self._worn
+        found = list(self.loading)
+        found += [
+            request
+            for request in suspects
+            if request.is_resident
+            and request.state is not RequestState.LOADING
+            and self.is_shielded(request)
+        ]
+        return found
+
+    def is_shielded(self, request: Request) -> bool:
+        """Not a victim yet: too short on the device, or parked too often without progress."""
+        settings = self.settings
+        return self.step - request.resident_since < settings.min_run_steps or (
+            request.parkings >= settings.max_parkings
+            and request.num_tokens - request.parked_tokens < settings.token_quantum
+        )
+
+    # ------------------------------------------------------------------ copies
+
+    def copy_ended(self, flight: InFlight, *, ok: bool) -> bool:
+        """Move the request whose KV a copy carried, if anybody still wants it.
+
+        True if the request lost KV with the copy and must recompute.
+        """
+        context = flight.context
+        if context is None:
+            return False
+        request = context.owner
+        if not request.is_live:
+            self.memory.ledger.forget_if_empty(context)
+            return False
+        if ok:
+            if not flight.to_host and not flight.waited:
+                self.loaded(request)
+            return False
+        if request.is_decoding:
+            self.leave_batch(request)
+            self.memory.settle(context, 0)
+        if context.device is None:
+            self.residents.pop(request, None)
+        if request.state is RequestState.WAITING:
+            return False
+        self.loading.pop(request, None)
+        request.move(Move.RECOMPUTE)
+        return True
+
+    # ------------------------------------------------------------------ ranks
+
+    def refresh_ranks(self) -> None:
+        """Ask the order for every live request's key again, and sort."""
+        key = self.order.key
+        now_ns = self.now_ns
+        for request in self.ranked:
+            request.rank = (key(request, now_ns), request.arrival_ns, request.request_id)
+        self.ranked.sort(key=rank_of)
+        self.memory.ledger.keys_changed()
+
+
+def _position(request: Request) -> int:
+    return request.position

@@ -1,0 +1,190 @@
+"""Who should hold device memory now: one pure choice per decision (magnitudes.md trap 1).
+
+The target set is the longest prefix of the order whose whole contexts, plus one step, fit the
+device. All of its members that need room are named beneficiaries, and all victims that this takes
+are nominated together: pending room is theirs and nobody else's, so an update is reached however
+many plans the copies take. Rules of policies.md 3.4 are cited by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from policy.request import Request, RequestState
+
+_RUNNING, _WAITING, _LOADING = RequestState.RUNNING, RequestState.WAITING, RequestState.LOADING
+
+
+class Target(NamedTuple):
+    """`incoming` need room or a prefill, in order; `victims` lose theirs, last in order first.
+
+    `head_of_line`: the first request that could not be fitted; `never` cannot fit even alone.
+    """
+
+    incoming: list[Request]
+    victims: list[Request]
+    head_of_line: Request | None
+    never: list[Request]
+
+
+class Room(NamedTuple):
+    """Device room in blocks, and seats. `coming`: free now, or pending, or held by idle contexts.
+
+    `growth`: blocks that the decode batch needs in this very step.
+    """
+
+    total: int
+    watermark: int
+    coming: int
+    growth: int
+    block_size: int
+    max_num_seqs: int
+
+
+def choose_target(
+    order: Sequence[Request],
+    residents: Collection[Request],
+    shielded: Sequence[Request],
+    room: Room,
+) -> Target:
+    """Choose over the live requests, in rank order, and those of them that hold device blocks.
+
+    `shielded` residents are no victims: requests that a copy is loading, and those that rule 10 or
+    hysteresis protects. Pure: reads requests, changes nothing. Costs one look at each request down
+    to the head of the line.
+    """
+    size = room.block_size
+    total = room.total
+    roomy = total - room.watermark
+    protected = _with_leader(order, shielded)
+    inside = set(protected)
+    incoming: list[Request] = []
+    never: list[Request] = []
+    used = 0
+    for request in protected:
+        need = request.num_tokens // size + 1
+        if need > roomy and _is_hopeless(request, room):
+            never.append(request)
+        used += max(need, request.device_blocks)
+        if request.state is _WAITING:
+            incoming.append(request)
+    free_seats = room.max_num_seqs - len(protected)
+    newcomers = 0
+    head_of_line: Request | None = None
+    for request in order:
+        if request in inside:
+            continue
+        need = request.num_tokens // size + 1
+        if need > roomy and _is_hopeless(request, room):
+            never.append(request)
+            continue
+        running = request.state is _RUNNING
+        device = request.context.device
+        if device is not None and not running:
+            need = max(need, len(device.blocks))
+        limit = roomy if newcomers or device is None else total
+        if used + need > limit or not free_seats:
+            head_of_line = request  # rule 5: nothing below it may take room
+            break
+        used += need
+        free_seats -= 1
+        inside.add(request)
+        if not running:
+            incoming.append(request)
+            newcomers += device is None
+    short = _shortfall(incoming, newcomers, room)
+    seats_short = len(residents) + newcomers - room.max_num_seqs
+    victims: list[Request] = []
+    if short > 0 or seats_short > 0:
+        victims = _choose_victims(residents, inside, protected, short, seats_short, room)
+        incoming = [request for request in incoming if request not in victims]
+    incoming += _holders(residents, inside, victims, size)
+    if len(incoming) > 1:
+        incoming.sort(key=_rank)
+    return Target(incoming, victims, head_of_line, never)
+
+
+def _with_leader(order: Sequence[Request], shielded: Sequence[Request]) -> list[Request]:
+    """The first in order that is resident is never a victim, so someone always finishes (rule 9)."""
+    for request in order:
+        if request.context.device is not None:
+            return [request, *(other for other in shielded if other is not request)]
+    return list(shielded)
+
+
+def _is_hopeless(request: Request, room: Room) -> bool:
+    """Cannot fit even alone, or has grown out of the device (rule 11)."""
+    if request.state is _RUNNING:
+        return -(-request.num_tokens // room.block_size) > room.total
+    return request.state is not _LOADING
+
+
+def _shortfall(incoming: Sequence[Request], newcomers: int, room: Room) -> int:
+    """Blocks that free and pending room do not cover (rule 3)."""
+    wanted = room.growth + (room.watermark if newcomers else 0)
+    for request in incoming:
+        more = request.num_tokens // room.block_size + 1 - request.device_blocks
+        if more > 0:
+            wanted += more
+    return wanted - room.coming
+
+
+def _choose_victims(
+    residents: Collection[Request],
+    inside: set[Request],
+    protected: Sequence[Request],
+    short: int,
+    seats_short: int,
+    room: Room,
+) -> list[Request]:
+    """The last in order outside the target, until the whole shortfall is covered (rule 4)."""
+    outside = [request for request in residents if request not in inside]
+    outside.sort(key=_rank, reverse=True)
+    victims: list[Request] = []
+    gained = 0
+    for request in outside:
+        victims.append(request)
+        gained += _gain(request, room.block_size)
+        seats_short -= 1
+        if gained >= short and seats_short <= 0:
+            return victims
+    # Only shields and loads can have overfilled the device. They give way to growth and to the
+    # leader, who must always be able to finish.
+    short = room.growth - room.coming - gained
+    if protected and protected[0].state is _WAITING:
+        leader = protected[0]
+        short += max(0, leader.num_tokens // room.block_size + 1 - leader.device_blocks)
+    for request in sorted(protected[1:], key=_rank, reverse=True):
+        if short <= 0:
+            break
+        if request.state is not _LOADING:
+            victims.append(request)
+            short -= _gain(request, room.block_size)
+    return victims
+
+
+def _holders(
+    residents: Collection[Request], inside: set[Request], victims: Sequence[Request], size: int
+) -> list[Request]:
+    """Waiting requests behind the line that hold all the blocks they need: they take no room, so
+    they may go on, and the room they hold comes back (rule 7)."""
+    return [
+        request
+        for request in residents
+        if request.state is _WAITING
+        and request not in inside
+        and request not in victims
+        and -(-request.num_tokens // size) <= request.device_blocks
+    ]
+
+
+def _gain(request: Request, size: int) -> int:
+    """Blocks that parking a request gives: what it holds and what it would grow by."""
+    held = request.device_blocks
+    grows = request.is_decoding and -(-request.num_tokens // size) > held
+    return held + int(grows)
+
+
+def _rank(request: Request) -> tuple[tuple[int | float, ...], int, str]:
+    return request.rank

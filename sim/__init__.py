@@ -1,0 +1,1 @@
+"""The simulated machine: SimPy processes for the engine, the device and the host link."""

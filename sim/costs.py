@@ -1,0 +1,126 @@
+"""What steps and copies cost, as integers: coefficients in 1/1024 ns, one rounding per step or job."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from calibrate.profile import Profile, Quantity
+from policy.plan import Copy, Direction
+from policy.systems import System
+
+_SHIFT = 10
+_ONE = 1 << _SHIFT
+
+
+def _fixed(quantity: Quantity) -> int:
+    return round(quantity.value * _ONE)
+
+
+class StepCosts:
+    """The iteration model of `calibrate.profile.StepCost`."""
+
+    KNEE = 64
+
+    def __init__(self, profile: Profile) -> None:
+        step = profile.step
+        self.base = _fixed(step.base)
+        self.per_kv_token = _fixed(step.per_kv_token)
+        self._per_sequence = _fixed(step.per_sequence)
+        self._beyond = _fixed(step.per_sequence_beyond)
+        self._per_prefill_token = _fixed(step.per_prefill_token)
+        self._per_half_square = _fixed(step.per_prefill_square) // 2
+
+    def decode_base(self, batch: int) -> int:
+        """Everything of a decode step but its KV tokens, in 1/1024 ns."""
+        return self.base + self._per_sequence * batch + self._beyond * max(0, batch - self.KNEE)
+
+    def decode_ns(self, batch: int, kv_tokens: int) -> int:
+        """A step of `batch` decoding requests that read `kv_tokens` tokens of KV."""
+        return (self.decode_base(batch) + self.per_kv_token * kv_tokens) >> _SHIFT
+
+    def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:
+        """A step that prefills prompts of (new tokens, tokens already there)."""
+        tokens = 0
+        squares = 0  # twice the sum of L * (past + L / 2)
+        for new, past in lengths:
+            tokens += new
+            squares += new * (2 * past + new)
+        return (
+            self.base + self._per_prefill_token * tokens + self._per_half_square * squares
+        ) >> _SHIFT
+
+
+class CopyCost(NamedTuple):
+    """One job: nanoseconds in the dispatching thread and on the link, calls, bytes."""
+
+    submit_ns: int
+    first_call_ns: int  # after this the link can begin
+    link_ns: int  # at the rate of a link busy one way
+    last_piece_ns: int
+    calls: int
+    bytes: int
+
+
+class CopyCosts:
+    """A copy job under a system's layout and submission (hardware model: LogGP-like, README).
+
+    `layer_major` splits every run into 2 * layers pieces, K and V of each layer; `block_major`
+    moves whole blocks. `per_block` calls once per block and piece, `merged` once per run and piece,
+    `batched` once per job with a descriptor per run and piece, `gather` packs first and calls once.
+    """
+
+    def __init__(self, profile: Profile, system: System, block_size: int) -> None:
+        transfer = profile.transfer
+        self.block_bytes = profile.block_bytes(block_size)
+        self.pieces_per_run = 2 * profile.model.layers if system.layout == "layer_major" else 1
+        self.submission = system.submission
+        growth = 1 + transfer.lock_growth.value * (system.threads - 1)
+        self.per_job_ns = round(transfer.per_job.value)
+        self._per_call = round(transfer.per_call.value * growth * _ONE)
+        self._per_descriptor = _fixed(transfer.per_descriptor)
+        self._piece_setup = _fixed(transfer.piece_setup)
+        self._gather_launch = round(transfer.gather_launch.value)
+        self._gather_per_byte = round((1 << 40) * 1e9 / transfer.gather_bandwidth.value)
+        self.queue_depth = round(transfer.queue_depth.value)
+        self._per_byte = {
+            Direction.TO_DEVICE: round((1 << 40) * 1e9 / transfer.to_device.value),
+            Direction.TO_HOST: round((1 << 40) * 1e9 / transfer.to_host.value),
+        }
+        #: Progress per ns while the other direction is busy too, in 1/1024.
+        self.duplex_rate = {
+            Direction.TO_DEVICE: _share(transfer.to_device_duplex, transfer.to_device),
+            Direction.TO_HOST: _share(transfer.to_host_duplex, transfer.to_host),
+        }
+        self.interference = {
+            Direction.TO_DEVICE: _fixed(transfer.interference_to_device),
+            Direction.TO_HOST: _fixed(transfer.interference_to_host),
+        }
+
+    def cost(self, copy: Copy) -> CopyCost:
+        """The cost of one job."""
+        size = copy.num_blocks * self.block_bytes
+        wire = size * self._per_byte[copy.direction] >> 40
+        if self.submission == "gather":
+            pack = self._gather_launch + (size * self._gather_per_byte >> 40)
+            call = self._per_call >> _SHIFT
+            setup = self._piece_setup >> _SHIFT
+            submit = self.per_job_ns + self._gather_launch + call
+            return CopyCost(submit, submit, pack + setup + wire, wire, 2, size)
+        per_block = self.submission == "per_block"
+        pieces = (copy.num_blocks if per_block else len(copy.runs)) * self.pieces_per_run
+        setup = pieces * self._piece_setup >> _SHIFT
+        if self.submission == "batched":
+            submit = self.per_job_ns + ((self._per_call + pieces * self._per_descriptor) >> _SHIFT)
+            return CopyCost(submit, submit, setup + wire, 0, 1, size)
+        submit = self.per_job_ns + (pieces * self._per_call >> _SHIFT)
+        first = self.per_job_ns + (self._per_call >> _SHIFT)
+        return CopyCost(submit, first, setup + wire, (setup + wire) // pieces, pieces, size)
+
+    def stalls_after(self, cost: CopyCost) -> int:
+        """How long before the job's end on the link its last calls can be queued: a stream takes
+        `queue_depth` calls and then blocks the submitter (trap A10)."""
+        return self.queue_depth * cost.last_piece_ns if cost.calls > self.queue_depth else 0
+
+
+def _share(part: Quantity, whole: Quantity) -> int:
+    return max(1, round(part.value / whole.value * _ONE))

@@ -1,0 +1,135 @@
+"""The simulated device: how long a step takes, and who is done with it.
+
+It alone knows output lengths. Completions are looked up by the count of decode steps, so a step in
+which nothing changes costs the same for one request as for a hundred.
+"""
+
+from __future__ import annotations
+
+from policy.plan import Batch, Plan
+from policy.request import Request
+from policy.scheduler import Scheduler
+from sim.costs import StepCosts
+from traces.workload import Turn
+
+
+class Served:
+    """A turn being served: what it wants and what it has got."""
+
+    __slots__ = (
+        "arrival_ns",
+        "decodes_since",
+        "done_at",
+        "first_token_ns",
+        "produced",
+        "request",
+        "target",
+        "turn",
+    )
+
+    def __init__(self, turn: Turn, arrival_ns: int, request: Request, target: int) -> None:
+        self.turn = turn
+        self.arrival_ns = arrival_ns
+        self.request = request
+        self.target = target  # output tokens until it is done
+        self.produced = 0  # while it decodes: as of `decodes_since`
+        self.decodes_since = -1
+        self.done_at = -1  # decode step that completes it, while it decodes
+        self.first_token_ns: int | None = None
+
+
+class Device:
+    """Steps of one accelerator. `count` is the number of decode steps it has run."""
+
+    def __init__(self, costs: StepCosts, scheduler: Scheduler) -> None:
+        self._costs = costs
+        self._scheduler = scheduler
+        self.served: dict[str, Served] = {}
+        self.count = 0
+        self.batch: Batch | None = None
+        self.batch_size = 0
+        self.kv_tokens = 0
+        self.decode_base = 0
+        self._done_at: dict[int, dict[str, None]] = {}
+        self.largest_batch = 0
+        self.largest_kv_tokens = 0
+        self.largest_prefill = 0
+
+    def decode_ns(self, batch: Batch) -> int:
+        """Duration of the next decode step; follows who joined and left since the last one."""
+        if batch is self.batch:
+            self.kv_tokens += self.batch_size
+        else:
+            self._change(batch)
+        return (self.decode_base + self._costs.per_kv_token * self.kv_tokens) >> 10
+
+    def prefill_ns(self, plan: Plan) -> int:
+        """Duration of a prefill step."""
+        tokens_of = self._scheduler.num_tokens
+        lengths = [(new, tokens_of(request_id) - new) for request_id, new in plan.prefill]
+        self.largest_prefill = max(self.largest_prefill, sum(new for new, _ in lengths))
+        return self._costs.prefill_ns(lengths)
+
+    def end_decode(self) -> tuple[str, ...]:
+        """A decode step has ended: who is done, in id order."""
+        done = self._done_at.pop(self.count, None)
+        self.count += 1
+        if done is None:
+            return ()
+        finished = [name for name in done if self._is_done_at(name, self.count - 1)]
+        finished.sort()
+        return tuple(finished)
+
+    def end_prefill(self, plan: Plan, lost: set[str], end_ns: int) -> tuple[str, ...]:
+        """A prefill step has ended: each prompt but the `lost` ones has its next token."""
+        finished = []
+        for request_id, _ in plan.prefill:
+            if request_id in lost:
+                continue
+            served = self.served[request_id]
+            served.produced += 1
+            if served.first_token_ns is None:
+                served.first_token_ns = end_ns
+            if served.produced == served.target:
+                finished.append(request_id)
+        finished.sort()
+        return tuple(finished)
+
+    def withhold(self, request_id: str) -> None:
+        """The step just ended gave this decoding request no token."""
+        served = self.served[request_id]
+        served.produced -= 1
+
+    def produced(self, served: Served) -> int:
+        """Output tokens so far."""
+        if served.decodes_since < 0:
+            return served.produced
+        return served.produced + self.count - served.decodes_since
+
+    def leave(self, served: Served) -> None:
+        """It decodes no longer."""
+        if served.decodes_since >= 0:
+            served.produced += self.count - served.decodes_since
+            served.decodes_since = served.done_at = -1
+
+    def _is_done_at(self, request_id: str, count: int) -> bool:
+        served = self.served.get(request_id)
+        return served is not None and served.done_at == count
+
+    def _change(self, batch: Batch) -> None:
+        """A new batch stands. Whoever left and came back is in both lists."""
+        for request_id in batch.left:
+            served = self.served.get(request_id)
+            if served is not None:
+                self.leave(served)
+        for request_id in batch.joined:
+            served = self.served[request_id]
+            served.decodes_since = self.count
+            served.done_at = self.count + served.target - served.produced - 1
+            self._done_at.setdefault(served.done_at, {})[request_id] = None
+        self.batch = batch
+        self.batch_size = len(batch.decode)
+        self.kv_tokens = batch.kv_tokens
+        self.decode_base = self._costs.decode_base(self.batch_size)
+        self.largest_batch = max(self.largest_batch, self.batch_size)
+        self.largest_kv_tokens = max(self.largest_kv_tokens, self.kv_tokens)

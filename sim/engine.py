@@ -1,0 +1,373 @@
+"""The engine loop as a SimPy process: schedule, execute, update.
+
+The only code that is written once per machine. A step in which nothing changed takes the short way
+at the top of the loop; everything else goes through `_execute`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from heapq import heappop, heappush
+from typing import Any
+
+import simpy
+
+from policy.errors import ProgressError, ReleaseVerdict
+from policy.plan import CopyResult, Direction, Outcome, Plan
+from policy.request import Request
+from policy.scheduler import Scheduler
+from sim.clock import Clock
+from sim.device import Device, Served
+from sim.link import HostLink, Job
+from traces.recorder import Recorder
+from traces.recording import IntTable
+from traces.turns import NEVER, Arrival, TurnDriver
+from traces.workload import Turn
+
+NULL = IntTable.NULL
+
+Process = Generator[simpy.Event, object, Any]
+
+
+class StepEnd(simpy.Event):
+    """The end of a step. Comes after every arrival and copy of the same nanosecond.
+
+    One object serves all steps of an engine, since only one step is under way at a time.
+    """
+
+    def __init__(self, env: Clock) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+
+    def after(self, delay: int) -> StepEnd:
+        """The event, `delay` nanoseconds from now."""
+        self.callbacks = []
+        self.env.schedule(self, priority=STEP_END, delay=delay)  # type: ignore[arg-type]
+        return self
+
+
+#: SimPy's priorities are 0 and 1; a step ends behind both.
+STEP_END = 2
+
+
+class Engine:
+    """One serving engine on a simulated machine. `run` is its process.
+
+    `check` is called after every schedule and update. `progress` is told how many turns have ended.
+    `verdict` is what vLLM 0.3.3 would have died of, if it did.
+    """
+
+    def __init__(
+        self,
+        env: Clock,
+        scheduler: Scheduler,
+        driver: TurnDriver,
+        device: Device,
+        link: HostLink,
+        recorder: Recorder,
+        *,
+        submits_itself: bool,
+        last_turn_known: bool,
+        check: Callable[[Scheduler], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.env = env
+        self.scheduler = scheduler
+        self.driver = driver
+        self.device = device
+        self.link = link
+        self.recorder = recorder
+        self.verdict: str | None = None
+        self.num_ended = 0
+        self._submits_itself = submits_itself
+        self._last_turn_known = last_turn_known
+        self._check = check
+        self._progress = progress
+        self._cancels: list[tuple[int, str]] = []
+        self._step_end = StepEnd(env)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> Process:
+        """Serve until every turn has ended. Sets `verdict` instead of raising ReleaseVerdict."""
+        env, scheduler, driver, device = self.env, self.scheduler, self.driver, self.device
+        link, recorder, check = self.link, self.recorder, self._check
+        memory = scheduler.state.memory
+        device_pool, host_pool = memory.device, memory.host
+        schedule, update, decides = scheduler.schedule, scheduler.update, recorder.decides
+        step_end = self._step_end
+        last: Plan | None = None
+        try:
+            while True:
+                now = env.now
+                if driver.next_ns <= now:
+                    self._arrive(now)
+                if self._cancels and self._cancels[0][0] <= now:
+                    self._cancel(now)
+                plan = schedule(now)
+                if check is not None:
+                    check(scheduler)
+                free = device_pool.num_free
+                if scheduler.is_plain and plan.batch is not None:
+                    # The batch decodes and nothing else happens: one event, one row.
+                    step = scheduler.step
+                    if plan is not last:
+                        last = plan
+                        recorder.planned(plan, step)
+                    if decides:
+                        recorder.decided(plan, step, now, (free, host_pool.num_free))
+                    duration = device.decode_ns(plan.batch)
+                    if link.in_flight:
+                        duration += link.slowdown(now, duration)
+                    yield step_end.after(duration)
+                    finished = device.end_decode()
+                    end = now + duration
+                    recorder.decoded(
+                        (
+                            step,
+                            now,
+                            end,
+                            0,
+                            0,
+                            device.batch_size,
+                            device.kv_tokens,
+                            free,
+                            host_pool.num_free,
+                            NULL,
+                            NULL,
+                        )
+                    )
+                    copies = self._ended_copies() if link.ended_jobs else ()
+                    update(Outcome(True, now, end, None, finished, copies))
+                elif plan.is_numbered or plan.has_commands:
+                    outcome = yield from self._execute(plan, (free, host_pool.num_free))
+                    finished = outcome.finished
+                    update(outcome)
+                elif self._is_over():
+                    return
+                else:
+                    yield from self._idle(plan)
+                    finished = ()
+                    update(Outcome(False, env.now, env.now, None, (), self._ended_copies()))
+                if finished:
+                    self._finish(finished)
+                if check is not None:
+                    check(scheduler)
+        except ReleaseVerdict as verdict:
+            self.verdict = str(verdict)
+            self._abandon()
+
+    def _execute(self, plan: Plan, free: tuple[int, int]) -> Process:
+        """One plan that is new: commands first, then what it runs. Returns the outcome."""
+        env, device, recorder = self.env, self.device, self.recorder
+        start = env.now
+        step = self.scheduler.step
+        if plan.is_numbered:
+            recorder.planned(plan, step)
+            recorder.decided(plan, step, start, free)
+        for copy_id in plan.cancel:
+            self.link.cancel(copy_id)
+        for request_id, why in plan.reject:
+            self._end(device.served[request_id], "rejected", why)
+        lost: set[str] = set()
+        if plan.copies or plan.wait_for:
+            lost = yield from self._copy(plan)
+        stall = env.now - start
+        finished: tuple[str, ...] = ()
+        tokens = 0
+        if plan.prefill:
+            tokens = sum(count for _, count in plan.prefill)
+            yield from self._compute(device.prefill_ns(plan))
+            finished = device.end_prefill(plan, lost, env.now)
+            for request_id, count in plan.prefill:
+                recorder.prefilled(request_id, step, count, produced=request_id not in lost)
+        if plan.batch is not None:
+            yield from self._compute(device.decode_ns(plan.batch))
+            finished = device.end_decode()
+        if plan.is_numbered:
+            row = (
+                step,
+                start,
+                env.now,
+                stall,
+                tokens,
+                device.batch_size if plan.batch is not None else 0,
+                device.kv_tokens if plan.batch is not None else 0,
+                *free,
+                NULL if plan.wait_cost is None else plan.wait_cost,
+                NULL if plan.overlap_cost is None else plan.overlap_cost,
+            )
+            (recorder.stepped if plan.batch is None else recorder.decoded)(row)
+            recorder.flush_if_full()
+        reported = self._report(plan, lost) if lost else None
+        return Outcome(plan.runs, start, env.now, reported, finished, self._ended_copies())
+
+    def _compute(self, duration: int) -> Process:
+        if self.link.in_flight:
+            duration += self.link.slowdown(self.env.now, duration)
+        yield self._step_end.after(duration)
+
+    def _report(self, plan: Plan, lost: set[str]) -> tuple[tuple[str, int], ...]:
+        """Tokens one by one, because some requests' loads failed and they got none."""
+        if plan.batch is not None:
+            for request_id in lost.intersection(plan.batch.decode):
+                self.device.withhold(request_id)
+        return tuple(
+            (request_id, int(request_id not in lost)) for request_id in plan.num_scheduled_tokens
+        )
+
+    # ------------------------------------------------------------------ copies
+
+    def _copy(self, plan: Plan) -> Process:
+        """Submit the plan's copies and wait for those it names; who lost KV to a failed load."""
+        waits = set(plan.wait_for)
+        free_ns = self.env.now
+        for way in (Direction.TO_HOST, Direction.TO_DEVICE):
+            free_ns = max(free_ns, self.env.now)
+            for copy in plan.copies:
+                if copy.direction is way:
+                    job = self.link.submit(copy, free_ns)
+                    if self._submits_itself:
+                        free_ns = job.submitted_ns
+            for job in list(self.link.in_flight.values()):
+                if job.copy.direction is way and job.copy.copy_id in waits:
+                    job.waited = True
+                    yield job.done
+        if self._submits_itself and free_ns > self.env.now:
+            yield self.env.timeout(free_ns - self.env.now)
+        return {
+            job.copy.request_id
+            for job in self.link.ended_jobs
+            if not job.ok and job.waited and job.copy.direction is Direction.TO_DEVICE
+        }
+
+    def _ended_copies(self) -> tuple[CopyResult, ...]:
+        jobs: list[Job] = self.link.ended_jobs
+        if not jobs:
+            return ()
+        seen_step = self.scheduler.step + 1
+        for job in jobs:
+            self.recorder.copied(job.record(), seen_step)
+        results = tuple([CopyResult(job.copy.copy_id, job.ok, job.end_ns) for job in jobs])
+        jobs.clear()
+        return results
+
+    # ------------------------------------------------------------------ arrivals and departures
+
+    def _arrive(self, now: int) -> None:
+        for arrival in self.driver.due(now):
+            self.recorder.arrived(arrival.turn)
+            why = unservable(arrival.turn)
+            request = make_request(arrival, last_turn_known=self._last_turn_known)
+            served = Served(
+                arrival.turn,
+                arrival.arrival_ns,
+                request,
+                output_target(arrival.turn, self.scheduler.settings.max_model_len),
+            )
+            self.device.served[arrival.request_id] = served
+            if why is not None:
+                self._end(served, "rejected", why)
+                continue
+            self.scheduler.add(request, now)
+            if arrival.turn.cancel_ns is not None:
+                at = arrival.arrival_ns + arrival.turn.cancel_ns
+                heappush(self._cancels, (at, arrival.request_id))
+
+    def _cancel(self, now: int) -> None:
+        while self._cancels and self._cancels[0][0] <= now:
+            at, request_id = heappop(self._cancels)
+            if self.scheduler.cancel(request_id, now):
+                self._end(self.device.served[request_id], "cancelled", "client left", at)
+
+    def _finish(self, finished: tuple[str, ...]) -> None:
+        for request_id in finished:
+            served = self.device.served[request_id]
+            capped = served.target < served.turn.output_tokens
+            self._end(served, "finished", "length cap" if capped else "")
+
+    def _end(self, served: Served, status: str, reason: str, cancel_ns: int | None = None) -> None:
+        device = self.device
+        del device.served[served.turn.request_id]
+        device.leave(served)
+        done = status == "finished"
+        if done and served.first_token_ns is None:
+            served.first_token_ns = self.env.now
+        self.recorder.ended(
+            served.turn,
+            served.arrival_ns,
+            served.request,
+            status=status,
+            reason=reason,
+            output_tokens=served.produced,
+            first_token_ns=served.first_token_ns,
+            finish_ns=self.env.now if done else None,
+            cancel_ns=cancel_ns,
+            cancel_seen_step=None if cancel_ns is None else self.scheduler.step + 1,
+        )
+        if status != "unfinished":
+            self.driver.ended(served.turn.request_id, self.env.now)
+        self.num_ended += 1
+        if self._progress is not None:
+            self._progress(self.num_ended)
+
+    def _abandon(self) -> None:
+        """The run ends here: write down who was still being served."""
+        self._ended_copies()
+        for served in list(self.device.served.values()):
+            self._end(served, "unfinished", "the engine stopped")
+
+    # ------------------------------------------------------------------ idleness
+
+    def _is_over(self) -> bool:
+        return self.driver.is_done and not self.scheduler.num_live and not self.link.in_flight
+
+    def _idle(self, plan: Plan) -> Process:
+        """Nothing runs until a copy ends, a turn arrives or a client leaves."""
+        env = self.env
+        events: list[simpy.Event] = []
+        if self.link.in_flight and not self.link.ended_jobs:
+            self.link.on_end = env.event()
+            events.append(self.link.on_end)
+        wake = min(self.driver.next_ns, self._cancels[0][0] if self._cancels else NEVER)
+        if wake < NEVER:
+            events.append(env.timeout(max(0, wake - env.now)))
+        if not events and not self.link.ended_jobs:
+            raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
+        if events and not self.link.ended_jobs:
+            yield simpy.AnyOf(env, events)
+            # Whatever else happens at this instant happens before the next plan.
+            yield self._step_end.after(0)
+
+
+def unservable(turn: Turn) -> str | None:
+    """Why a row can never be served, whatever the system: it is recorded as rejected."""
+    if turn.input_tokens == 0:
+        return "empty prompt"
+    if turn.output_tokens == 0:
+        return "no output tokens in the source: it failed or was cancelled there"
+    return None
+
+
+def output_target(turn: Turn, max_model_len: int) -> int:
+    """Output tokens until the turn is done; a context stops one past `max_model_len`, as vLLM
+    0.3.3's `_check_stop` does."""
+    return min(turn.output_tokens, max(1, max_model_len + 1 - turn.input_tokens))
+
+
+def make_request(arrival: Arrival, *, last_turn_known: bool) -> Request:
+    """What the scheduler may know of a turn."""
+    turn = arrival.turn
+    return Request(
+        turn.request_id,
+        arrival_ns=arrival.arrival_ns,
+        input_tokens=turn.input_tokens,
+        session_id=turn.session_id,
+        turn=turn.turn,
+        client_id=turn.client_id,
+        parent_id=arrival.parent_id,
+        parent_prefix_tokens=turn.parent_prefix_tokens,
+        priority=turn.priority,
+        is_last_turn=arrival.is_last and last_turn_known,
+    )

@@ -1,0 +1,128 @@
+"""Schedulers, draws and workloads small enough that pools run out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+from policy.orders.base import Order
+from policy.orders.catalog import OrderSettings, make_order
+from policy.scheduler import Scheduler
+from policy.settings import Settings
+from policy.systems import SYSTEMS, System, custom_system
+from tests.helpers.shadow import Turn
+
+
+@lru_cache(maxsize=1 << 14)
+def draw(purpose: str, name: str, k: int) -> int:
+    """64 uniform bits, for tests that do not care which."""
+    digest = blake2b(f"{purpose}|{name}|{k}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def settings(**values: Any) -> Settings:
+    """A tiny machine: 4 tokens a block, 16 device and 64 host blocks, no watermark."""
+    numbers: dict[str, Any] = {
+        "device_blocks": 16,
+        "host_blocks": 64,
+        "block_size": 4,
+        "watermark": 0.0,
+        "max_num_batched_tokens": 256,
+        "max_model_len": 256,
+        "initial_group": 4,
+        "growth_group": 2,
+        "host_increment": 2,
+        "update_every": 5,
+    }
+    return Settings(**{**numbers, **values})
+
+
+def scheduler(
+    system: str | System = "fastswitch", order: str | Order = "priority", **values: Any
+) -> Scheduler:
+    """A scheduler of a named system under a named order."""
+    chosen = SYSTEMS[system] if isinstance(system, str) else system
+    made = make_order(order, draw, OrderSettings()) if isinstance(order, str) else order
+    return Scheduler(settings(**values), chosen, made, draw)
+
+
+def variant(base: str, **switches: Any) -> System:
+    """A named system with some switches changed."""
+    return replace(SYSTEMS[base], name=f"{base}*", **switches)
+
+
+def random_system(rng: random.Random) -> System:
+    """Any combination of switches, or one of the baselines that follow the release."""
+    if rng.random() < 0.2:
+        return SYSTEMS[rng.choice(["vllm-0.3.3", "vllm-0.3.3-keep", "vllm-0.3.3-recompute"])]
+    return custom_system(
+        {
+            "name": "random",
+            "allocator": rng.choice(["paged", "groups", "buddy"]),
+            "overlap": rng.choice(["sync", "async", "adaptive"]),
+            "reuse": rng.random() < 0.5,
+            "between_turns": rng.choice(["drop", "keep_host", "keep_device"]),
+            "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
+            "host_eviction": rng.choice(["priority", "lru"]),
+            "contamination": rng.choice(["whole", "tail"]),
+        }
+    )
+
+
+def random_settings(rng: random.Random) -> Settings:
+    """Pools and limits that are short more often than not."""
+    return Settings(
+        device_blocks=rng.randrange(6, 40),
+        host_blocks=rng.choice([0, 1, 8, 30, 200]),
+        block_size=rng.choice([1, 2, 4, 16]),
+        watermark=rng.choice([0.0, 0.01, 0.1]),
+        max_num_seqs=rng.choice([2, 5, 256]),
+        max_num_batched_tokens=rng.choice([64, 256]),
+        max_paddings=rng.choice([0, 8, 256]),
+        max_model_len=rng.choice([50, 256]),
+        initial_group=rng.choice([1, 4, 60]),
+        growth_group=rng.choice([1, 4, 16]),
+        host_increment=rng.choice([0, 2, 16]),
+        update_every=rng.choice([1, 2, 5, 25]),
+        min_run_steps=rng.choice([0, 0, 3, 10]),
+    )
+
+
+def random_turns(rng: random.Random, block_size: int) -> list[Turn]:
+    """Conversations of a few turns; some repeat only part of their parent's context."""
+    turns: list[Turn] = []
+    arrival = 0
+    for conversation in range(rng.randrange(1, 12)):
+        arrival += rng.randrange(0, 20)
+        context, parent = 0, None
+        for index in range(rng.randrange(1, 5)):
+            shared = None
+            if parent is not None and rng.random() < 0.3:
+                shared = rng.randrange(0, context + 1)
+            prompt = (context if shared is None else shared) + rng.randrange(1, 2 * block_size + 3)
+            output = rng.randrange(1, 3 * block_size + 2)
+            turns.append(
+                Turn(
+                    f"c{conversation}t{index}",
+                    arrival + rng.choice([0, 0, 5, 50]) * index,
+                    prompt,
+                    output,
+                    session_id=f"c{conversation}",
+                    parent_id=parent,
+                    parent_prefix_tokens=shared,
+                    client_id=f"k{conversation % 3}",
+                    priority=rng.randrange(3),
+                )
+            )
+            context, parent = prompt + output, turns[-1].request_id
+    return turns
+
+
+def random_scheduler(rng: random.Random) -> Scheduler:
+    """Any system, order and size."""
+    name = rng.choice(["fcfs", "priority", "random", "markov", "vtc"])
+    order = make_order(name, draw, OrderSettings())
+    return Scheduler(random_settings(rng), random_system(rng), order, draw)

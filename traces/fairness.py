@@ -1,0 +1,145 @@
+"""Fairness over 60 s windows, among clients that had work throughout the window.
+
+Service is weighted tokens: 1 per prompt token of a first prefill, 2 per output token (the weights
+of Sheng et al., 2401.00588); recomputed tokens are the engine's fault and count for nobody. A
+session is a client when none is named.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from traces.stats import Ints
+
+WINDOW_NS = 60_000_000_000
+PROMPT_WEIGHT = 1
+OUTPUT_WEIGHT = 2
+
+
+def summarise(
+    requests: dict[str, Any], steps: dict[str, Any], spans: dict[str, Any]
+) -> dict[str, Any]:
+    """Mean Jain index, largest and mean service gap, and over how many windows."""
+    result: dict[str, Any] = {
+        "jain": None,
+        "service_gap_max": None,
+        "service_gap_mean": None,
+        "fairness_windows": 0,
+        "starvation_age_s": None,
+    }
+    if not steps["step"].size or not requests["turn"].size:
+        return result
+    clients = _client_codes(requests)
+    backlogged = _backlogged(requests, clients)
+    service = _service(requests, steps, spans, clients)
+    jains: list[float] = []
+    gaps: list[int] = []
+    for window, members in sorted(backlogged.items()):
+        if len(members) < 2:
+            continue
+        served = [service.get((client, window), 0) for client in sorted(members)]
+        gaps.append(max(served) - min(served))
+        squares = sum(value * value for value in served)
+        if squares:
+            jains.append(sum(served) ** 2 / (len(served) * squares))
+    if gaps:
+        result["service_gap_max"] = max(gaps)
+        result["service_gap_mean"] = round(sum(gaps) / len(gaps), 3)
+        result["fairness_windows"] = len(gaps)
+    if jains:
+        result["jain"] = round(math.fsum(jains) / len(jains), 6)
+    result["starvation_age_s"] = _starvation_age(requests, steps, spans)
+    return result
+
+
+def _client_codes(requests: dict[str, Any]) -> Ints:
+    codes: dict[str, int] = {}
+    names = [
+        session if client is None else client
+        for client, session in zip(requests["client_id"], requests["session_id"], strict=True)
+    ]
+    return np.fromiter((codes.setdefault(n, len(codes)) for n in names), np.int64, len(names))
+
+
+def _backlogged(requests: dict[str, Any], clients: Ints) -> dict[int, set[int]]:
+    """Window -> clients with a live request at every moment of it."""
+    end = np.maximum(requests["finish_ns"], requests["cancel_ns"])
+    order = np.lexsort((requests["arrival_ns"], clients))
+    found: dict[int, set[int]] = {}
+    client, begin, until = -1, 0, -1
+
+    def close() -> None:
+        for window in range(-(-begin // WINDOW_NS), until // WINDOW_NS):
+            found.setdefault(window, set()).add(client)
+
+    for index in order:
+        if end[index] < 0:
+            continue
+        arrival = int(requests["arrival_ns"][index])
+        if int(clients[index]) != client or arrival > until:
+            close()
+            client, begin, until = int(clients[index]), arrival, int(end[index])
+        else:
+            until = max(until, int(end[index]))
+    close()
+    return found
+
+
+def _service(
+    requests: dict[str, Any], steps: dict[str, Any], spans: dict[str, Any], clients: Ints
+) -> dict[tuple[int, int], int]:
+    """(client, window) -> weighted tokens."""
+    client_of = dict(zip(requests["request_id"], clients.tolist(), strict=True))
+    ids, ends = steps["step"], steps["end_ns"]
+    first = np.searchsorted(ids, spans["first_step"])
+    last = np.searchsorted(ids, spans["last_step"])
+    first_window = (ends[first] // WINDOW_NS).tolist()
+    last_window = (ends[last] // WINDOW_NS).tolist()
+    edges: dict[int, int] = {}
+    served: dict[tuple[int, int], int] = {}
+    seen: set[str] = set()
+    for index, name in enumerate(spans["request_id"]):
+        client = client_of[name]
+        window, until = first_window[index], last_window[index]
+        if spans["kind"][index] == "prefill":
+            if name not in seen:
+                key = (client, window)
+                served[key] = served.get(key, 0) + PROMPT_WEIGHT * int(spans["tokens"][index])
+            seen.add(name)
+            continue
+        position = int(first[index])
+        while window <= until:
+            if window == until:
+                after = int(last[index]) + 1
+            else:
+                if window not in edges:
+                    edges[window] = int(np.searchsorted(ends, (window + 1) * WINDOW_NS))
+                after = edges[window]
+            key = (client, window)
+            served[key] = served.get(key, 0) + OUTPUT_WEIGHT * (after - position)
+            position = after
+            window += 1
+    return served
+
+
+def _starvation_age(
+    requests: dict[str, Any], steps: dict[str, Any], spans: dict[str, Any]
+) -> float:
+    """Longest time any request spent without a token: to its first one, or between two."""
+    answered = requests["first_token_ns"] >= 0
+    waits = (requests["first_token_ns"] - requests["arrival_ns"])[answered]
+    longest = int(waits.max(initial=0))
+    ends = steps["end_ns"]
+    before, tail = "", 0
+    first = np.searchsorted(steps["step"], spans["first_step"])
+    last = np.searchsorted(steps["step"], spans["last_step"])
+    for index, name in enumerate(spans["request_id"]):
+        if spans["kind"][index] != "token":
+            continue
+        if name == before:
+            longest = max(longest, int(ends[first[index]]) - tail)
+        before, tail = name, int(ends[last[index]])
+    return round(longest / 1e9, 9)

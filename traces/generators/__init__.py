@@ -1,0 +1,1 @@
+"""Workloads made from fitted laws and a seed."""

@@ -1,0 +1,68 @@
+"""Where a result comes from: versions, commit, hashes, machine. Excepted from byte equality."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from traces.scenario import Scenario
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LIBRARIES = ("simpy", "numpy", "pandas", "pyarrow", "pydantic")
+
+
+def provenance(scenario: Scenario, profile: Any) -> dict[str, Any]:
+    """Everything needed to know which program made which numbers from what."""
+    return {
+        "commit": commit(),
+        "python": sys.version.split()[0],
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "seed": scenario.seed,
+        "run": scenario.run,
+        "scenario_hash": _hash(scenario.model_dump(mode="json")),
+        "profile_hash": profile.hash,
+        "workload_hash": workload_hash(scenario),
+    }
+
+
+def workload_hash(scenario: Scenario) -> str:
+    """Of the file's bytes, or of the generator's numbers and seeds."""
+    spec = scenario.workload
+    if spec.file is None:
+        return _hash([spec.model_dump(mode="json"), scenario.seed, scenario.run])
+    digest = hashlib.sha256()
+    with Path(spec.file).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def commit() -> str:
+    """The checkout's commit, read from its files; `unknown` outside a checkout."""
+    head = _ROOT / ".git" / "HEAD"
+    try:
+        text = head.read_text().strip()
+        if not text.startswith("ref: "):
+            return text[:12]
+        name = text.removeprefix("ref: ")
+        loose = _ROOT / ".git" / name
+        if loose.exists():
+            return loose.read_text().strip()[:12]
+        for line in (_ROOT / ".git" / "packed-refs").read_text().splitlines():
+            if line.endswith(f" {name}"):
+                return line[:12]
+    except OSError:
+        pass
+    return "unknown"
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

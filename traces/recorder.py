@@ -1,0 +1,268 @@
+"""Turns plans and outcomes into the tables of a recording. Used by every machine's loop."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from policy.plan import Batch, Direction, Plan, PreemptionMode
+from policy.request import Request
+from traces.recording import SCHEMAS, IntTable, Recording, Table
+from traces.workload import Turn
+
+_BILLION = 1_000_000_000
+
+
+class CopyRecord(NamedTuple):
+    """What the machine knows of a copy that has ended."""
+
+    copy_id: int
+    request_id: str
+    direction: str
+    blocks: int
+    runs: int
+    calls: int
+    bytes: int
+    submit_ns: int
+    start_ns: int
+    end_ns: int
+    ok: bool
+    waited_for: bool
+
+
+class _Story:
+    """One live request's spans so far. `since`: decode ordinal from which it decodes, -1 if not."""
+
+    __slots__ = ("since", "spans")
+
+    def __init__(self) -> None:
+        self.spans: list[list[Any]] = []  # [kind, first_step, last_step, tokens]
+        self.since = -1
+
+
+class Recorder:
+    """Collects rows; cheap per step, exact per request.
+
+    Decode steps are counted by an ordinal; steps and ordinals differ only where a step decodes
+    nobody, so a list of those breaks turns any residency into spans when it ends.
+    """
+
+    def __init__(self, folder: Path | None = None, *, decisions: bool = False) -> None:
+        self._folder = folder
+        self._tables = {name: Table(name, folder) for name in SCHEMAS if name != "steps"}
+        self._step_table = IntTable("steps", folder)
+        self._steps = self._step_table.append
+        self._stories: dict[str, _Story] = {}
+        self._ordinal = 0  # decode steps so far
+        self._next_step = 0  # the step that would follow the last decode step
+        self._break_ordinals: list[int] = []
+        self._break_steps: list[int] = []
+        self._batch: Batch | None = None
+        self._text_batch: Batch | None = None
+        self._batch_text = "[]"
+        self._decisions: list[str] | None = [] if decisions and folder is None else None
+        self._file: IO[str] | None = None
+        if decisions and folder is not None:
+            self._file = (folder / "decisions.jsonl").open("w", encoding="utf-8")
+        self.decides = decisions
+
+    # ------------------------------------------------------------------ plans
+
+    def planned(self, plan: Plan, step: int) -> None:
+        """A plan that is not the one before it was handed out for `step`."""
+        for request_id, mode in plan.preempt:
+            self._tables["preemptions"].append((request_id, step, mode.value))
+        batch = plan.batch
+        if batch is None:
+            return
+        if step != self._next_step or not self._break_ordinals:
+            self._break_ordinals.append(self._ordinal)
+            self._break_steps.append(step)
+        if batch is not self._batch:
+            self._batch = batch
+            for request_id in batch.left:
+                story = self._stories.get(request_id)
+                if story is not None:
+                    self._leave(story)
+            for request_id in batch.joined:
+                self._stories[request_id].since = self._ordinal
+
+    def decided(self, plan: Plan, step: int, now_ns: int, free: tuple[int, int]) -> None:
+        """Write the line of decisions.jsonl; call for every numbered step."""
+        if not self.decides:
+            return
+        line = decision_line(plan, step, now_ns, free, self._text_of(plan.batch))
+        if self._file is not None:
+            self._file.write(line + "\n")
+        elif self._decisions is not None:
+            self._decisions.append(line)
+
+    def _text_of(self, batch: Batch | None) -> str:
+        if batch is None:
+            return "[]"
+        if batch is not self._text_batch:
+            self._text_batch = batch
+            self._batch_text = _compact(list(batch.decode))
+        return self._batch_text
+
+    # ------------------------------------------------------------------ steps
+
+    def decoded(self, row: tuple[int, ...]) -> None:
+        """A step in which the standing batch decoded; `row` is one of steps.parquet, with
+        IntTable.NULL for what is missing."""
+        self._ordinal += 1
+        self._next_step = row[0] + 1
+        self._steps(row)
+
+    def stepped(self, row: tuple[int, ...]) -> None:
+        """A numbered step in which nobody decoded."""
+        self._steps(row)
+
+    def prefilled(self, request_id: str, step: int, tokens: int, *, produced: bool) -> None:
+        """A prompt, or what had to be recomputed, went through; with it the next token."""
+        story = self._stories[request_id]
+        self._leave(story)
+        story.spans.append(["prefill", step, step, tokens])
+        if produced:
+            story.spans.append(["token", step, step, 1])
+
+    def flush_if_full(self) -> None:
+        """Call now and then; keeps memory bounded."""
+        self._step_table.flush_if_full()
+        for table in self._tables.values():
+            table.flush_if_full()
+
+    # ------------------------------------------------------------------ requests and copies
+
+    def arrived(self, turn: Turn) -> None:
+        """A row of the workload is being served."""
+        self._stories[turn.request_id] = _Story()
+        self._tables["workload"].append(
+            (
+                turn.request_id,
+                turn.session_id,
+                turn.turn,
+                turn.input_tokens,
+                turn.output_tokens,
+                _seconds(turn.arrival_ns),
+                _seconds(turn.think_ns),
+                _seconds(turn.gap_ns),
+                turn.parent_id,
+                turn.parent_prefix_tokens,
+                turn.client_id,
+                turn.priority,
+                _seconds(turn.cancel_ns),
+            )
+        )
+
+    def ended(
+        self,
+        turn: Turn,
+        arrival_ns: int,
+        request: Request | None,
+        *,
+        status: str,
+        reason: str = "",
+        output_tokens: int = 0,
+        first_token_ns: int | None = None,
+        finish_ns: int | None = None,
+        cancel_ns: int | None = None,
+        cancel_seen_step: int | None = None,
+    ) -> None:
+        """A turn finished, was rejected or cancelled, or the run ended before it did."""
+        story = self._stories.pop(turn.request_id)
+        self._leave(story)
+        name = turn.request_id
+        self._tables["spans"].extend([(name, *span) for span in story.spans])
+        self._tables["requests"].append(
+            (
+                turn.request_id,
+                turn.session_id,
+                turn.turn,
+                turn.client_id,
+                arrival_ns,
+                turn.input_tokens,
+                0 if request is None else request.cached_tokens,
+                output_tokens,
+                first_token_ns,
+                finish_ns,
+                cancel_ns,
+                cancel_seen_step,
+                0 if request is None else request.num_preemptions,
+                status,
+                reason,
+            )
+        )
+
+    def copied(self, copy: CopyRecord, seen_step: int) -> None:
+        """A copy's end was seen; `seen_step` is the first numbered plan made afterwards."""
+        self._tables["copies"].append((*copy[:10], seen_step, copy.ok, copy.waited_for))
+
+    def close(self, summary: dict[str, Any]) -> Recording:
+        """The recording; its tables are on disk if there is a folder."""
+        if self._file is not None:
+            self._file.close()
+        tables = {name: table.close() for name, table in self._tables.items()}
+        tables["steps"] = self._step_table.close()
+        in_memory = {name: table for name, table in tables.items() if table is not None}
+        return Recording(summary, self._folder, in_memory, self._decisions or [])
+
+    # ------------------------------------------------------------------ spans
+
+    def _leave(self, story: _Story) -> None:
+        """Turn the residency that ends before the next decode step into spans."""
+        if story.since < 0:
+            return
+        begin, end = story.since, self._ordinal - 1
+        story.since = -1
+        index = bisect_right(self._break_ordinals, begin) - 1
+        breaks = self._break_ordinals
+        while begin <= end:
+            base, step = breaks[index], self._break_steps[index]
+            index += 1
+            last = min(end, breaks[index] - 1) if index < len(breaks) else end
+            _add_tokens(story.spans, step + begin - base, step + last - base)
+            begin = last + 1
+
+
+def _add_tokens(spans: list[list[Any]], first: int, last: int) -> None:
+    """A token at the end of each of these steps; goes on with the last span if it touches."""
+    if spans and spans[-1][0] == "token" and spans[-1][2] == first - 1:
+        spans[-1][2] = last
+        spans[-1][3] += last - first + 1
+    else:
+        spans.append(["token", first, last, last - first + 1])
+
+
+def decision_line(
+    plan: Plan, step: int, now_ns: int, free: tuple[int, int], decode: str | None = None
+) -> str:
+    """One line of decisions.jsonl (docs/formats.md), the same from every machine."""
+    if decode is None:
+        decode = _compact(list(plan.batch.decode) if plan.batch is not None else [])
+    return (
+        f'{{"step":{step},"now_ns":{now_ns},"prefill":{_compact([list(p) for p in plan.prefill])},'
+        f'"decode":{decode},"swap_out":{_compact(_preempted(plan, PreemptionMode.SWAP))},'
+        f'"swap_in":{_compact(_loaded(plan))},'
+        f'"recompute":{_compact(_preempted(plan, PreemptionMode.RECOMPUTE))},'
+        f'"reject":{_compact([list(r) for r in plan.reject])},'
+        f'"free_device_blocks":{free[0]},"free_host_blocks":{free[1]}}}'
+    )
+
+
+def _preempted(plan: Plan, mode: PreemptionMode) -> list[str]:
+    return [request_id for request_id, how in plan.preempt if how is mode]
+
+
+def _loaded(plan: Plan) -> list[str]:
+    return [copy.request_id for copy in plan.copies if copy.direction is Direction.TO_DEVICE]
+
+
+def _compact(value: list[Any]) -> str:
+    return json.dumps(value, separators=(",", ":")) if value else "[]"
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / _BILLION

@@ -1,0 +1,380 @@
+"""The scenario: one YAML mapping that says everything a run depends on.
+
+Safe loader, YAML 1.2 scalars, no aliases, no duplicate or unknown keys, at most 1 MiB and 32 levels
+deep. `--set a.b=c` beats the file, the file beats the defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from policy.errors import ConfigError
+from policy.orders.catalog import ORDERS, OrderSettings
+from policy.rates import Rates
+from policy.systems import System, custom_system, named_system
+
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class WorkloadSpec(_Section):
+    """A file (`file`, `format`) or a generator (`generator`, `conversations`, `rate`, ...).
+
+    For a file, `rate` and `think` fill in session arrivals and think times that it lacks.
+    """
+
+    file: str | None = None
+    format: str | None = None
+    generator: Literal["chat"] | None = None
+    conversations: Positive | None = None
+    rate: PositiveFloat | None = None
+    context_cap: Positive | None = None
+    think: Literal["human", "none", "exponential"] | None = None
+    think_mean_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+
+
+class PrioritySpec(_Section):
+    """A replayed priority pattern. `frequency`: updates per step; `period_s`: by the clock."""
+
+    pattern: Literal["none", "random", "markov"] = "none"
+    frequency: Annotated[float, Field(gt=0, le=1)] | None = None
+    period_s: PositiveFloat | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    stay: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+
+class PoolSpec(_Section):
+    """Block pools. Sizes default to what the profile's memory holds."""
+
+    device_blocks: Positive | None = None
+    host_blocks: Count | None = None
+    block_size: Positive = 16
+    watermark: Share = 0.01
+    aging: Literal["none", "churn", "shuffle"] = "churn"
+
+
+class LimitSpec(_Section):
+    """vLLM 0.3.3's limits. `max_model_len` defaults to the model's, `max_num_batched_tokens` to
+    max(max_model_len, 2048) as in that release."""
+
+    max_num_seqs: Positive = 256
+    max_num_batched_tokens: Positive | None = None
+    max_paddings: Count = 256
+    max_model_len: Positive | None = None
+
+
+class GroupSpec(_Section):
+    """Dynamic block groups: blocks sought for a first prefill, for growth, beside a host copy."""
+
+    initial_blocks: Positive = 60
+    growth_blocks: Positive = 16
+    host_increment_blocks: Count = 16
+
+
+class HysteresisSpec(_Section):
+    """Who is not a victim yet (planner rule 10)."""
+
+    min_run_steps: Count = 0
+    max_parkings: Positive = 3
+    token_quantum: Positive = 16
+
+
+class VtcSpec(_Section):
+    """Virtual token counter: head start of a resident, weights, steps between refreshes."""
+
+    head_start: Count = 60
+    prompt_weight: Count = 1
+    output_weight: Count = 2
+    update_steps: Positive = 16
+
+
+class RateSpec(_Section):
+    """Start values of the rates that policies learn from outcomes; never taken from a profile."""
+
+    step_ns: Positive = 30_000_000
+    load_ns_per_block: Positive = 100_000
+    store_ns_per_block: Positive = 100_000
+
+    def start(self) -> Rates:
+        """Fresh rates."""
+        return Rates(
+            step_ns=self.step_ns,
+            load_ns_per_block=self.load_ns_per_block,
+            store_ns_per_block=self.store_ns_per_block,
+        )
+
+
+class Scenario(_Section):
+    """Everything a run depends on.
+
+    `last_turn_known`: the engine is told with its last turn that a conversation ends, and keeps
+    nothing of it. A server is not told, so the default is false.
+    """
+
+    name: str = "unnamed"
+    description: str = ""
+    workload: WorkloadSpec
+    system: str | dict[str, Any] = "fastswitch"
+    systems: tuple[str, ...] = ()
+    order: str | None = None
+    priority: PrioritySpec = PrioritySpec()
+    profile: str
+    profile_values: dict[str, float] = {}
+    pool: PoolSpec = PoolSpec()
+    limits: LimitSpec = LimitSpec()
+    groups: GroupSpec = GroupSpec()
+    hysteresis: HysteresisSpec = HysteresisSpec()
+    vtc: VtcSpec = VtcSpec()
+    rates: RateSpec = RateSpec()
+    last_turn_known: bool = False
+    seed: Count = 0
+    run: Count = 0
+
+    @field_validator("workload", mode="before")
+    @classmethod
+    def _file_alone(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @property
+    def order_name(self) -> str:
+        """The order: as named, else the priority pattern, else FCFS."""
+        if self.order is not None:
+            return self.order
+        return "fcfs" if self.priority.pattern == "none" else self.priority.pattern
+
+    def resolve_system(self) -> System:
+        """The system's switches. Raises ConfigError."""
+        return (
+            named_system(self.system)
+            if isinstance(self.system, str)
+            else custom_system(self.system)
+        )
+
+    def order_settings(self) -> OrderSettings:
+        """Numbers for the built-in orders."""
+        return OrderSettings(
+            markov_share=self.priority.share,
+            markov_stay=self.priority.stay,
+            vtc_head_start=self.vtc.head_start,
+            vtc_prompt_weight=self.vtc.prompt_weight,
+            vtc_output_weight=self.vtc.output_weight,
+        )
+
+    def update_period(self) -> tuple[int | None, int | None]:
+        """(steps, nanoseconds) between priority updates; one of them or neither.
+
+        Raises ConfigError if a pattern that needs one gives none, or both.
+        """
+        if self.order_name == "vtc":
+            return self.vtc.update_steps, None
+        spec = self.priority
+        if spec.frequency is not None and spec.period_s is not None:
+            raise ConfigError("priority: give frequency or period_s, not both")
+        if spec.period_s is not None:
+            return None, round(spec.period_s * 1_000_000_000)
+        if spec.frequency is not None:
+            return max(1, round(1 / spec.frequency)), None
+        if self.order_name in ("random", "markov"):
+            raise ConfigError(
+                f"priority.frequency: order {self.order_name} needs it (updates per step)"
+            )
+        return 1, None
+
+    def with_values(self, values: dict[str, Any]) -> Scenario:
+        """A copy with dotted paths replaced: `{"pool.aging": "none"}`."""
+        data = self.model_dump(mode="json", exclude_unset=True)
+        return build(merge(data, values), "--set")
+
+    def as_yaml(self) -> str:
+        """The resolved scenario, every default written out."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
+
+
+# ---------------------------------------------------------------------- loading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: YAML 1.2 scalars, no aliases, no duplicate keys, bounded depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MAX_DEPTH}", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"{key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_SCALARS = (
+    ("bool", r"^(?:true|false|True|False|TRUE|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    (
+        "float",
+        r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$",
+        "-+0123456789.",
+    ),
+    ("null", r"^(?:~|null|Null|NULL|)$", ("~", "n", "N", "")),
+)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML document by the rules above. Raises ConfigError with file and line."""
+    if len(text.encode()) > MAX_BYTES:
+        raise ConfigError(f"{where}: larger than {MAX_BYTES} bytes")
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ConfigError(f"{where}:{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+    finally:
+        loader.dispose()
+
+
+def find(name_or_path: str) -> Path:
+    """A scenario that ships, by name, or a path. Raises ConfigError listing the names."""
+    shipped = SCENARIOS / f"{name_or_path}.yaml"
+    if shipped.exists():
+        return shipped
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = ", ".join(sorted(p.stem for p in SCENARIOS.glob("*.yaml")))
+    raise ConfigError(f"scenario: {name_or_path!r} is neither a file nor one of {names}")
+
+
+def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
+    """A scenario, with dotted `values` put over it. A workload file is found beside the scenario.
+
+    Raises ConfigError naming file, line and field.
+    """
+    path = find(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: not a mapping")
+    data.setdefault("name", path.stem)
+    _find_beside(data, path)
+    return build(merge(data, values or {}), str(path))
+
+
+def _find_beside(data: dict[str, Any], path: Path) -> None:
+    spec = data.get("workload")
+    name = spec if isinstance(spec, str) else spec.get("file") if isinstance(spec, dict) else None
+    if not isinstance(name, str) or Path(name).is_absolute() or Path(name).exists():
+        return
+    beside = path.parent / name
+    if beside.exists():
+        if isinstance(spec, dict):
+            spec["file"] = str(beside)
+        else:
+            data["workload"] = str(beside)
+
+
+def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`data` with dotted paths set; mappings on the way are made. Raises ConfigError."""
+    merged: dict[str, Any] = copy.deepcopy(data)
+    for path, value in values.items():
+        node = merged
+        *parents, last = (
+            path.split(".", 1) if path.startswith("profile_values.") else path.split(".")
+        )
+        for name in parents:
+            child = node.setdefault(name, {})
+            if name == "workload" and isinstance(child, str):
+                child = node[name] = {"file": child}
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {path}: {name} is not a mapping")
+            node = child
+        node[last] = value
+    return merged
+
+
+def build(data: dict[str, Any], where: str) -> Scenario:
+    """Validate a mapping. Raises ConfigError naming the first bad field and its limit."""
+    try:
+        scenario = Scenario.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: {field}: {first['msg']}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _check(scenario, where)
+    return scenario
+
+
+def _check(scenario: Scenario, where: str) -> None:
+    spec = scenario.workload
+    if (spec.file is None) == (spec.generator is None):
+        raise ConfigError(f"{where}: workload: give a file or a generator, one of the two")
+    if spec.generator is not None and (spec.conversations is None or spec.rate is None):
+        raise ConfigError(f"{where}: workload: generator chat needs conversations and rate")
+    if scenario.order_name not in ORDERS:
+        raise ConfigError(
+            f"{where}: order: {scenario.order_name!r} is not one of {', '.join(ORDERS)}"
+        )
+    scenario.resolve_system()
+    scenario.update_period()
+    for name in scenario.systems:
+        named_system(name)
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--set a.b=c` pairs; values are YAML. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {pair!r}: must be name=value, like pool.aging=none")
+        values[path] = parse_yaml(text, f"--set {path}")
+    return values
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a scenario, for editors."""
+    return Scenario.model_json_schema()

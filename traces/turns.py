@@ -1,0 +1,137 @@
+"""Who arrives when: open loop, closed loop with think time, or start-to-start gaps.
+
+Shared by every machine. A turn that would arrive before its parent has ended waits for it, and that
+wait is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from policy.errors import InputError
+from traces.workload import Turn, Workload
+
+NEVER = 1 << 62
+
+
+class Arrival(NamedTuple):
+    """A turn that has arrived. `parent_id`: the request whose context it extends. `is_last`: the
+    workload is known to have no turn after it (never so in open loop)."""
+
+    arrival_ns: int
+    request_id: str
+    turn: Turn
+    parent_id: str | None
+    is_last: bool
+
+
+class TurnDriver:
+    """Hands out turns in (arrival_ns, request id) order, reading the workload as it is needed.
+
+    `next_ns` is when the next turn arrives, NEVER if that depends on a reply or nothing is left.
+    Raises InputError for a turn whose parent does not come before it, or a first turn without an
+    arrival.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._open = workload.header.timing == "open"
+        self._rows: Iterator[Turn] = iter(workload)
+        self._ahead: Turn | None = next(self._rows, None)
+        self._due: list[Arrival] = []
+        self._children: dict[str, list[Turn]] = {}  # parent -> turns that wait for its end
+        self._began: dict[str, int] = {}  # turns read and not ended -> arrival, 0 before it
+        self._ended: dict[str, tuple[int, int]] = {}  # open loop: (began, ended) of past turns
+        self._last: dict[str, str] = {}  # session -> its latest request
+        self.num_rows = 0
+        self.num_waited = 0  # turns that were due before their parent had ended
+        self.waited_ns = 0
+        self.next_ns = NEVER
+        self._read(-1)
+
+    @property
+    def is_done(self) -> bool:
+        """No turn will ever arrive again."""
+        return self._ahead is None and not self._due and not self._children
+
+    def due(self, now_ns: int) -> list[Arrival]:
+        """Turns that have arrived by `now_ns`, in order."""
+        self._read(now_ns)
+        found = []
+        while self._due and self._due[0].arrival_ns <= now_ns:
+            arrival = heappop(self._due)
+            is_last = not self._open and arrival.request_id not in self._children
+            found.append(arrival._replace(is_last=is_last))
+        self._set_next()
+        return found
+
+    def ended(self, request_id: str, now_ns: int) -> None:
+        """A reply has ended, or the turn was rejected or cancelled: its children may come."""
+        began = self._began.pop(request_id)
+        if self._open:
+            self._ended[request_id] = (began, now_ns)
+        children = self._children.pop(request_id, None)
+        if children is not None:
+            for child in children:
+                self._arrive(child, request_id, began, now_ns)
+            self._set_next()
+
+    # ------------------------------------------------------------------ reading ahead
+
+    def _read(self, now_ns: int) -> None:
+        """Take rows until one arrives by itself later than `now_ns`; children come along."""
+        row = self._ahead
+        while row is not None:
+            if row.arrival_ns is not None and row.arrival_ns > now_ns and self._is_timed(row):
+                break
+            self._accept(row)
+            row = next(self._rows, None)
+        self._ahead = row
+        self._set_next()
+
+    def _is_timed(self, row: Turn) -> bool:
+        """Whether the row's own arrival decides when it is read."""
+        return self._open or (row.turn == 1 and row.parent_id is None)
+
+    def _set_next(self) -> None:
+        next_ns = self._due[0].arrival_ns if self._due else NEVER
+        if self._ahead is not None and self._ahead.arrival_ns is not None:
+            next_ns = min(next_ns, self._ahead.arrival_ns)
+        self.next_ns = next_ns
+
+    def _accept(self, row: Turn) -> None:
+        self.num_rows += 1
+        parent = row.parent_id
+        if parent is None and row.turn > 1:
+            parent = self._last.get(row.session_id)
+        self._last[row.session_id] = row.request_id
+        if parent is None:
+            if row.arrival_ns is None:
+                raise InputError(f"{row.request_id}: a first turn needs an arrival time")
+            self._push(row.arrival_ns, row, None)
+        elif parent in self._began:
+            self._began[row.request_id] = 0
+            self._children.setdefault(parent, []).append(row)
+        elif parent in self._ended:
+            self._arrive(row, parent, *self._ended[parent])
+        else:
+            raise InputError(f"{row.request_id}: its parent {parent} does not come before it")
+
+    def _arrive(self, turn: Turn, parent: str, parent_began: int, parent_ended: int) -> None:
+        if not self._open and turn.think_ns is not None:
+            self._push(parent_ended + turn.think_ns, turn, parent)
+            return
+        wanted = turn.arrival_ns
+        if turn.gap_ns is not None:
+            wanted = parent_began + turn.gap_ns
+        if wanted is None:
+            raise InputError(f"{turn.request_id}: neither arrival, think time nor gap is known")
+        if wanted < parent_ended:
+            self.num_waited += 1
+            self.waited_ns += parent_ended - wanted
+        self._push(max(wanted, parent_ended), turn, parent)
+
+    def _push(self, arrival_ns: int, turn: Turn, parent: str | None) -> None:
+        self._began[turn.request_id] = arrival_ns
+        heappush(self._due, Arrival(arrival_ns, turn.request_id, turn, parent, is_last=False))

@@ -1,0 +1,105 @@
+"""The workload schema: one row per turn, behind one header.
+
+Times are integer nanoseconds inside and seconds in files. Everything but the identity and the two
+lengths may be missing: a reader fills what its source has and invents nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+FORMAT = "fastswitch-workload"
+VERSION = 1
+
+Timing = Literal["open", "closed", "gap"]
+
+#: Most tokens of one prompt or reply, and longest id: more is a broken file, not a workload.
+MAX_TOKENS = 1 << 24
+MAX_ID = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request: one turn of a conversation.
+
+    `input_tokens` is the whole prompt as sent, history included. Exactly one of `arrival_ns`
+    (open loop), `think_ns` (from the end of the parent's reply) and `gap_ns` (from the parent's
+    start) drives a turn after the first. `parent_id` None means the turn before it in the session.
+    `parent_prefix_tokens`: how much of the parent's context, prompt and reply, this prompt repeats
+    from its start; None: all. `cancel_ns`: the client leaves this long after its arrival unless
+    served. `priority`: lower is more urgent.
+    """
+
+    request_id: str
+    session_id: str
+    turn: int
+    input_tokens: int
+    output_tokens: int
+    arrival_ns: int | None = None
+    think_ns: int | None = None
+    gap_ns: int | None = None
+    parent_id: str | None = None
+    parent_prefix_tokens: int | None = None
+    new_input_tokens: int | None = None
+    client_id: str | None = None
+    priority: int = 0
+    cancel_ns: int | None = None
+    slo_ttft_ns: int | None = None
+    slo_tbt_ns: int | None = None
+    service_ns: int | None = None
+    model: str | None = None
+    kind: str | None = None
+    stop: str | None = None
+    hash_ids: tuple[int, ...] | None = None
+    components: tuple[tuple[str, str, int], ...] | None = None
+
+
+TURN_FIELDS = tuple(f.name for f in fields(Turn))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a workload is and where it comes from. `lost`: what the source had and this has not."""
+
+    source: str = ""
+    licence: str = ""
+    tokenizer: str = ""
+    timing: Timing = "open"
+    time_resolution_s: float = 1e-9
+    block_size: int | None = None
+    hash_scope: Literal["global", "session"] | None = None
+    composed_from: tuple[str, ...] = ()
+    seed: int | None = None
+    notes: str = ""
+    lost: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The header line of a JSONL file."""
+        data: dict[str, Any] = {"format": f"{FORMAT}/{VERSION}"}
+        data.update({f.name: getattr(self, f.name) for f in fields(self)})
+        data["composed_from"] = list(self.composed_from)
+        data["lost"] = list(self.lost)
+        return data
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A header and a way to iterate over the turns, again and again, in bounded memory.
+
+    Order: open workloads by arrival; closed ones by the arrival of turn 1, each session's turns
+    together.
+    """
+
+    header: Header
+    source: Callable[[], Iterator[Turn]] = field(repr=False)
+
+    def __iter__(self) -> Iterator[Turn]:
+        return self.source()
+
+    @staticmethod
+    def of(turns: Iterable[Turn], header: Header | None = None) -> Workload:
+        """A workload held in memory."""
+        kept = list(turns)
+        return Workload(header or Header(), lambda: iter(kept))
