@@ -77,7 +77,7 @@ _set = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-@main.command()
+@main.command("compare")
 @click.argument("scenario", default=DEFAULT_SCENARIO)
 @click.option("--systems", help="Comma-separated systems; default: the scenario's own list.")
 @click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
@@ -85,7 +85,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
 @_set
 @_json
-def compare(
+def _compare(
     *,
     scenario: str,
     systems: str | None,
@@ -120,7 +120,7 @@ def compare(
         click.echo(f"\nwritten: {out / 'compare.html'} and what it is made of", err=True)
 
 
-@main.command()
+@main.command("simulate")
 @click.argument("scenario")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
 @click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
@@ -133,7 +133,7 @@ def compare(
 )
 @_set
 @_json
-def simulate(
+def _simulate(
     *,
     scenario: str,
     out: Path,
@@ -191,7 +191,7 @@ def trace() -> None:
     """Make workloads and say what is in them."""
 
 
-@trace.command()
+@trace.command("generate")
 @click.argument("generator", type=click.Choice(["chat"]))
 @click.option("--conversations", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option(
@@ -211,7 +211,7 @@ def trace() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="NAME.jsonl or .jsonl.gz"
 )
-def generate(
+def _generate(
     *,
     generator: str,
     conversations: int,
@@ -242,11 +242,11 @@ def generate(
     click.echo(f"{count} turns in {conversations} conversations written to {out} ({generator})")
 
 
-@trace.command()
+@trace.command("describe")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "name", help="The file's format; default: found from its first line.")
 @_json
-def describe(*, file: Path, name: str | None, as_json: bool) -> None:
+def _describe(*, file: Path, name: str | None, as_json: bool) -> None:
     """Say what is in a workload file: lengths, turns, gaps, arrivals.
 
     \b
@@ -270,8 +270,8 @@ def config() -> None:
     """The scenario format."""
 
 
-@config.command()
-def schema() -> None:
+@config.command("schema")
+def _schema() -> None:
     """Print the JSON Schema of a scenario, for editors.
 
     \b
@@ -283,10 +283,10 @@ def schema() -> None:
     click.echo(json.dumps(make(), indent=1))
 
 
-@config.command()
+@config.command("validate")
 @click.argument("scenario")
 @_set
-def validate(*, scenario: str, values: tuple[str, ...]) -> None:
+def _validate(*, scenario: str, values: tuple[str, ...]) -> None:
     """Check a scenario and print it with every default written out.
 
     \b

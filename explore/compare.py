@@ -31,6 +31,9 @@ SPEEDUPS = (
 )
 MORE_IS_BETTER = frozenset({"throughput_tok_s"})
 
+#: A ratio nearer to one than this is called no difference, however narrow its interval.
+NOTABLE = 1.02
+
 #: How often the arrival rate is doubled in search of the baseline's capacity.
 MAX_DOUBLINGS = 5
 
@@ -53,13 +56,20 @@ class Ratio:
 
     @property
     def is_better(self) -> bool:
-        """The whole interval says better."""
-        return bool(self.value and self.factor and self.value / self.factor > 1)
+        """The whole interval says better, and the difference is worth naming."""
+        return bool(
+            self.value and self.factor and self.value / self.factor > 1 and self.value >= NOTABLE
+        )
 
     @property
     def is_worse(self) -> bool:
-        """The whole interval says worse."""
-        return bool(self.value and self.factor and self.value * self.factor < 1)
+        """The whole interval says worse, and the difference is worth naming."""
+        return bool(
+            self.value
+            and self.factor
+            and self.value * self.factor < 1
+            and self.value <= 1 / NOTABLE
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +282,7 @@ _MECHANISMS = (
     ("block groups on a block-major layout", "fastswitch-block-major", "+block-major"),
     ("keeping KV between turns", "vllm-0.3.3-keep", "vllm-0.3.3"),
 )
-_WORTH_METRICS = ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s", "throughput_tok_s")
+_WORTH_METRICS = ("ttft_p95_s", "ttft_p99_s", "tbt_p99_s", "tbt_p999_s", "throughput_tok_s")
 
 
 def worth(comparison: Comparison) -> list[Worth]:
@@ -300,12 +310,15 @@ def _worth_in_words(ratios: dict[str, Ratio]) -> str:
             + ", worse in "
             + ", ".join(_PLAIN[name] for name in worse)
         )
+    if all(ratio.factor is None for ratio in ratios.values()):
+        return "one run, so no interval: nothing can be said"
     return "no difference shown with these runs"
 
 
 _PLAIN = {
     "ttft_p95_s": "TTFT P95",
     "ttft_p99_s": "TTFT P99",
+    "tbt_p99_s": "TBT P99",
     "tbt_p999_s": "TBT P99.9",
     "throughput_tok_s": "throughput",
 }

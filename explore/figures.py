@@ -51,7 +51,7 @@ def tails(comparison: Comparison) -> Figure:
 
 
 def _tail(axes: Axes, comparison: Comparison, name: str, key: str, index: int) -> None:
-    """Mean curve over runs, and the band from the smallest to the largest run."""
+    """Mean curve over runs; for two systems also the band from the smallest to the largest run."""
     curves = [result["series"][key] for result in comparison.results[name]]
     length = min(map(len, curves))
     if not length:
@@ -61,9 +61,9 @@ def _tail(axes: Axes, comparison: Comparison, name: str, key: str, index: int) -
     colour = COLOURS[index % len(COLOURS)]
     mean = [sum(column) / len(column) for column in columns]
     axes.plot(mean, left, color=colour, linestyle=STYLES[index % len(STYLES)], label=name, lw=1.6)
-    axes.fill_betweenx(
-        left, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.12, lw=0
-    )
+    if name in _two_systems(comparison):  # more bands than these hide each other
+        low, high = [min(c) for c in columns], [max(c) for c in columns]
+        axes.fill_betweenx(left, low, high, color=colour, alpha=0.15, lw=0)
 
 
 def timeline(comparison: Comparison) -> Figure:
@@ -120,4 +120,5 @@ def as_svg(figure: Figure) -> str:
     with mpl.rc_context(_SETTINGS):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    head, _, rest = text[text.index("<svg") :].partition("<metadata>")
+    return head + rest.partition("</metadata>")[2]

@@ -40,7 +40,7 @@ def page(comparison: Comparison, command: str) -> str:
         _figure(
             figures.as_svg(figures.tails(comparison)),
             "Share of turns and of gaps between tokens that take longer than x. Lines: mean over"
-            " runs; bands: smallest to largest run.",
+            " runs; bands, for two systems: smallest to largest run.",
         ),
         *_metric_tables(comparison),
         *_speedup_tables(comparison),

@@ -125,7 +125,7 @@ def ratio(found: Ratio) -> str:
     if found.factor is None:
         return text
     low, high = found.value / found.factor, found.value * found.factor
-    return f"{text} ({significant(low, 2)} to {significant(high, 2)})"
+    return f"{text} ({significant(low, 2)}-{significant(high, 2)})"
 
 
 def load(comparison: Comparison) -> str:

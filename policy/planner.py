@@ -74,9 +74,9 @@ class RulePlanner:
         growing = state.growing()
         if len(growing) > state.memory.device.num_available:
             return draft.finish(None, self._loads_in_the_way())
+        batch = state.standing_batch()
         if growing:
             state.grow(growing)
-        batch = state.standing_batch()
         return draft.finish(batch, () if batch is not None else self._why_idle(draft))
 
     # ------------------------------------------------------------------ who
@@ -149,7 +149,7 @@ class RulePlanner:
         """Give free room to the named beneficiaries, in order; stop at the first without."""
         state = self._state
         ready, loading = self._with_room(target)
-        self._unmet = len(ready) + len(loading) < len(target.incoming)
+        self._unmet = not target.is_final or len(ready) + len(loading) < len(target.incoming)
         if not ready and not loading:
             return
         wait = True
@@ -231,7 +231,7 @@ class RulePlanner:
         """While a shield keeps somebody out, decide again when the first shield ends."""
         state = self._state
         self.wake_step = None
-        if target.head_of_line is None or not shielded:
+        if not shielded or (target.head_of_line is None and not self._unmet):
             return
         settings = state.settings
         ends = [

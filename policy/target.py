@@ -20,12 +20,15 @@ class Target(NamedTuple):
     """`incoming` need room or a prefill, in order; `victims` lose theirs, last in order first.
 
     `head_of_line`: the first request that could not be fitted; `never` cannot fit even alone.
+    `is_final`: choosing again once this is reached would choose the same. Not if one of `incoming`
+    ranks before the leader, who then loses the leader's protection, nor if a shield was overruled.
     """
 
     incoming: list[Request]
     victims: list[Request]
     head_of_line: Request | None
     never: list[Request]
+    is_final: bool
 
 
 class Room(NamedTuple):
@@ -102,7 +105,9 @@ def choose_target(
     incoming += _holders(residents, inside, victims, size)
     if len(incoming) > 1:
         incoming.sort(key=_rank)
-    return Target(incoming, victims, head_of_line, never)
+    leads_on = not incoming or not protected or protected[0].rank <= incoming[0].rank
+    is_final = head_of_line is None or (leads_on and inside.isdisjoint(victims))
+    return Target(incoming, victims, head_of_line, never, is_final)
 
 
 def _with_leader(order: Sequence[Request], shielded: Sequence[Request]) -> list[Request]:

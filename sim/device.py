@@ -87,6 +87,7 @@ class Device:
             if request_id in lost:
                 continue
             served = self.served[request_id]
+            self.leave(served)  # it may have been preempted since the last decode step
             served.produced += 1
             if served.first_token_ns is None:
                 served.first_token_ns = end_ns

@@ -184,7 +184,7 @@ class Engine:
                 recorder.prefilled(request_id, step, count, produced=request_id not in lost)
         if plan.batch is not None:
             yield from self._compute(device.decode_ns(plan.batch))
-            finished = device.end_decode()
+            finished = tuple([name for name in device.end_decode() if name not in lost])
         if plan.is_numbered:
             row = (
                 step,
@@ -213,6 +213,7 @@ class Engine:
         if plan.batch is not None:
             for request_id in lost.intersection(plan.batch.decode):
                 self.device.withhold(request_id)
+                self.recorder.withheld(request_id)
         return tuple(
             (request_id, int(request_id not in lost)) for request_id in plan.num_scheduled_tokens
         )

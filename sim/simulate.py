@@ -159,19 +159,31 @@ def simulate(
     its summary has a `verdict`. Raises ConfigError, InputError, or InvariantError from the checks.
     """
     setup = prepare(scenario)
-    part = None if out is None else recording.claim_folder(out)
     scheduler = make_scheduler(setup, order)
-    recorder = Recorder(part, decisions=decisions)
+    if out is None:
+        return _record(setup, scheduler, None, decisions, check, progress)
+    with recording.claimed(out) as part:
+        recorded = _record(setup, scheduler, part, decisions, check, progress)
+        recording.write_summary(part, scenario, recorded.summary)
+    recorded.folder = out
+    return recorded
+
+
+def _record(
+    setup: Setup,
+    scheduler: Scheduler,
+    folder: Path | None,
+    decisions: bool,  # noqa: FBT001
+    check: str,
+    progress: Callable[[int], None] | None,
+) -> Recording:
+    recorder = Recorder(folder, decisions=decisions)
     engine = make_engine(setup, scheduler, recorder, check, progress)
     with calm_collector():
         engine.env.run(until=engine.env.process(engine.run()))
     recorded = recorder.close(_facts(setup, scheduler, engine))
     recorded.summary["metrics"] = summarise(recorded)
-    recorded.summary["provenance"] = provenance(scenario, setup.profile)
-    if part is not None and out is not None:
-        recording.write_summary(part, scenario, recorded.summary)
-        recording.publish_folder(part, out)
-        recorded.folder = out
+    recorded.summary["provenance"] = provenance(setup.scenario, setup.profile)
     return recorded
 
 

@@ -116,6 +116,10 @@ class Recorder:
         self._next_step = row[0] + 1
         self._steps(row)
 
+    def withheld(self, request_id: str) -> None:
+        """A request that came back for the step just recorded got no token: its load had failed."""
+        self._stories[request_id].since = -1
+
     def stepped(self, row: tuple[int, ...]) -> None:
         """A numbered step in which nobody decoded."""
         self._steps(row)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -251,8 +252,10 @@ def load(folder: Path) -> Recording:
     return Recording(summary, folder)
 
 
-def claim_folder(folder: Path) -> Path:
-    """A new, empty folder to record into, under a temporary name until `publish_folder`.
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """A new, empty folder to record into; it gets the name `folder` if all goes well, replacing an
+    earlier recording, and vanishes if not.
 
     Raises ConfigError if `folder` exists and is not an earlier recording, or cannot be made.
     """
@@ -265,14 +268,14 @@ def claim_folder(folder: Path) -> Path:
         part.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
-    return part
-
-
-def publish_folder(part: Path, folder: Path) -> None:
-    """Give a finished recording its name, replacing an earlier one."""
-    if folder.exists():
-        _remove(folder)
-    part.rename(folder)
+    try:
+        yield part
+        if folder.exists():
+            _remove(folder)
+        part.rename(folder)
+    except BaseException:
+        _remove(part)
+        raise
 
 
 def _remove(folder: Path) -> None:

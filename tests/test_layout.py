@@ -1,0 +1,144 @@
+"""The house: which package may import what, and that ours are the ones in this checkout."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"policy", "traces", "sim", "realrun", "calibrate", "explore", "fastswitch"}
+HEAVY = {"torch", "simpy", "numpy", "pandas"}
+
+#: Package -> what it may import of ours and of the heavy libraries (design: section 2).
+ARROWS: dict[str, set[str]] = {
+    "policy": set(),
+    "traces": {"policy", "numpy", "pandas"},
+    "sim": {"policy", "traces", "calibrate.profile", "simpy"},
+    "calibrate": {"policy", "traces", "realrun", "torch", "numpy", "pandas"},
+    "realrun": {"policy", "traces", "torch", "numpy"},
+    "explore": {"policy", "traces", "sim", "calibrate.profile", "numpy", "pandas"},
+}
+#: Named one by one: files of calibrate that sim and explore may read.
+FILE_ARROWS: dict[str, set[str]] = {"calibrate/profile.py": {"policy"}}
+
+
+def files_of(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module or ""
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def allowed(module: str, package: str, arrows: set[str]) -> bool:
+    top = module.split(".", maxsplit=1)[0]
+    if top == package or (top not in OURS and top not in HEAVY):
+        return True
+    return any(module == name or module.startswith(f"{name}.") for name in arrows)
+
+
+@pytest.mark.parametrize("package", sorted(p for p in ARROWS if (ROOT / p).exists()))
+def test_imports_follow_the_arrows(package: str) -> None:
+    broken = []
+    for path in files_of(package):
+        name = path.relative_to(ROOT).as_posix()
+        arrows = FILE_ARROWS.get(name, ARROWS[package])
+        broken += [
+            f"{name}: {module}"
+            for module in imports_of(path)
+            if not allowed(module, package, arrows)
+        ]
+    assert not broken
+
+
+def test_policy_imports_the_standard_library_alone() -> None:
+    outside = {
+        f"{path.name}: {module}"
+        for path in files_of("policy")
+        for module in imports_of(path)
+        if module.split(".")[0] not in {*sys.stdlib_module_names, "policy"}
+    }
+    assert not outside
+
+
+FORBIDDEN = {"time", "random", "threading", "asyncio", "os", "io", "socket", "pathlib", "secrets"}
+
+
+def test_policy_asks_for_no_time_and_does_no_io() -> None:
+    used = {
+        f"{path.name}: {module}"
+        for path in files_of("policy")
+        for module in imports_of(path)
+        if module.split(".")[0] in FORBIDDEN
+    }
+    assert not used
+
+
+def test_nothing_unpickles_or_evaluates() -> None:
+    words = ("pickle", "joblib", "eval(", "exec(", "yaml.load(", "allow_pickle=True", "torch.load")
+    found = [
+        f"{path.name}: {word}"
+        for package in sorted(ARROWS)
+        for path in files_of(package)
+        for word in words
+        if word in path.read_text(encoding="utf-8")
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("package", sorted(p for p in ARROWS if (ROOT / p).exists()))
+def test_packages_come_from_this_checkout(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__file__ is not None
+    assert Path(module.__file__).is_relative_to(ROOT)
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(chr(10).join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_policy_pulls_in_no_library() -> None:
+    loaded = modules_after("import policy.scheduler, policy.integrity, policy.orders.catalog")
+    assert not loaded & (HEAVY | {"pyarrow", "pydantic", "matplotlib", "yaml", "click"})
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import fastswitch\n"
+        "try: fastswitch.main(['--help'], standalone_mode=False)\n"
+        "except SystemExit: pass"
+    )
+    loaded = modules_after(code)
+    assert not loaded & (HEAVY | {"pyarrow", "pydantic", "matplotlib", "scipy"})
+
+
+def test_everything_but_the_executor_imports_without_torch() -> None:
+    code = "sys.modules['torch'] = None\nimport sim.simulate, explore.compare, explore.output"
+    assert "explore.output" in modules_after(code)
+
+
+def test_no_machine_class_subclasses_or_patches_the_policy() -> None:
+    """A machine drives the scheduler; it never changes a decision."""
+    from policy.scheduler import Scheduler
+    from policy.state import State
+
+    importlib.import_module("sim.simulate")
+    assert Scheduler.__subclasses__() == []
+    assert [c for c in State.__subclasses__() if c.__module__.split(".")[0] in OURS] == []
