@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _API = {
+    "Scenario": ("traces.scenario", "Scenario"),
     "compare": ("explore.compare", "compare"),
     "describe": ("traces.describe", "describe"),
     "load_scenario": ("traces.scenario", "load"),
