@@ -28,12 +28,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from sim import simulate as machine
 from traces.metrics import summarise
 from traces.recorder import Recorder
 from traces.scenario import Scenario, build
+from traces.serving import make_scheduler
 from traces.workload import Workload
 
 SYSTEMS = ("vllm-0.3.3", "vllm-0.3.3-keep", "+groups", "+reuse", "fastswitch", "+block-major")
@@ -78,10 +80,8 @@ def run_once(scenario: Scenario, check: str) -> tuple[float, dict[str, Any]]:
     """CPU seconds of one run, and its metrics."""
     setup = machine.prepare(scenario)
     held = Workload.of(setup.workload, setup.workload.header)
-    setup = machine.Setup(
-        setup.scenario, setup.system, setup.profile, setup.settings, setup.streams, held
-    )
-    scheduler = machine.make_scheduler(setup)
+    setup = replace(setup, workload=held)
+    scheduler = make_scheduler(setup)
     recorder = Recorder()
     engine = machine.make_engine(setup, scheduler, recorder, check)
     gc.collect()

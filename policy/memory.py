@@ -115,18 +115,19 @@ class Memory:
         context = flight.context
         if context is not None:
             context.outgoing = None
-            if not flight.cancelled:
-                self._arrived_on_host(flight, context)
+            self._arrived_on_host(flight, context)
 
     def keep_source(
         self, context: Context, num_blocks: int, now_ns: int, *, waited: bool
     ) -> tuple[int, Copy | None]:
         """Cancel the context's copy out and take its source back (magnitudes.md trap 9).
 
-        The target blocks stay with the copy until its outcome arrives. Clean blocks before the
-        source were freed when the copy started; if there are any, they are loaded again from the
-        host. Returns the cancelled copy's id and that load, or None where nothing was missing.
-        Room for `num_blocks` in all must be available (`kept_blocks` of them are the source).
+        The target blocks stay with the copy until its outcome arrives, one that was valid in part
+        included: the copy may still write it, from a source that is no longer pinned. Clean blocks
+        before the source were freed when the copy started; if there are any, they are loaded again
+        from the host. Returns the cancelled copy's id and that load, or None where nothing was
+        missing. Room for `num_blocks` in all must be available (`kept_blocks` of them are the
+        source).
         """
         flight = context.outgoing
         assert flight is not None and flight.device is not None
@@ -135,24 +136,24 @@ class Memory:
         source, flight.device = flight.device, None
         self.pending_device -= len(source.blocks)
         context.outgoing = None
-        if context.host is not None:
-            keep = self.blocks_for(flight.before)
-            flight.host = self.host.split(context.host, keep)
-            if not keep:
-                context.host = None
+        assert context.host is not None
+        clean = flight.first_block
+        flight.host = self.host.split(context.host, clean)
+        context.host_tokens = clean * self.block_size
         tokens = flight.tokens
-        if flight.first_block == 0:
+        if not clean:
+            context.host = None
             context.device = source
             context.device_tokens = tokens
             self.hold(context, num_blocks, 0)
             self.ledger.classify(context)
             return flight.copy.copy_id, None
         prefix = self.device.new()
-        self.device.allocate(prefix, flight.first_block)
+        self.device.allocate(prefix, clean)
         self.device.join(prefix, source)
         context.device = prefix
         self.hold(context, num_blocks, 0)
-        load = self._copy_in(context, flight.first_block, tokens, now_ns, waited=waited)
+        load = self._copy_in(context, clean, tokens, now_ns, waited=waited)
         return flight.copy.copy_id, load
 
     def kept_blocks(self, context: Context) -> int:
@@ -176,6 +177,11 @@ class Memory:
         )
 
     # ------------------------------------------------------------------ copies in
+
+    def is_promised(self, context: Context) -> bool:
+        """Whether its host copy is one that this very plan waits for: what it holds is known with
+        the outcome, so no load of this plan may read it (trap L20)."""
+        return any(f.waited and f.context is context for f in self.in_flight.values())
 
     def load(
         self, context: Context, num_blocks: int, now_ns: int, reserve: int, *, waited: bool

@@ -137,7 +137,7 @@ class RulePlanner:
         if memory.device.num_available >= growth:
             return
         for flight in list(memory.in_flight.values()):
-            if flight.to_host and not flight.waited:
+            if flight.to_host and flight.device is not None:
                 memory.wait(flight)
                 draft.wait_for.append(flight.copy.copy_id)
                 if memory.device.num_available >= growth:
@@ -148,7 +148,7 @@ class RulePlanner:
     def _admit(self, target: Target, draft: Draft) -> None:
         """Give free room to the named beneficiaries, in order; stop at the first without."""
         state = self._state
-        ready, loading = self._with_room(target)
+        ready, loading = self._with_room(target, draft)
         self._unmet = not target.is_final or len(ready) + len(loading) < len(target.incoming)
         if not ready and not loading:
             return
@@ -174,7 +174,7 @@ class RulePlanner:
                 state.load(request, draft, waited=True)
             state.start_prefill(request, draft)
 
-    def _with_room(self, target: Target) -> tuple[list[Request], list[Request]]:
+    def _with_room(self, target: Target, draft: Draft) -> tuple[list[Request], list[Request]]:
         """Those that could be prefilled now, and those that must be loaded first."""
         state = self._state
         memory = state.memory
@@ -196,6 +196,8 @@ class RulePlanner:
             seats -= 1
             if room < floor or seats < 0:
                 break  # rule 5
+            if draft.wait_for and memory.is_promised(context):
+                break
             if context.outgoing is not None or (context.device is None and context.host_tokens > 0):
                 loading.append(request)
             else:

@@ -106,6 +106,8 @@ class ReleasePlanner:
             if len(state.running) + len(admitted) + 1 > settings.max_num_seqs:
                 break
             context = request.context
+            if state.memory.is_promised(context):
+                break
             if not shape.admits(tokens - max(context.device_tokens, context.host_tokens)):
                 break
             admitted.append(self._waiting.popleft())

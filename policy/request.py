@@ -103,7 +103,6 @@ class Request:
         "is_last_turn",
         "num_preemptions",
         "offset",
-        "order_id",
         "parent_id",
         "parent_prefix_tokens",
         "parked_tokens",
@@ -151,7 +150,6 @@ class Request:
         self.priority = priority
         self.is_last_turn = is_last_turn
         self.state = RequestState.WAITING
-        self.order_id = 0  # when it entered the scheduler: 0, 1, 2, ...
         #: (key, arrival, id): the total order of rule 1. The key is the order policy's.
         self.rank: tuple[tuple[int | float, ...], int, str] = ((), arrival_ns, request_id)
         self.cached_tokens = 0  # prompt tokens whose KV was there when it was first prefilled

@@ -26,7 +26,7 @@ from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 from policy.rates import Rates
 from policy.release import ReleasePlanner
-from policy.request import Request, RequestState
+from policy.request import Request
 from policy.settings import Settings
 from policy.state import State
 from policy.systems import System
@@ -249,8 +249,8 @@ class Scheduler:
         self._changed = True
         for request_id in finished:
             request = self.state.live[request_id]
-            if request.state is not RequestState.RUNNING:
-                raise InvariantError(f"{request_id} finished while {request.state.name}")
+            if not request.is_decoding:
+                raise InvariantError(f"{request_id} finished without a token: {request!r}")
             self.state.finish(request)
 
 

@@ -112,7 +112,7 @@ class State:
         self.loading.pop(request, None)
         self._worn.pop(request, None)
         index = bisect_left(self.ranked, request.rank, key=rank_of)
-        if self.ranked[index] is not request:
+        if index == len(self.ranked) or self.ranked[index] is not request:
             raise InvariantError(f"{request.request_id} is not where its rank says")
         del self.ranked[index]
         self.residents.pop(request, None)
@@ -137,8 +137,7 @@ class State:
 
     def finish(self, request: Request) -> None:
         """The turn's last token was produced. Its KV stays, or goes, as the system says."""
-        if request.is_decoding:
-            self.leave_batch(request)
+        self.leave_batch(request)
         request.move(Move.FINISH)
         self.forget(request)
         context = request.context
@@ -218,12 +217,13 @@ class State:
 
     def grow(self, growing: dict[Request, None]) -> None:
         """Give each of them a block, in batch order; room must be available."""
-        allocate = self.memory.device.allocate
-        reserve = self.settings.growth_group - 1
-        for request in sorted(growing, key=_position) if len(growing) > 1 else growing:
+        ordered = sorted(growing, key=_position) if len(growing) > 1 else growing
+        holders = []
+        for request in ordered:
             device = request.context.device
             assert device is not None
-            allocate(device, 1, reserve)
+            holders.append(device)
+        self.memory.device.grow(holders, self.settings.growth_group - 1)
 
     def standing_batch(self, *, by_id: bool = False) -> Batch | None:
         """The decode batch; the same object while its members and their order are the same.

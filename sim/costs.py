@@ -28,7 +28,7 @@ class StepCosts:
         self._per_sequence = _fixed(step.per_sequence)
         self._beyond = _fixed(step.per_sequence_beyond)
         self._per_prefill_token = _fixed(step.per_prefill_token)
-        self._per_half_square = _fixed(step.per_prefill_square) // 2
+        self._per_square = _fixed(step.per_prefill_square)
 
     def decode_base(self, batch: int) -> int:
         """Everything of a decode step but its KV tokens, in 1/1024 ns."""
@@ -45,9 +45,8 @@ class StepCosts:
         for new, past in lengths:
             tokens += new
             squares += new * (2 * past + new)
-        return (
-            self.base + self._per_prefill_token * tokens + self._per_half_square * squares
-        ) >> _SHIFT
+        linear = self.base + self._per_prefill_token * tokens
+        return (2 * linear + self._per_square * squares) >> _SHIFT + 1
 
 
 class CopyCost(NamedTuple):
@@ -77,7 +76,7 @@ class CopyCosts:
         growth = 1 + transfer.lock_growth.value * (system.threads - 1)
         self.per_job_ns = round(transfer.per_job.value)
         self._per_call = round(transfer.per_call.value * growth * _ONE)
-        self._per_descriptor = _fixed(transfer.per_descriptor)
+        self._per_descriptor = round(transfer.per_descriptor.value * growth * _ONE)
         self._piece_setup = _fixed(transfer.piece_setup)
         self._gather_launch = round(transfer.gather_launch.value)
         self._gather_per_byte = round((1 << 40) * 1e9 / transfer.gather_bandwidth.value)

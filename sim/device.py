@@ -52,8 +52,13 @@ class Device:
         self.decode_base = 0
         self._done_at: dict[int, dict[str, None]] = {}
         self.largest_batch = 0
-        self.largest_kv_tokens = 0
+        self._largest_kv_tokens = 0  # of the batches before this one
         self.largest_prefill = 0
+
+    @property
+    def largest_kv_tokens(self) -> int:
+        """KV tokens of the largest decode step; a batch that stands grows until its last one."""
+        return max(self._largest_kv_tokens, self.kv_tokens)
 
     def decode_ns(self, batch: Batch) -> int:
         """Duration of the next decode step; follows who joined and left since the last one."""
@@ -128,9 +133,9 @@ class Device:
             served.decodes_since = self.count
             served.done_at = self.count + served.target - served.produced - 1
             self._done_at.setdefault(served.done_at, {})[request_id] = None
+        self._largest_kv_tokens = self.largest_kv_tokens
         self.batch = batch
         self.batch_size = len(batch.decode)
         self.kv_tokens = batch.kv_tokens
         self.decode_base = self._costs.decode_base(self.batch_size)
         self.largest_batch = max(self.largest_batch, self.batch_size)
-        self.largest_kv_tokens = max(self.largest_kv_tokens, self.kv_tokens)

@@ -14,15 +14,14 @@ import simpy
 
 from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import CopyResult, Direction, Outcome, Plan
-from policy.request import Request
 from policy.scheduler import Scheduler
 from sim.clock import Clock
 from sim.device import Device, Served
 from sim.link import HostLink, Job
 from traces.recorder import Recorder
 from traces.recording import IntTable
-from traces.turns import NEVER, Arrival, TurnDriver
-from traces.workload import Turn
+from traces.serving import make_request, output_target, unservable
+from traces.turns import NEVER, TurnDriver
 
 NULL = IntTable.NULL
 
@@ -340,35 +339,3 @@ class Engine:
             yield simpy.AnyOf(env, events)
             # Whatever else happens at this instant happens before the next plan.
             yield self._step_end.after(0)
-
-
-def unservable(turn: Turn) -> str | None:
-    """Why a row can never be served, whatever the system: it is recorded as rejected."""
-    if turn.input_tokens == 0:
-        return "empty prompt"
-    if turn.output_tokens == 0:
-        return "no output tokens in the source: it failed or was cancelled there"
-    return None
-
-
-def output_target(turn: Turn, max_model_len: int) -> int:
-    """Output tokens until the turn is done; a context stops one past `max_model_len`, as vLLM
-    0.3.3's `_check_stop` does."""
-    return min(turn.output_tokens, max(1, max_model_len + 1 - turn.input_tokens))
-
-
-def make_request(arrival: Arrival, *, last_turn_known: bool) -> Request:
-    """What the scheduler may know of a turn."""
-    turn = arrival.turn
-    return Request(
-        turn.request_id,
-        arrival_ns=arrival.arrival_ns,
-        input_tokens=turn.input_tokens,
-        session_id=turn.session_id,
-        turn=turn.turn,
-        client_id=turn.client_id,
-        parent_id=arrival.parent_id,
-        parent_prefix_tokens=turn.parent_prefix_tokens,
-        priority=turn.priority,
-        is_last_turn=arrival.is_last and last_turn_known,
-    )

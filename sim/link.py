@@ -3,6 +3,9 @@
 A job is submitted by a thread (serially), begins on the link once its first call is in and the job
 before it has ended, and ends when its bytes have moved and its last call is in. While both
 directions move, each is slower (the duplex rates); the time left is then counted anew.
+
+What is foretold (when a full queue takes a submitter's last call, how long copies will interfere
+with a step) knows every slow-down so far; of those to come it knows the one that is under way.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ class Job:
         "cost",
         "done",
         "end_ns",
+        "expected_ns",
         "ok",
         "ready_ns",
         "submit_ns",
@@ -45,6 +49,7 @@ class Job:
         self.submitted_ns = 0  # its last call is in
         self.begin_ns = 0
         self.end_ns = 0
+        self.expected_ns = 0  # its end as foretold, less the direction's lateness at that time
         self.done = done
         self.ok = True
         self.cancelled = False
@@ -75,12 +80,15 @@ class _Direction:
     def __init__(self, env: Clock, link: HostLink, slow_rate: int) -> None:
         self._env = env
         self._link = link
-        self._slow_rate = slow_rate
-        self._queue: deque[Job] = deque()
+        self.slow_rate = slow_rate
+        self._queue: deque[Job] = deque()  # the job under way first
         self._awake = env.event()
         self._changed = env.event()
         self.moving = False
-        self.busy_until = 0  # when its queue will be empty, if nothing else comes
+        self.busy_until = 0  # when its queue will be empty, if nothing else comes or slows it
+        self._late_ns = 0  # by how much the other direction has delayed this one, in all
+        self._rate = _ONE
+        self._rate_since = 0
         env.process(self._serve())
 
     def push(self, job: Job) -> None:
@@ -88,8 +96,28 @@ class _Direction:
         self._queue.append(job)
         begin = max(self.busy_until, job.ready_ns)
         self.busy_until = max(begin + job.cost.link_ns, job.submitted_ns + job.cost.last_piece_ns)
+        job.expected_ns = self.busy_until - self._late_ns
         if not self._awake.triggered:
             self._awake.succeed()
+
+    def fits_ns(self, cost: CopyCost, ready_ns: int, depth: int, stalls_ns: int) -> int:
+        """When the last call of a job pushed now finds room in the stream's queue, which holds
+        `depth` calls, whichever jobs they belong to: when so many are left to move."""
+        if stalls_ns:
+            return max(self.busy_until, ready_ns) + cost.link_ns - stalls_ns
+        left = depth - cost.calls
+        for job in reversed(self._queue):
+            if left < job.cost.calls:
+                return job.expected_ns + self._late_ns - left * job.cost.last_piece_ns
+            left -= job.cost.calls
+        return 0
+
+    def work_left(self, now: int) -> int:
+        """What it has to do until its queue is empty, in 1/1024 ns at the full rate."""
+        work = (self.busy_until - now) * _ONE
+        if self.moving:
+            work += (now - self._rate_since) * (_ONE - self._rate)
+        return work
 
     def rate_changed(self) -> None:
         """The other direction started or stopped moving."""
@@ -102,7 +130,7 @@ class _Direction:
             if not self._queue:
                 self._awake = env.event()
                 yield self._awake
-            job = self._queue.popleft()
+            job = self._queue[0]
             if job.ready_ns > env.now:
                 yield env.timeout(job.ready_ns - env.now)
             job.begin_ns = env.now
@@ -111,6 +139,7 @@ class _Direction:
             if last_call > env.now:
                 yield env.timeout(last_call - env.now)
             job.end_ns = env.now
+            self._queue.popleft()
             self._link.ended(job)
 
     def _move(self, link_ns: int) -> Generator[simpy.Event, object, None]:
@@ -121,11 +150,15 @@ class _Direction:
         other.rate_changed()
         left = link_ns * _ONE
         while left > 0:
-            rate = self._slow_rate if other.moving else _ONE
-            begin = env.now
+            rate = self._rate = self.slow_rate if other.moving else _ONE
+            begin = self._rate_since = env.now
             self._changed = env.event()
             yield env.timeout(-(-left // rate)) | self._changed
-            left -= (env.now - begin) * rate
+            elapsed = env.now - begin
+            left -= elapsed * rate
+            late = elapsed * (_ONE - rate) >> 10
+            self.busy_until += late
+            self._late_ns += late
         self.moving = False
         other.rate_changed()
 
@@ -174,10 +207,9 @@ class HostLink:
         begin = submitter_free_ns if threads is None else max(now, min(threads))
         job.ready_ns = begin + cost.first_call_ns
         job.submitted_ns = begin + cost.submit_ns
-        depth = self._costs.stalls_after(cost)
-        if depth:
-            link_end = max(server.busy_until, job.ready_ns) + cost.link_ns
-            job.submitted_ns = max(job.submitted_ns, link_end - depth)
+        costs = self._costs
+        fits = server.fits_ns(cost, job.ready_ns, costs.queue_depth, costs.stalls_after(cost))
+        job.submitted_ns = max(job.submitted_ns, fits)
         if threads is not None:
             threads[threads.index(min(threads))] = job.submitted_ns
         self.in_flight[copy.copy_id] = job
@@ -207,8 +239,18 @@ class HostLink:
     def slowdown(self, begin_ns: int, step_ns: int) -> int:
         """Nanoseconds a step from `begin_ns` gains by interference with copies under way."""
         extra = 0
-        for way, server in self._directions.items():
-            overlap = min(server.busy_until - begin_ns, step_ns)
-            if overlap > 0:
-                extra += overlap * self._costs.interference[way] >> 10
+        for way, busy_ns in zip(self._directions, self._busy_for(begin_ns), strict=True):
+            if busy_ns > 0:
+                extra += min(busy_ns, step_ns) * self._costs.interference[way] >> 10
         return extra
+
+    def _busy_for(self, now: int) -> tuple[int, int]:
+        """How long each direction will be busy, if nothing else comes."""
+        first, second = self._directions.values()
+        left, right = first.work_left(now), second.work_left(now)
+        if left <= 0 or right <= 0:
+            return left >> 10, right >> 10
+        left_ns, right_ns = -(-left // first.slow_rate), -(-right // second.slow_rate)
+        if left_ns <= right_ns:
+            return left_ns, left_ns + max(0, right - left_ns * second.slow_rate >> 10)
+        return right_ns + max(0, left - right_ns * first.slow_rate >> 10), right_ns

@@ -6,20 +6,13 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from calibrate import profile as profiles
 from calibrate.profile import Profile
-from policy.errors import ConfigError
-from policy.integrity import check_counts, check_integrity
 from policy.orders.base import Order
-from policy.orders.catalog import make_order
-from policy.pools.aging import CHURN_REQUESTS, churn, shuffle
-from policy.scheduler import Scheduler, picker
-from policy.settings import Settings
-from policy.systems import System
+from policy.scheduler import Scheduler
 from sim.clock import Clock
 from sim.costs import CopyCosts, StepCosts
 from sim.device import Device
@@ -32,25 +25,16 @@ from traces.provenance import provenance
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario
+from traces.serving import Serving, checker, make_scheduler, settings_for
 from traces.sources import open_workload
 from traces.turns import TurnDriver
-from traces.workload import Workload
-
-#: Checks: none, the cheap counts after every step (a full sweep every FULL_EVERY), or all always.
-CHECKS = ("off", "counts", "full")
-FULL_EVERY = 4096
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a scenario resolves to before anything runs."""
+class Setup(Serving):
+    """What a scenario resolves to before anything runs on the simulated machine."""
 
-    scenario: Scenario
-    system: System
     profile: Profile
-    settings: Settings
-    streams: Streams
-    workload: Workload
 
 
 def prepare(scenario: Scenario) -> Setup:
@@ -59,88 +43,15 @@ def prepare(scenario: Scenario) -> Setup:
     if scenario.profile_values:
         profile = profile.with_values(scenario.profile_values)
     streams = Streams(scenario.seed, scenario.run)
-    return Setup(
+    settings = settings_for(
         scenario,
-        scenario.resolve_system(),
-        profile,
-        settings_for(scenario, profile),
-        streams,
-        open_workload(scenario.workload, streams),
+        device_blocks=profile.device_blocks(scenario.pool.block_size),
+        host_blocks=profile.host_blocks(scenario.pool.block_size),
+        max_model_len=profile.model.max_model_len,
     )
-
-
-def settings_for(scenario: Scenario, profile: Profile) -> Settings:
-    """Pool sizes and limits, with the profile's memory and model where the scenario is silent."""
-    pool, limits = scenario.pool, scenario.limits
-    size = pool.block_size
-    device = pool.device_blocks or profile.device_blocks(size)
-    if device < 1:
-        raise ConfigError(f"pool.device_blocks: {profile.name} has no room for KV blocks")
-    host = pool.host_blocks if pool.host_blocks is not None else profile.host_blocks(size)
-    length = limits.max_model_len or profile.model.max_model_len
-    steps, nanoseconds = scenario.update_period()
-    return Settings(
-        device_blocks=device,
-        host_blocks=host,
-        block_size=size,
-        watermark=pool.watermark,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens or max(length, 2048),
-        max_paddings=limits.max_paddings,
-        max_model_len=length,
-        initial_group=scenario.groups.initial_blocks,
-        growth_group=scenario.groups.growth_blocks,
-        host_increment=scenario.groups.host_increment_blocks,
-        update_every=steps,
-        update_every_ns=nanoseconds,
-        min_run_steps=scenario.hysteresis.min_run_steps,
-        max_parkings=scenario.hysteresis.max_parkings,
-        token_quantum=scenario.hysteresis.token_quantum,
-    )
-
-
-def make_scheduler(setup: Setup, order: Order | None = None) -> Scheduler:
-    """The scheduler of a scenario, its pools aged as the scenario says."""
-    scenario, streams = setup.scenario, setup.streams
-    if order is None:
-        order = make_order(scenario.order_name, streams, scenario.order_settings())
-    scheduler = Scheduler(setup.settings, setup.system, order, streams, scenario.rates.start())
-    age(scheduler, setup)
-    return scheduler
-
-
-def age(scheduler: Scheduler, setup: Setup) -> None:
-    """Use both pools before time zero (`pool.aging`)."""
-    kind = setup.scenario.pool.aging
-    if kind == "none":
-        return
-    memory, settings = scheduler.state.memory, setup.settings
-    device_pick = picker(setup.streams, "age-device")
-    host_pick = picker(setup.streams, "age-host")
-    if kind == "shuffle":
-        shuffle(memory.device, device_pick)
-        shuffle(memory.host, host_pick)
-        return
-    blocks_for = memory.blocks_for
-    lengths = list(_some_lengths(setup.workload))
-    churn(
-        memory.device,
-        [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths],
-        device_pick,
-        settings.growth_group - 1,
-    )
-    churn(
-        memory.host,
-        [(blocks_for(prompt + reply), 0) for prompt, reply in lengths],
-        host_pick,
-        settings.host_increment if setup.system.reuse else 0,
-    )
-
-
-def _some_lengths(workload: Workload) -> Iterator[tuple[int, int]]:
-    """Lengths of the workload's first turns, over again if they are few."""
-    first = [(t.input_tokens, t.output_tokens) for t in islice(workload, CHURN_REQUESTS)]
-    return islice(cycle(first), CHURN_REQUESTS)
+    system = scenario.resolve_system()
+    workload = open_workload(scenario.workload, streams)
+    return Setup(scenario, system, settings, streams, workload, profile)
 
 
 def simulate(
@@ -225,27 +136,6 @@ def make_engine(
         check=checker(check),
         progress=progress,
     )
-
-
-def checker(kind: str) -> Callable[[Scheduler], None] | None:
-    """The function called after every schedule and update. Raises ConfigError for a bad name."""
-    if kind == "off":
-        return None
-    if kind == "full":
-        return check_integrity
-    if kind != "counts":
-        raise ConfigError(f"check: {kind!r} is not one of {', '.join(CHECKS)}")
-    calls = 0
-
-    def counts(scheduler: Scheduler) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % FULL_EVERY:
-            check_counts(scheduler)
-        else:
-            check_integrity(scheduler)
-
-    return counts
 
 
 def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from policy.errors import ConfigError
 from traces.draw import Streams
 from traces.generators.chat import HUMAN_GAP, MAX_GAP_S
 from traces.generators.laws import draw_mixture, seconds_to_ns
+from traces.strict import MAX_SECONDS, shown
 from traces.workload import Header, Turn, Workload
 
 
@@ -18,7 +19,8 @@ def with_times(
     """Give sessions without an arrival a Poisson one at `rate` per second, and turns without any
     time a think time by the law `think` (`human` or `none`). What the source has is kept.
 
-    Raises ConfigError at the first turn that needs a law that was not given.
+    Raises ConfigError at the first turn that needs a law that was not given, and for a session that
+    would begin more than ten years after the first.
     """
     if workload.header.timing == "open":
         return workload
@@ -40,16 +42,22 @@ def _timed(
         if turn.turn == 1 and turn.parent_id is None and turn.arrival_ns is None:
             if rate is None:
                 raise ConfigError(
-                    f"workload.rate: {header.source} has no arrival times;"
-                    " give the sessions per second at which they should begin"
+                    f"workload.rate: {shown(header.source)}: {turn.request_id} has no arrival time;"
+                    " give the sessions per second at which sessions should begin"
                 )
             clock += streams.exponential("arrival", "", sessions) / rate
             sessions += 1
+            if clock > MAX_SECONDS:
+                raise ConfigError(
+                    f"workload.rate: {rate:g} per second: session {sessions} would begin after more"
+                    f" than {MAX_SECONDS} seconds"
+                )
             yield replace(turn, arrival_ns=seconds_to_ns(clock))
         elif turn.arrival_ns is None and turn.think_ns is None and turn.gap_ns is None:
             if think is None:
                 raise ConfigError(
-                    f"workload.think: {header.source} has no think times; give human or none"
+                    f"workload.think: {shown(header.source)}: {turn.request_id} has no think time;"
+                    " give human or none"
                 )
             yield replace(turn, think_ns=_think_ns(think, streams, turn))
         else:

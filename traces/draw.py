@@ -15,6 +15,7 @@ from statistics import NormalDist
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _SCALE = 1.0 / (1 << 53)
+_BELOW_ONE = 1.0 - _SCALE
 _NORMAL = NormalDist()
 
 
@@ -42,7 +43,8 @@ class Streams:
 
     def uniform(self, purpose: str, name: str, k: int) -> float:
         """Uniform in the open interval (0, 1)."""
-        return ((self(purpose, name, k) >> 11) + 0.5) * _SCALE
+        drawn = ((self(purpose, name, k) >> 11) + 0.5) * _SCALE
+        return min(drawn, _BELOW_ONE)  # 53 ones and a half would be rounded to 1
 
     def normal(self, purpose: str, name: str, k: int) -> float:
         """Standard normal."""

@@ -17,7 +17,8 @@ _LIBRARIES = ("simpy", "numpy", "pandas", "pyarrow", "pydantic")
 
 
 def provenance(scenario: Scenario, profile: Any) -> dict[str, Any]:
-    """Everything needed to know which program made which numbers from what."""
+    """Everything needed to know which program made which numbers from what. `profile` is None for a
+    real machine."""
     return {
         "commit": commit(),
         "python": sys.version.split()[0],
@@ -27,7 +28,7 @@ def provenance(scenario: Scenario, profile: Any) -> dict[str, Any]:
         "seed": scenario.seed,
         "run": scenario.run,
         "scenario_hash": _hash(scenario.model_dump(mode="json")),
-        "profile_hash": profile.hash,
+        "profile_hash": None if profile is None else profile.hash,
         "workload_hash": workload_hash(scenario),
     }
 

@@ -174,31 +174,32 @@ class Recorder:
         finish_ns: int | None = None,
         cancel_ns: int | None = None,
         cancel_seen_step: int | None = None,
-    ) -> None:
-        """A turn finished, was rejected or cancelled, or the run ended before it did."""
+    ) -> tuple[Any, ...]:
+        """A turn finished, was rejected or cancelled, or the run ended before it did. Returns its
+        row of requests.parquet."""
         story = self._stories.pop(turn.request_id)
         self._leave(story)
         name = turn.request_id
         self._tables["spans"].extend([(name, *span) for span in story.spans])
-        self._tables["requests"].append(
-            (
-                turn.request_id,
-                turn.session_id,
-                turn.turn,
-                turn.client_id,
-                arrival_ns,
-                turn.input_tokens,
-                0 if request is None else request.cached_tokens,
-                output_tokens,
-                first_token_ns,
-                finish_ns,
-                cancel_ns,
-                cancel_seen_step,
-                0 if request is None else request.num_preemptions,
-                status,
-                reason,
-            )
+        row = (
+            turn.request_id,
+            turn.session_id,
+            turn.turn,
+            turn.client_id,
+            arrival_ns,
+            turn.input_tokens,
+            0 if request is None else request.cached_tokens,
+            output_tokens,
+            first_token_ns,
+            finish_ns,
+            cancel_ns,
+            cancel_seen_step,
+            0 if request is None else request.num_preemptions,
+            status,
+            reason,
         )
+        self._tables["requests"].append(row)
+        return row
 
     def copied(self, copy: CopyRecord, seen_step: int) -> None:
         """A copy's end was seen; `seen_step` is the first numbered plan made afterwards."""

@@ -13,10 +13,13 @@ with output tokens; a span stands for all tokens between two interruptions.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from policy.errors import ConfigError, InputError
+from traces.strict import quoted, reason, shown, shown_path
 
 #: Rows are turned into columns while they are still in the processor's cache, and written in
 #: groups of many such chunks.
@@ -116,6 +120,15 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A place that cannot be written is the user's to change: a ConfigError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
+
+
 class _Sink:
     """Where full chunks of a table go: memory, or a Parquet file."""
 
@@ -129,25 +142,27 @@ class _Sink:
         """One chunk."""
         self._chunks.append(pa.record_batch(arrays, schema=self.schema))
         if self._path is not None and len(self._chunks) >= CHUNKS_PER_GROUP:
-            self._write_group()
+            self._write_group(self._path)
 
     def close(self) -> pa.Table | None:
-        """The whole table, or None if it is on disk now."""
+        """The whole table, or None if it is on disk now. Raises ConfigError if it cannot be."""
         if self._path is None:
             return pa.Table.from_batches(self._chunks, schema=self.schema)
-        self._write_group()
+        self._write_group(self._path)
         if self._writer is not None:
-            self._writer.close()
+            with _writing(self._path):
+                self._writer.close()
         return None
 
-    def _write_group(self) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(
-                self._path, self.schema, compression="zstd", write_statistics=False
-            )
-        if self._chunks:
-            self._writer.write_table(pa.Table.from_batches(self._chunks, schema=self.schema))
-            self._chunks.clear()
+    def _write_group(self, path: Path) -> None:
+        with _writing(path):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    path, self.schema, compression="zstd", write_statistics=False
+                )
+            if self._chunks:
+                self._writer.write_table(pa.Table.from_batches(self._chunks, schema=self.schema))
+                self._chunks.clear()
 
 
 class Table:
@@ -223,9 +238,12 @@ class Recording:
         assert self.folder is not None
         path = self.folder / f"{name}.parquet"
         try:
-            return pq.read_table(path, columns=columns)
-        except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+            with pq.ParquetFile(path) as file:
+                _check_columns(file.schema_arrow, name, path)
+                table = file.read(columns)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
+        return table.select(columns) if columns else table
 
     def decision_lines(self) -> Iterator[str]:
         """Lines of decisions.jsonl, without their ends."""
@@ -233,11 +251,22 @@ class Recording:
             yield from self.decisions
             return
         path = self.folder / "decisions.jsonl"
-        if not path.exists():
-            raise InputError(f"{path}: the run was made without --decisions")
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\n")
+        try:
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    yield line.rstrip("\n")
+        except FileNotFoundError:
+            raise InputError(f"{shown_path(path)}: the run was made without --decisions") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
+
+
+def _check_columns(found: pa.Schema, name: str, path: Path) -> None:
+    """Raise InputError naming the first column that is not what this table has there."""
+    columns = [[f"{f.name} {f.type}" for f in schema] for schema in (found, SCHEMAS[name])]
+    for have, want in zip_longest(*columns, fillvalue="nothing"):
+        if have != want:
+            raise InputError(f"{shown_path(path)}: column {shown(have)} where {want} was due")
 
 
 def load(folder: Path) -> Recording:
@@ -245,46 +274,85 @@ def load(folder: Path) -> Recording:
     path = folder / "run.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
     if not isinstance(summary, dict):
-        raise InputError(f"{path}: not a JSON object")
+        raise InputError(f"{shown_path(path)}: {quoted(summary)} is not a JSON object")
     return Recording(summary, folder)
+
+
+# ---------------------------------------------------------------------- a folder to record into
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
     """A new, empty folder to record into; it gets the name `folder` if all goes well, replacing an
-    earlier recording, and vanishes if not.
+    earlier recording, and vanishes if not. A link is followed.
 
-    Raises ConfigError if `folder` exists and is not an earlier recording, or cannot be made.
+    Raises ConfigError, before anything is recorded, if `folder` exists and is not an earlier
+    recording, or cannot be made.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "run.json").exists():
-        raise ConfigError(f"{folder}: exists and is not a recording; it is left alone")
-    part = folder.with_name(f".{folder.name}.part")
-    try:
-        if part.exists():
-            _remove(part)
+    if folder.name in ("", ".."):
+        raise ConfigError(f"{folder}: is not the name of a new folder; give one, like runs/first")
+    with _writing(folder):
+        final = Path(os.path.realpath(folder))
+        _refuse_what_is_not_a_recording(final, folder)
+        part = _beside(final, "part")
+        _clear_what_a_killed_run_left(final)
         part.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
     try:
         yield part
+        with _writing(folder):
+            _publish(part, final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _refuse_what_is_not_a_recording(folder: Path, named: Path) -> None:
+    if not folder.exists():
+        return
+    inside = list(folder.iterdir()) if folder.is_dir() else [folder]
+    if inside and folder / "run.json" not in inside:
+        raise ConfigError(f"{shown_path(named)}: exists and is not a recording; it is left alone")
+    for path in inside:
+        if path.is_dir():
+            raise ConfigError(
+                f"{shown_path(named)}: holds the folder {shown(path.name)}, which no recording has;"
+                " it is left alone"
+            )
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _clear_what_a_killed_run_left(folder: Path) -> None:
+    part, earlier = _beside(folder, "part"), _beside(folder, "earlier")
+    if earlier.exists():
         if folder.exists():
-            _remove(folder)
-        part.rename(folder)
-    except BaseException:
-        _remove(part)
-        raise
+            shutil.rmtree(earlier)
+        else:  # killed between the two renames
+            earlier.rename(folder)
+    if part.exists():
+        shutil.rmtree(part)
 
 
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+def _publish(part: Path, folder: Path) -> None:
+    """Two renames, so that an earlier recording is there as a whole or not at all."""
+    earlier = _beside(folder, "earlier")
+    if folder.exists():
+        folder.rename(earlier)
+    part.rename(folder)
+    if earlier.exists():
+        shutil.rmtree(earlier)
 
 
 def write_summary(folder: Path, scenario: Any, summary: dict[str, Any]) -> None:
-    """run.json and scenario.yaml of a recording."""
-    (folder / "scenario.yaml").write_text(scenario.as_yaml(), encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    """run.json and scenario.yaml of a recording. Raises ConfigError if they cannot be written."""
+    texts = {
+        "scenario.yaml": scenario.as_yaml(),
+        "run.json": json.dumps(summary, indent=1) + "\n",
+    }
+    with _writing(folder):
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -20,6 +21,7 @@ from policy.errors import ConfigError
 from policy.orders.catalog import ORDERS, OrderSettings
 from policy.rates import Rates
 from policy.systems import System, custom_system, named_system
+from traces.strict import MAX_DIGITS, MAX_SECONDS, quoted, reason, shown, shown_path
 
 SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
 MAX_BYTES = 1 << 20
@@ -28,7 +30,10 @@ MAX_DEPTH = 32
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: Per second; per step. Beyond these, times are beyond all clocks.
+Rate = Annotated[float, Field(ge=1e-9, le=1e9)]
+Frequency = Annotated[float, Field(ge=1e-9, le=1)]
+Seconds = Annotated[float, Field(ge=1e-9, le=MAX_SECONDS)]
 
 
 class _Section(BaseModel):
@@ -45,7 +50,7 @@ class WorkloadSpec(_Section):
     format: str | None = None
     generator: Literal["chat"] | None = None
     conversations: Positive | None = None
-    rate: PositiveFloat | None = None
+    rate: Rate | None = None
     context_cap: Positive | None = None
     think: Literal["human", "none", "exponential"] | None = None
     think_mean_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
@@ -55,8 +60,8 @@ class PrioritySpec(_Section):
     """A replayed priority pattern. `frequency`: updates per step; `period_s`: by the clock."""
 
     pattern: Literal["none", "random", "markov"] = "none"
-    frequency: Annotated[float, Field(gt=0, le=1)] | None = None
-    period_s: PositiveFloat | None = None
+    frequency: Frequency | None = None
+    period_s: Seconds | None = None
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     stay: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
@@ -205,11 +210,14 @@ class Scenario(_Section):
 
     def as_yaml(self) -> str:
         """The resolved scenario, every default written out."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        text: str = yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
         return text
 
 
 # ---------------------------------------------------------------------- loading
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
@@ -219,26 +227,48 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
+            raise _marked("aliases are not allowed", self.peek_event())  # type: ignore[no-untyped-call]
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MAX_DEPTH}", mark)
+            raise _marked(f"nested deeper than {MAX_DEPTH}", self.peek_event())  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML's own ways to say that a value is not what its tag says it is.
+            kind = node.tag.rpartition(":")[2]
+            raise _marked(f"not of type {kind}: {error}", node) from None
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise _marked("a key must be a single value", key_node)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"{key!r} is given twice", key_node.start_mark
-                )
+                raise _marked(f"{quoted(key)} is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if node.tag in _NUMBERS and len(value) > 2 * MAX_DIGITS:
+            raise _marked(f"a number of {len(value)} digits, limit {2 * MAX_DIGITS}", node)
+        value.encode()  # an escape can spell half a character, which is no text: ValueError
+        return value
+
+
+def _marked(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    """An error at a node or an event."""
+    return yaml.MarkedYAMLError(None, None, problem, where.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or 1.2 would take for something else than a string."""
 
 
 _SCALARS = (
@@ -253,21 +283,31 @@ _SCALARS = (
 )
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first)
+        )
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """A YAML document by the rules above. Raises ConfigError with file and line."""
-    if len(text.encode()) > MAX_BYTES:
+    where = shown(where, 1000)
+    if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise ConfigError(f"{where}: larger than {MAX_BYTES} bytes")
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{where}:{line}: {shown(error.reason)}: U+{error.character:04X}"
+        ) from None
     try:
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigError(f"{where}:{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+        line = error.problem_mark.line + 1 if error.problem_mark else loader.line + 1
+        raise ConfigError(f"{where}:{line}: {shown(str(error.problem or error), 200)}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{where}:{loader.line + 1}: {reason(error)}") from None
     finally:
         loader.dispose()
 
@@ -275,13 +315,15 @@ def parse_yaml(text: str, where: str) -> Any:
 def find(name_or_path: str) -> Path:
     """A scenario that ships, by name, or a path. Raises ConfigError listing the names."""
     shipped = SCENARIOS / f"{name_or_path}.yaml"
-    if shipped.exists():
+    # os.path knows of names that no file can have, where Path.exists raises
+    if os.path.isfile(shipped):
         return shipped
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
+    if os.path.isfile(name_or_path):
+        return Path(name_or_path)
     names = ", ".join(sorted(p.stem for p in SCENARIOS.glob("*.yaml")))
-    raise ConfigError(f"scenario: {name_or_path!r} is neither a file nor one of {names}")
+    raise ConfigError(
+        f"scenario: {shown(name_or_path, 300)!r} is neither a file nor one of {names}"
+    )
 
 
 def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
@@ -291,12 +333,15 @@ def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
     """
     path = find(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        # parse_yaml refuses what is too long; it may end within a character here
+        text = raw.decode(errors="strict" if len(raw) <= MAX_BYTES else "replace")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: not a mapping")
+        raise ConfigError(f"{shown_path(path)}: not a mapping")
     data.setdefault("name", path.stem)
     _find_beside(data, path)
     return build(merge(data, values or {}), str(path))
@@ -305,10 +350,10 @@ def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
 def _find_beside(data: dict[str, Any], path: Path) -> None:
     spec = data.get("workload")
     name = spec if isinstance(spec, str) else spec.get("file") if isinstance(spec, dict) else None
-    if not isinstance(name, str) or Path(name).is_absolute() or Path(name).exists():
+    if not isinstance(name, str) or os.path.isabs(name) or os.path.exists(name):
         return
     beside = path.parent / name
-    if beside.exists():
+    if os.path.exists(beside):
         if isinstance(spec, dict):
             spec["file"] = str(beside)
         else:
@@ -328,7 +373,7 @@ def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
             if name == "workload" and isinstance(child, str):
                 child = node[name] = {"file": child}
             if not isinstance(child, dict):
-                raise ConfigError(f"--set {path}: {name} is not a mapping")
+                raise ConfigError(f"--set {shown(path)}: {shown(name)} is not a mapping")
             node = child
         node[last] = value
     return merged
@@ -336,14 +381,16 @@ def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def build(data: dict[str, Any], where: str) -> Scenario:
     """Validate a mapping. Raises ConfigError naming the first bad field and its limit."""
+    where = shown(where, 1000)
     try:
         scenario = Scenario.model_validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {field}: {first['msg']}") from None
+        named = f"{shown(field)}: " if field else ""
+        raise ConfigError(f"{where}: {named}{shown(first['msg'], 300)}") from None
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {reason(error)}") from None
     _check(scenario, where)
     return scenario
 
@@ -356,12 +403,15 @@ def _check(scenario: Scenario, where: str) -> None:
         raise ConfigError(f"{where}: workload: generator chat needs conversations and rate")
     if scenario.order_name not in ORDERS:
         raise ConfigError(
-            f"{where}: order: {scenario.order_name!r} is not one of {', '.join(ORDERS)}"
+            f"{where}: order: {quoted(scenario.order_name)} is not one of {', '.join(ORDERS)}"
         )
-    scenario.resolve_system()
-    scenario.update_period()
-    for name in scenario.systems:
-        named_system(name)
+    try:
+        scenario.resolve_system()
+        scenario.update_period()
+        for name in scenario.systems:
+            named_system(name)
+    except ConfigError as error:  # quotes what the file says, however long
+        raise ConfigError(shown(str(error), 500)) from None
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -370,8 +420,10 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         path, equals, text = pair.partition("=")
         if not equals or not path:
-            raise ConfigError(f"--set {pair!r}: must be name=value, like pool.aging=none")
-        values[path] = parse_yaml(text, f"--set {path}")
+            raise ConfigError(
+                f"--set {shown(pair, 200)!r}: must be name=value, like pool.aging=none"
+            )
+        values[path] = parse_yaml(text, f"--set {shown(path, 200)}")
     return values
 
 

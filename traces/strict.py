@@ -1,7 +1,10 @@
 """Strict, streaming input: every way a file can be broken ends in one InputError that names it.
 
 Limits: a line of 1 MiB (JSON documents 256 MiB), 4 GiB unpacked, 200:1 after the first MiB, ids of
-128 characters, 2**24 tokens, numbers of 32 digits.
+128 characters, 2**24 tokens, numbers of 32 digits, times of ten years.
+
+`count_of` and `nanoseconds_of` also take the text of a CSV cell; in JSON a number in quotes is not
+a number, so readers of JSON use `json_count_of`, `json_nanoseconds_of` and `block_ids_of`.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import gzip
 import io
 import json
 import math
+import os
+import re
 import zlib
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,9 +31,42 @@ MAX_UNPACKED = 1 << 32
 MAX_RATIO = 200
 MAX_DIGITS = 32
 MAX_SECONDS = 10 * 366 * 86400
+MAX_BLOCK_ID = 1 << 62
+#: Most tokens of one block of a prompt.
+MAX_BLOCK_SIZE = 1 << 16
 
 _CHUNK = 1 << 16
 _GZIP = b"\x1f\x8b"
+_SECOND = 1_000_000_000
+#: A time in CSV: no sign, no blanks, no underscores, ASCII digits alone; no exponent that overflows.
+_DECIMAL = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
+#: Digits enough that a product of any such time is exact, and is rounded once.
+_EXACT = Context(prec=4 * MAX_DIGITS)
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """`text` as a message may quote it: on one line, in at most `limit` characters."""
+    if len(text) <= limit and text.isprintable():
+        return text
+    escaped = text if text.isprintable() else repr(text[: limit + 1])[1:-1]
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
+
+
+def quoted(value: Any) -> str:
+    """A value as a message names it. Lists and objects are not spelled out: they may be deep."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return shown(repr(value), 40)
+
+
+def shown_path(path: Path) -> str:
+    """A path as a message names it."""
+    return shown(str(path), 1000)
+
+
+def reason(error: Exception) -> str:
+    """What the system says of a file that cannot be used, on one line."""
+    return shown((isinstance(error, OSError) and error.strerror) or str(error), 200)
 
 
 class Place:
@@ -41,24 +79,22 @@ class Place:
         self.line = line
 
     def fail(self, problem: str, field: str = "") -> NoReturn:
-        """Raise InputError: file, line, field, what is wrong with it."""
-        where = f"{self.path}:{self.line}" if self.line else f"{self.path}"
-        raise InputError(f"{where}: {field + ': ' if field else ''}{problem}")
+        """Raise InputError: file, line, field, what is wrong with it; on one line, whatever the
+        file has in it."""
+        where = shown_path(self.path) + (f":{self.line}" if self.line else "")
+        named = f"{shown(field)}: " if field else ""
+        raise InputError(f"{where}: {named}{shown(problem, 300)}")
 
 
 class _Guarded(io.RawIOBase):
-    """Bytes of a file, gzip or plain, that stop at the unpacking limits."""
+    """Bytes of an open file, gzip or plain, that stop at the unpacking limits."""
 
-    def __init__(self, path: Path, place: Place) -> None:
+    def __init__(self, raw: io.BufferedReader, place: Place) -> None:
         super().__init__()
         self._place = place
-        self._packed = path.stat().st_size
+        self._packed = os.fstat(raw.fileno()).st_size
         self._unpacked = 0
-        raw = path.open("rb")
-        self._raw = raw
-        is_gzip = raw.read(2) == _GZIP
-        raw.seek(0)
-        self._file: Any = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+        self._file: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP else raw
 
     def readable(self) -> bool:
         return True
@@ -76,34 +112,43 @@ class _Guarded(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-            self._raw.close()
-        super().close()
-
 
 def open_lines(path: Path, place: Place, limit: int = MAX_LINE) -> Iterator[str]:
-    """Lines of a UTF-8 file, gzip or plain, without their ends; `place.line` follows."""
+    """Lines of a UTF-8 file, gzip or plain, without their ends; `place.line` follows.
+
+    Raises InputError for a file that cannot be read, and for a line of more than `limit` bytes.
+    """
     try:
-        guarded = _Guarded(path, place)
-    except OSError as error:
-        place.fail(f"cannot be read: {error.strerror}")
-    with io.BufferedReader(guarded, _CHUNK) as reader:
-        first = True
-        while True:
-            raw = reader.readline(limit + 1)
-            if not raw:
-                return
-            place.line += 1
-            if len(raw) > limit:
-                place.fail(f"line is longer than {limit} bytes")
-            try:
-                text = raw.decode("utf-8-sig" if first else "utf-8")
-            except UnicodeDecodeError as error:
-                place.fail(f"not UTF-8: {error.reason} at byte {error.start}")
-            first = False
-            yield text.rstrip("\r\n")
+        with path.open("rb") as raw, io.BufferedReader(_Guarded(raw, place), _CHUNK) as reader:
+            first = True
+            while line := reader.readline(limit + 1):
+                place.line += 1
+                if len(line) > limit:
+                    place.fail(f"line is longer than {limit} bytes")
+                try:
+                    text = line.decode("utf-8-sig" if first else "utf-8")
+                except UnicodeDecodeError as error:
+                    place.fail(f"not UTF-8: {error.reason} at byte {error.start}")
+                first = False
+                yield text.rstrip("\r\n")
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        place.fail(f"cannot be read: {reason(error)}")
+
+
+def read_document(path: Path, place: Place, limit: int = MAX_DOCUMENT) -> str:
+    """All of a UTF-8 file, gzip or plain, for formats that are not read line by line.
+
+    Raises InputError for what `open_lines` does, and for more than `limit` characters.
+    """
+    lines = []
+    size = 0
+    for line in open_lines(path, place, limit):
+        lines.append(line)
+        size += len(line) + 1
+        if size > limit:
+            place.fail(f"document is longer than {limit} bytes")
+    place.line = 0
+    return "\n".join(lines)
 
 
 def csv_rows(lines: Iterator[str], place: Place) -> Iterator[list[str]]:
@@ -119,7 +164,10 @@ def csv_rows(lines: Iterator[str], place: Place) -> Iterator[list[str]]:
 
 
 def parse_json(text: str, place: Place) -> Any:
-    """One JSON value: no NaN, no infinities, no duplicate keys, no numbers beyond sense."""
+    """One JSON value: no NaN, no infinities, no duplicate keys, no numbers beyond sense.
+
+    `text` is the line that `place` is at, or a whole document if that has no line.
+    """
     try:
         return json.loads(
             text,
@@ -129,6 +177,7 @@ def parse_json(text: str, place: Place) -> Any:
             object_pairs_hook=lambda pairs: _object(pairs, place),
         )
     except json.JSONDecodeError as error:
+        place.line = place.line or error.lineno  # a document knows its line only now
         place.fail(f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         place.fail("nested too deeply")
@@ -153,7 +202,7 @@ def _object(pairs: list[tuple[str, Any]], place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            place.fail("given twice", field=key[:MAX_ID])
+            place.fail("given twice", field=key)
         found[key] = value
     return found
 
@@ -161,11 +210,11 @@ def _object(pairs: list[tuple[str, Any]], place: Place) -> dict[str, Any]:
 def text_of(value: Any, field: str, place: Place) -> str:
     """An id: a string of 1 to 128 printable characters."""
     if not isinstance(value, str):
-        place.fail(f"{value!r:.40} is not a string", field)
+        place.fail(f"{quoted(value)} is not a string", field)
     if not 1 <= len(value) <= MAX_ID:
         place.fail(f"{len(value)} characters, must be 1 to {MAX_ID}", field)
     if not value.isprintable():
-        place.fail(f"{value!r:.40} has unprintable characters", field)
+        place.fail(f"{quoted(value)} has unprintable characters", field)
     return value
 
 
@@ -173,35 +222,56 @@ def count_of(value: Any, field: str, place: Place, limit: int = MAX_TOKENS, low:
     """A whole number in low..limit, from JSON or from CSV text."""
     if isinstance(value, str):
         if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
-            place.fail(f"{value!r:.40} is not a whole number", field)
+            place.fail(f"{quoted(value)} is not a whole number", field)
         value = int(value)
+    return json_count_of(value, field, place, limit, low)
+
+
+def json_count_of(
+    value: Any, field: str, place: Place, limit: int = MAX_TOKENS, low: int = 0
+) -> int:
+    """A whole number in low..limit, from JSON: not a string, not 1.0, not true."""
     if isinstance(value, bool) or not isinstance(value, int):
-        place.fail(f"{value!r:.40} is not a whole number", field)
+        place.fail(f"{quoted(value)} is not a whole number", field)
     if not low <= value <= limit:
         place.fail(f"{value} is not in {low} to {limit}", field)
-    return int(value)
+    return value
 
 
-def nanoseconds_of(value: Any, field: str, place: Place, per_unit: int = 1_000_000_000) -> int:
-    """A time >= 0 in whole nanoseconds, from a JSON number or CSV text in units of `per_unit` ns.
+def block_ids_of(value: Any, field: str, place: Place) -> tuple[int, ...]:
+    """Ids of a prompt's blocks, from a JSON list of whole numbers."""
+    if not isinstance(value, list):
+        place.fail(f"{quoted(value)} is not a list", field)
+    return tuple(json_count_of(i, field, place, MAX_BLOCK_ID) for i in value)
+
+
+def nanoseconds_of(value: Any, field: str, place: Place, per_unit: int = _SECOND) -> int:
+    """A time of 0 to ten years in whole nanoseconds, from a JSON number or CSV text in units of
+    `per_unit` ns.
 
     CSV text is read as a decimal, so no precision is lost before the one rounding.
     """
-    if isinstance(value, str):
-        if len(value) > 2 * MAX_DIGITS:
-            place.fail(f"a number of {len(value)} digits, limit {2 * MAX_DIGITS}", field)
-        try:
-            exact = Decimal(value)
-        except InvalidOperation:
-            place.fail(f"{value!r:.40} is not a number", field)
-        if not exact.is_finite():
-            place.fail(f"{value!r:.40} is not a finite number", field)
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        place.fail(f"{value!r:.40} is not a number", field)
-    else:
-        exact = Decimal(repr(value))
-    if exact < 0:
-        place.fail(f"{value} is negative", field)
-    if exact * per_unit > MAX_SECONDS * 1_000_000_000:
-        place.fail(f"{value} is more than {MAX_SECONDS} seconds", field)
-    return int((exact * per_unit).to_integral_value())
+    if not isinstance(value, str):
+        return json_nanoseconds_of(value, field, place, per_unit)
+    if len(value) > 2 * MAX_DIGITS:
+        place.fail(f"a number of {len(value)} digits, limit {2 * MAX_DIGITS}", field)
+    if not _DECIMAL.fullmatch(value):
+        place.fail(f"{quoted(value)} is not a number >= 0", field)
+    return _in_ns(Decimal(value), field, place, per_unit)
+
+
+def json_nanoseconds_of(value: Any, field: str, place: Place, per_unit: int = _SECOND) -> int:
+    """A time of 0 to ten years in whole nanoseconds, from a JSON number in units of `per_unit` ns:
+    not a string, not true."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        place.fail(f"{quoted(value)} is not a number", field)
+    if isinstance(value, float):
+        return _in_ns(Decimal(repr(value)), field, place, per_unit)
+    return _in_ns(Decimal(value), field, place, per_unit)
+
+
+def _in_ns(time: Decimal, field: str, place: Place, per_unit: int) -> int:
+    limit = MAX_SECONDS * _SECOND // per_unit
+    if not 0 <= time <= limit:
+        place.fail(f"{shown(str(time), 40)} is not in 0 to {limit}", field)
+    return int(_EXACT.multiply(time, Decimal(per_unit)).to_integral_value())

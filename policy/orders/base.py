@@ -17,7 +17,7 @@ class Order:
     * True: at every priority update as well (every 1/frequency steps, see `UpdateClock`).
 
     A subclass overrides what it needs. It must not change the request, ask for the time or draw
-    random numbers by itself; `policy.contract` checks it.
+    random numbers by itself.
     """
 
     name = "fcfs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from policy.errors import InvariantError
@@ -49,6 +49,12 @@ class Pool(Protocol):
         """Give `holder` `count` more blocks, and up to `reserve` unused ones next to them.
 
         Raises OutOfBlocks, with nothing changed, if fewer than `count` are available.
+        """
+
+    def grow(self, holders: Sequence[Allocation], reserve: int) -> None:
+        """`allocate` one block to each of `holders`, in order: what a decode step needs.
+
+        Raises OutOfBlocks, with nothing changed, if there are fewer blocks than holders.
         """
 
     def truncate(self, holder: Allocation, keep: int) -> None:

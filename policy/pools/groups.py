@@ -12,7 +12,7 @@ space; under shortage the pool takes them back. The order in which room is looke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from policy.errors import OutOfBlocks
 from policy.pools.allocation import Allocation, check_partition
@@ -78,6 +78,24 @@ class GroupPool:
             else:
                 count = self._attach(holder, start, length, count)
 
+    def grow(self, holders: Sequence[Allocation], reserve: int) -> None:
+        """One block for each, mostly from its tail."""
+        if len(holders) > self.num_available:
+            raise OutOfBlocks(
+                f"{self.name}: {len(holders)} blocks wanted, {self.num_available} available"
+            )
+        for holder in holders:
+            if holder.reserved > 1:
+                runs = holder.runs
+                assert runs is not None
+                last = runs[-1]
+                holder.blocks.append(last[0] + last[1])
+                last[1] += 1
+                holder.reserved -= 1
+                self.num_reserved -= 1
+            else:
+                self.allocate(holder, 1, reserve)
+
     def truncate(self, holder: Allocation, keep: int) -> None:
         """Free the blocks from index `keep` on, and the reserved tail."""
         self.drop_tail(holder)
@@ -101,20 +119,20 @@ class GroupPool:
     def split(self, holder: Allocation, at: int) -> Allocation:
         """Move the blocks from index `at` on, and the tail, to a new allocation."""
         suffix = self.new()
-        assert holder.runs is not None
+        runs = holder.runs
+        assert runs is not None
         if at < len(holder.blocks):
             suffix.blocks = holder.blocks[at:]
             del holder.blocks[at:]
-            seen = 0
-            for index, (start, length) in enumerate(holder.runs):
-                if seen + length > at:
-                    head = at - seen
-                    suffix.runs = [[start + head, length - head], *holder.runs[index + 1 :]]
-                    del holder.runs[index:]
-                    if head:
-                        holder.runs.append([start, head])
-                    break
-                seen += length
+            index, head = 0, at
+            while head >= runs[index][1]:
+                head -= runs[index][1]
+                index += 1
+            start, length = runs[index]
+            suffix.runs = [[start + head, length - head], *runs[index + 1 :]]
+            del runs[index:]
+            if head:
+                runs.append([start, head])
             self._move_tail(holder, suffix)
         return suffix
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from policy.errors import OutOfBlocks
 from policy.pools.allocation import Allocation, check_partition
@@ -51,6 +51,14 @@ class PagedPool:
             del free[-count:]
             taken.reverse()
             holder.blocks.extend(taken)
+
+    def grow(self, holders: Sequence[Allocation], reserve: int) -> None:  # noqa: ARG002
+        """Pop a block for each."""
+        free = self.free_list
+        if len(holders) > len(free):
+            raise OutOfBlocks(f"{self.name}: {len(holders)} blocks wanted, {len(free)} free")
+        for holder in holders:
+            holder.blocks.append(free.pop())
 
     def truncate(self, holder: Allocation, keep: int) -> None:
         """Push the blocks from index `keep` on, in table order."""

@@ -23,6 +23,7 @@ from sim.simulate import Setup
 from traces.recorder import Recorder, decision_line
 from traces.recording import Recording
 from traces.scenario import Scenario
+from traces.serving import make_scheduler
 from traces.workload import Turn
 
 
@@ -194,7 +195,7 @@ class NaiveEngine(Engine):
 def naive_simulate(scenario: Scenario, fails: Any = None) -> Recording:
     """`simulate`, the long way; in memory, with decisions."""
     setup = machine.prepare(scenario)
-    scheduler = machine.make_scheduler(setup)
+    scheduler = make_scheduler(setup)
     recorder = NaiveRecorder()
     engine = machine.make_engine(setup, scheduler, recorder, "off")
     _make_naive(engine, setup, scheduler)
@@ -206,7 +207,7 @@ def naive_simulate(scenario: Scenario, fails: Any = None) -> Recording:
 def fast_simulate(scenario: Scenario, fails: Any = None) -> Recording:
     """`simulate` with an injected failure, in memory, with decisions."""
     setup = machine.prepare(scenario)
-    scheduler = machine.make_scheduler(setup)
+    scheduler = make_scheduler(setup)
     recorder = Recorder(decisions=True)
     engine = machine.make_engine(setup, scheduler, recorder, "off")
     engine.link._fails = fails

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
+from tests.helpers.watchdog import NoProgress, Watchdog
 
 Tag = tuple[str, int]
 
@@ -189,7 +190,7 @@ class ShadowMachine:
     def _end(self, moving: _Moving) -> CopyResult:
         copy = moving.copy
         ok = not moving.cancelled and not self.fail(copy)
-        if ok:
+        if ok or (moving.cancelled and self.writes_after_all()):
             now = [list(slots) for slots in self._sources(copy)]
             source = moving.source if moving.early else now
             for (device, host, length), base in self._spans(copy):
@@ -205,6 +206,10 @@ class ShadowMachine:
                 for i in range(length):
                     self.device[device + i][:] = [None] * self.size
         return CopyResult(copy.copy_id, ok, self.now_ns)
+
+    def writes_after_all(self) -> bool:
+        """Whether a cancelled copy had been submitted already: it moves what is there by now."""
+        return self.rng.random() < 0.5
 
     def _spans(self, copy: Copy):
         base = 0
@@ -237,10 +242,19 @@ class ShadowMachine:
 
 
 def serve(
-    machine: ShadowMachine, turns: list[Turn], *, check=None, max_plans: int = 100_000
+    machine: ShadowMachine,
+    turns: list[Turn],
+    *,
+    check=None,
+    max_plans: int = 100_000,
+    patience: int = 200,
 ) -> list[Plan]:
-    """Serve all turns to the end. A turn with a parent arrives once its parent has ended."""
+    """Serve all turns to the end. A turn with a parent arrives once its parent has ended.
+
+    Raises NoProgress after `patience` plans in a row from which nobody gained anything.
+    """
     scheduler = machine.scheduler
+    watchdog = Watchdog(scheduler, patience)
     waiting = sorted(turns, key=lambda t: (t.arrival_ns, t.request_id))
     plans: list[Plan] = []
     for _ in range(max_plans):
@@ -258,6 +272,7 @@ def serve(
             machine.arrive(turn)
             waiting.remove(turn)
         plan = scheduler.schedule(machine.now_ns)
+        watchdog.look(plan)
         plans.append(plan)
         if check is not None:
             check(scheduler)
@@ -269,6 +284,8 @@ def serve(
             scheduler.update(Outcome(False, now, now, None, (), tuple(results)))
         elif not waiting and not scheduler.num_live:
             return plans
+        elif not waiting:
+            raise NoProgress(f"nothing is under way; the plan waits on {plan.waiting_on}")
         else:
             machine.now_ns = max(machine.now_ns + 1, min(t.arrival_ns for t in waiting))
         if check is not None:

@@ -6,15 +6,19 @@ sessions: every row is a conversation of one turn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from traces.readers.base import column_indexes
-from traces.strict import Place, count_of, csv_rows, open_lines
+from traces.readers.base import table_rows
+from traces.strict import MAX_SECONDS, Place, count_of, quoted
 from traces.workload import Header, Turn
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:\+00:00)?", re.ASCII
+)
 
 
 class AzureReader:
@@ -38,40 +42,40 @@ class AzureReader:
 
     def _turns(self, path: Path) -> Iterator[Turn]:
         place = Place(path)
-        rows = csv_rows(open_lines(path, place), place)
-        names = next(rows, None)
-        if names is None:
-            place.fail("empty file")
-        index = column_indexes(names, COLUMNS, place)
         start: int | None = None
         before = 0
-        for number, row in enumerate(rows):
-            if len(row) != len(names):
-                place.fail(f"{len(row)} fields, the header has {len(names)}")
-            stamp = _nanoseconds(row[index["TIMESTAMP"]], place)
-            start = stamp if start is None else start
-            if stamp < before:
+        for number, (stamp, given, got) in enumerate(table_rows(path, COLUMNS, place)):
+            at = _nanoseconds(stamp)
+            if at is None:
+                problem = f"{quoted(stamp)} is not a time like 2023-11-16 18:15:46.6805900"
+                place.fail(problem, "TIMESTAMP")
+            if start is None:
+                start = before = at
+            if at < before:
                 place.fail("time runs backwards", "TIMESTAMP")
-            before = stamp
+            if at - start > MAX_SECONDS * 1_000_000_000:
+                place.fail(f"more than {MAX_SECONDS} seconds after the first row", "TIMESTAMP")
+            before = at
             request_id = f"r{number:07d}"
             yield Turn(
                 request_id,
                 request_id,
                 1,
-                count_of(row[index["ContextTokens"]], "ContextTokens", place),
-                count_of(row[index["GeneratedTokens"]], "GeneratedTokens", place),
-                arrival_ns=stamp - start,
+                count_of(given, "ContextTokens", place),
+                count_of(got, "GeneratedTokens", place),
+                arrival_ns=at - start,
             )
 
 
-def _nanoseconds(text: str, place: Place) -> int:
-    """`2023-11-16 18:15:46.6805900`: up to nine fractional digits, kept exactly."""
-    whole, _, fraction = text.partition(".")
-    fraction = fraction.removesuffix("+00:00")
+def _nanoseconds(text: str) -> int | None:
+    """`2023-11-16 18:15:46.6805900`, UTC: up to nine fractional digits, kept exactly. None if it is
+    no time."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
     try:
-        moment = datetime.strptime(whole, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
-        place.fail(f"{text!r:.40} is not a time like 2023-11-16 18:15:46.6805900", "TIMESTAMP")
-    if fraction and not (fraction.isascii() and fraction.isdigit() and len(fraction) <= 9):
-        place.fail(f"{text!r:.40} has a bad fraction of a second", "TIMESTAMP")
-    return int(moment.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or "0")
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:  # no such day, or no such hour
+        return None
+    return int(moment.timestamp()) * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from policy.errors import ConfigError
 from traces.readers.azure import AzureReader
-from traces.readers.base import Reader, unique
+from traces.readers.base import Reader
 from traces.readers.kv_cache_tester import KvCacheTesterReader, KvCacheTesterTableReader
 from traces.readers.mooncake import MooncakeReader
 from traces.readers.native import NativeReader
 from traces.readers.sharegpt import ShareGptReader
-from traces.strict import MAX_DOCUMENT, Place, open_lines
+from traces.strict import MAX_DOCUMENT, Place, open_lines, quoted
 from traces.workload import Turn, Workload
 
 READERS: tuple[Reader, ...] = (
@@ -32,7 +32,7 @@ def reader_for(path: Path, name: str | None = None) -> Reader:
         for reader in READERS:
             if reader.name == name:
                 return reader
-        raise ConfigError(f"format: {name!r} is not one of {names}")
+        raise ConfigError(f"format: {quoted(name)} is not one of {names}")
     place = Place(path)
     first = next(open_lines(path, place, MAX_DOCUMENT), None)
     if first is None:
@@ -53,8 +53,7 @@ def read_workload(path: Path, name: str | None = None) -> Workload:
     header, _ = reader.read(path)
 
     def turns() -> Iterator[Turn]:
-        place = Place(path)
         _, rows = reader.read(path)
-        yield from unique(rows, place)
+        return rows
 
     return Workload(header, turns)

@@ -14,48 +14,60 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from traces.readers.base import column_indexes
+from traces.readers.base import check_blocks, id_within, table_rows, unique
 from traces.strict import (
+    MAX_BLOCK_ID,
     MAX_DOCUMENT,
     Place,
+    block_ids_of,
     count_of,
-    csv_rows,
+    json_count_of,
+    json_nanoseconds_of,
     nanoseconds_of,
-    open_lines,
     parse_json,
+    quoted,
+    read_document,
     text_of,
 )
 from traces.workload import Header, Turn
 
+#: Tokens of a block, in every published trace; the header of the workload says so.
+BLOCK = 64
 #: Most blocks of one prompt.
 MAX_BLOCKS = 1 << 20
 
-COLUMNS = (
-    "id",
-    "turn",
-    "t",
-    "type",
-    "model",
-    "in",
-    "out",
-    "api_time",
-    "think_time",
-    "stop",
-    "block_size",
-    "tool_tokens",
-    "system_tokens",
-    "n_blocks",
-    "shared_prefix_blocks",
-    "hash_id_ranges",
-)
 _HEADER = {
     "source": "kv-cache-tester",
     "licence": "Apache-2.0",
     "timing": "closed",
     "time_resolution_s": 1e-3,
-    "block_size": 64,
+    "block_size": BLOCK,
     "hash_scope": "session",
 }
+
+
+class _Cells(NamedTuple):
+    """A row of the table; `in` is a word of the language."""
+
+    id: str
+    turn: str
+    t: str
+    type: str
+    model: str
+    in_: str
+    out: str
+    api_time: str
+    think_time: str
+    stop: str
+    block_size: str
+    tool_tokens: str
+    system_tokens: str
+    n_blocks: str
+    shared_prefix_blocks: str
+    hash_id_ranges: str
+
+
+COLUMNS = tuple(name.rstrip("_") for name in _Cells._fields)
 
 
 class _Launch(NamedTuple):
@@ -80,48 +92,57 @@ class KvCacheTesterTableReader:
 
     def _turns(self, path: Path) -> Iterator[Turn]:
         place = Place(path)
-        rows = csv_rows(open_lines(path, place), place)
-        names = next(rows, None)
-        if names is None:
-            place.fail("empty file")
-        column_indexes(names, COLUMNS, place)
-        session, turn, before = "", 0, 0
+        session: str | None = None
+        due = tokens_before = begin_before = 0
         seen: set[str] = set()
-        for row in rows:
-            if len(row) != len(names):
-                place.fail(f"{len(row)} fields, the header has {len(names)}")
-            cell = dict(zip(names, row, strict=True))
-            name = text_of(cell["id"], "id", place)
+        for row in table_rows(path, COLUMNS, place):
+            cell = _Cells(*row)
+            name = cell.id
             if name != session:
+                text_of(name, "id", place)
                 if name in seen:
                     place.fail(f"{name!r} came before, its rows must be together", "id")
                 seen.add(name)
-                session, turn, before = name, 0, 0
-            turn += 1
-            if count_of(cell["turn"], "turn", place) != turn:
-                place.fail(f"{cell['turn']} where {turn} was due", "turn")
-            tokens = count_of(cell["in"], "in", place)
-            size = count_of(cell["block_size"], "block_size", place, limit=1 << 16, low=1)
-            shared = count_of(cell["shared_prefix_blocks"], "shared_prefix_blocks", place)
-            yield Turn(
-                f"{name}/{turn}",
-                name,
-                turn,
-                tokens,
-                count_of(cell["out"], "out", place),
-                think_ns=nanoseconds_of(cell["think_time"], "think_time", place)
-                if turn > 1
-                else None,
-                parent_prefix_tokens=min(shared * size, before) if turn > 1 else None,
-                service_ns=nanoseconds_of(cell["api_time"], "api_time", place)
-                if cell["api_time"]
-                else None,
-                model=cell["model"] or None,
-                kind="agent",
-                stop=cell["stop"] or None,
-                hash_ids=expand_ranges(cell["hash_id_ranges"], place),
-            )
-            before = tokens
+                session = name
+                due = tokens_before = begin_before = 0
+            due += 1
+            if count_of(cell.turn, "turn", place) != due:
+                place.fail(f"{cell.turn} where {due} was due", "turn")
+            begin_ns = nanoseconds_of(cell.t, "t", place)
+            if begin_ns < begin_before:
+                place.fail("time runs backwards", "t")
+            turn = _turn_of(cell, due, tokens_before, place)
+            yield turn
+            tokens_before, begin_before = turn.input_tokens, begin_ns
+
+
+def _turn_of(cell: _Cells, turn: int, tokens_before: int, place: Place) -> Turn:
+    """The turn of a row whose identity is checked; an empty cell is a value that is not known."""
+    tokens = count_of(cell.in_, "in", place)
+    count_of(cell.block_size, "block_size", place, limit=BLOCK, low=BLOCK)
+    shared = count_of(cell.shared_prefix_blocks, "shared_prefix_blocks", place)
+    service_ns = nanoseconds_of(cell.api_time, "api_time", place) if cell.api_time else None
+    think_ns = nanoseconds_of(cell.think_time, "think_time", place) if cell.think_time else None
+    ids = expand_ranges(cell.hash_id_ranges, place)
+    check_blocks(ids, tokens, BLOCK, "hash_id_ranges", place, may_lack_last=True)
+    if count_of(cell.n_blocks, "n_blocks", place) != len(ids):
+        place.fail(f"{cell.n_blocks}, and {len(ids)} in hash_id_ranges", "n_blocks")
+    count_of(cell.tool_tokens, "tool_tokens", place)
+    count_of(cell.system_tokens, "system_tokens", place)
+    return Turn(
+        id_within(cell.id, turn, "id", place),
+        cell.id,
+        turn,
+        tokens,
+        count_of(cell.out, "out", place),
+        think_ns=think_ns if turn > 1 else None,
+        parent_prefix_tokens=min(shared * BLOCK, tokens_before) if turn > 1 else None,
+        service_ns=service_ns,
+        model=text_of(cell.model, "model", place) if cell.model else None,
+        kind="agent",
+        stop=text_of(cell.stop, "stop", place) if cell.stop else None,
+        hash_ids=ids,
+    )
 
 
 class KvCacheTesterReader:
@@ -136,94 +157,94 @@ class KvCacheTesterReader:
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader. The document is read at once: it is one session."""
-        return Header(**_HEADER), self._turns(path)  # type: ignore[arg-type]
-
-    def _turns(self, path: Path) -> Iterator[Turn]:
         place = Place(path)
-        text = "\n".join(open_lines(path, place, MAX_DOCUMENT))
-        place.line = 0
-        document = parse_json(text, place)
+        return Header(**_HEADER), unique(self._turns(place), place)  # type: ignore[arg-type]
+
+    def _turns(self, place: Place) -> Iterator[Turn]:
+        document = parse_json(read_document(place.path, place, MAX_DOCUMENT), place)
         if not isinstance(document, dict) or not isinstance(document.get("requests"), list):
             place.fail("not a session object with a list of requests")
         name = text_of(document.get("id"), "id", place)
-        size = count_of(document.get("block_size"), "block_size", place, limit=1 << 16, low=1)
-        yield from self._session(name, document["requests"], size, place)
+        json_count_of(document.get("block_size"), "block_size", place, limit=BLOCK, low=BLOCK)
+        yield from self._session(name, document["requests"], place)
 
     def _session(
         self,
         name: str,
         requests: list[Any],
-        size: int,
         place: Place,
         launch: _Launch | None = None,
+        within: str = "",
     ) -> Iterator[Turn]:
         before: tuple[int, ...] = ()
         tokens_before = 0
+        begin_before = 0
         ended_ns = 0  # when the last request's reply ended, by the source's own clock
         turn = 0
-        nested: list[tuple[str, list[Any], _Launch | None]] = []
+        nested: list[tuple[str, list[Any], _Launch | None, str]] = []
         for number, row in enumerate(requests):
-            where = f"requests[{number}]"
+            where = f"{within}requests[{number}]"
             if not isinstance(row, dict):
-                place.fail("not an object", where)
-            begin_ns = nanoseconds_of(row.get("t"), f"{where}.t", place)
+                place.fail(f"{quoted(row)} is not an object", where)
+            begin_ns = json_nanoseconds_of(row.get("t"), f"{where}.t", place)
             if row.get("type") == "subagent":
                 agent = text_of(row.get("agent_id"), f"{where}.agent_id", place)
+                inner_name = id_within(name, agent, f"{where}.agent_id", place)
                 inner = row.get("requests")
                 if not isinstance(inner, list):
-                    place.fail("not a list", f"{where}.requests")
+                    place.fail(f"{quoted(inner)} is not a list", f"{where}.requests")
                 by = _Launch(f"{name}/{turn}", max(0, begin_ns - ended_ns)) if turn else None
-                nested.append((f"{name}/{agent}", inner, by))
+                nested.append((inner_name, inner, by, f"{where}."))
                 continue
             turn += 1
-            tokens = count_of(row.get("in"), f"{where}.in", place)
-            ids = self._hash_ids(row.get("hash_ids"), tokens, size, where, place)
+            tokens = json_count_of(row.get("in"), f"{where}.in", place)
+            ids = block_ids_of(row.get("hash_ids"), f"{where}.hash_ids", place)
+            check_blocks(ids, tokens, BLOCK, f"{where}.hash_ids", place, may_lack_last=True)
             service = _optional_ns(row.get("api_time"), f"{where}.api_time", place)
             think = _optional_ns(row.get("think_time"), f"{where}.think_time", place)
-            shared = min(_common(before, ids) * size, tokens_before)
+            shared = min(_common(before, ids) * BLOCK, tokens_before)
             first = turn == 1
-            yield Turn(
-                f"{name}/{turn}",
+            made = Turn(
+                id_within(name, turn, where, place),
                 name,
                 turn,
                 tokens,
-                count_of(row.get("out"), f"{where}.out", place),
+                json_count_of(row.get("out"), f"{where}.out", place),
                 think_ns=(launch.think_ns if launch else None) if first else think,
                 parent_id=launch.request_id if first and launch else None,
                 parent_prefix_tokens=(0 if launch else None) if first else shared,
                 service_ns=service,
-                model=row.get("model"),
+                model=_optional_text(row.get("model"), f"{where}.model", place),
                 kind="agent" if launch is None else "subagent",
-                stop=row.get("stop"),
+                stop=_optional_text(row.get("stop"), f"{where}.stop", place),
                 hash_ids=ids,
             )
-            before, tokens_before, ended_ns = ids, tokens, begin_ns + (service or 0)
-        for inner_name, inner, by in nested:
-            yield from self._session(inner_name, inner, size, place, by)
-
-    @staticmethod
-    def _hash_ids(value: Any, tokens: int, size: int, where: str, place: Place) -> tuple[int, ...]:
-        if not isinstance(value, list):
-            place.fail("not a list", f"{where}.hash_ids")
-        ids = tuple(count_of(i, f"{where}.hash_ids", place, limit=1 << 62) for i in value)
-        if len(ids) not in (tokens // size, -(-tokens // size)):
-            place.fail(f"{len(ids)} ids for {tokens} tokens of {size} a block", f"{where}.hash_ids")
-        return ids
+            if begin_ns < begin_before:  # sub-agents have another clock, finer than the requests'
+                place.fail("time runs backwards", f"{where}.t")
+            yield made
+            before, tokens_before, begin_before = ids, tokens, begin_ns
+            ended_ns = begin_ns + (service or 0)
+        for inner_name, inner, by, inside in nested:
+            yield from self._session(inner_name, inner, place, by, inside)
 
 
 def _optional_ns(value: Any, field: str, place: Place) -> int | None:
-    return None if value is None else nanoseconds_of(value, field, place)
+    return None if value is None else json_nanoseconds_of(value, field, place)
+
+
+def _optional_text(value: Any, field: str, place: Place) -> str | None:
+    return None if value is None else text_of(value, field, place)
 
 
 def expand_ranges(text: str, place: Place) -> tuple[int, ...]:
-    """`1-3;9` is 1, 2, 3, 9."""
+    """`1-3;9` is 1, 2, 3, 9. Raises InputError."""
     ids: list[int] = []
     for part in text.split(";") if text else ():
-        first, _, last = part.partition("-")
-        low = count_of(first, "hash_id_ranges", place, limit=1 << 62)
-        high = count_of(last, "hash_id_ranges", place, limit=1 << 62) if last else low
+        first, dash, last = part.partition("-")
+        low = count_of(first, "hash_id_ranges", place, MAX_BLOCK_ID)
+        high = count_of(last, "hash_id_ranges", place, MAX_BLOCK_ID) if dash else low
         if high < low or high - low > MAX_BLOCKS:
-            place.fail(f"{part!r:.40} is not a range", "hash_id_ranges")
+            place.fail(f"{quoted(part)} is not a range", "hash_id_ranges")
         ids.extend(range(low, high + 1))
         if len(ids) > MAX_BLOCKS:
             place.fail(f"more than {MAX_BLOCKS} blocks", "hash_id_ranges")

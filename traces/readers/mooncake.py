@@ -2,20 +2,33 @@
 
 Source: kvcache-ai/Mooncake, FAST25-release/traces (Apache-2.0). The same keys are used by AIPerf,
 guidellm, Dynamo and SGLang; `session_id` and `delay` are theirs. Rows without a session are
-conversations of one turn; prefix ids are global.
+conversations of one turn, named by their row, `r0000000`; a session that the file itself calls so
+gets an `s` before its name. Prefix ids are global.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from traces.strict import Place, count_of, nanoseconds_of, open_lines, parse_json, text_of
+from traces.readers.base import check_blocks
+from traces.strict import (
+    Place,
+    block_ids_of,
+    json_count_of,
+    json_nanoseconds_of,
+    open_lines,
+    parse_json,
+    text_of,
+)
 from traces.workload import Header, Turn
 
 BLOCK = 512
 _KEYS = {"timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay"}
+#: Names of rows, and what stands for such names of sessions: one `s` more keeps all apart.
+_ROW_NAME = re.compile(r"s*r[0-9]{7,}")
 
 
 class MooncakeReader:
@@ -64,30 +77,30 @@ class MooncakeReader:
         for key in ("timestamp", "input_length", "output_length"):
             if key not in row:
                 place.fail("missing", key)
-        tokens = count_of(row["input_length"], "input_length", place)
+        tokens = json_count_of(row["input_length"], "input_length", place)
         ids = row.get("hash_ids")
         if ids is not None:
-            if not isinstance(ids, list):
-                place.fail("not a list", "hash_ids")
-            if len(ids) != -(-tokens // BLOCK):
-                place.fail(
-                    f"{len(ids)} ids for {tokens} tokens, must be {-(-tokens // BLOCK)}", "hash_ids"
-                )
-            ids = tuple(count_of(i, "hash_ids", place, limit=1 << 62) for i in ids)
+            ids = block_ids_of(ids, "hash_ids", place)
+            check_blocks(ids, tokens, BLOCK, "hash_ids", place, may_lack_last=False)
         request_id = f"r{number:07d}"
-        session = request_id
+        session, turn = request_id, 1
         if row.get("session_id") is not None:
-            session = text_of(str(row["session_id"]), "session_id", place)
-        turns[session] = turns.get(session, 0) + 1
-        index = turns[session]
-        if session == request_id:
-            del turns[session]
+            session = _session_name(row["session_id"], place)
+            turn = turns[session] = turns.get(session, 0) + 1
         return Turn(
             request_id,
             session,
-            index,
+            turn,
             tokens,
-            count_of(row["output_length"], "output_length", place),
-            arrival_ns=nanoseconds_of(row["timestamp"], "timestamp", place, 1_000_000),
+            json_count_of(row["output_length"], "output_length", place),
+            arrival_ns=json_nanoseconds_of(row["timestamp"], "timestamp", place, 1_000_000),
             hash_ids=ids,
         )
+
+
+def _session_name(value: Any, place: Place) -> str:
+    """A session's name; other tools write whole numbers too."""
+    name = str(value) if type(value) is int else value
+    if isinstance(name, str) and _ROW_NAME.fullmatch(name):
+        name = f"s{name}"
+    return text_of(name, "session_id", place)

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from policy.errors import ConfigError
-from traces.strict import Place, count_of, nanoseconds_of, open_lines, parse_json, text_of
+from traces.readers.base import check_blocks, unique
+from traces.strict import (
+    MAX_BLOCK_SIZE,
+    MAX_DIGITS,
+    Place,
+    block_ids_of,
+    json_count_of,
+    json_nanoseconds_of,
+    open_lines,
+    parse_json,
+    quoted,
+    reason,
+    shown_path,
+    text_of,
+)
 from traces.workload import FORMAT, TURN_FIELDS, VERSION, Header, Turn, Workload
 
-_HEADER_KEYS = {*Header.__dataclass_fields__, "format"}
 #: Columns that files give in seconds.
 _SECONDS = {
     "arrival_s": "arrival_ns",
@@ -59,40 +74,114 @@ class NativeReader:
         first = next(lines, None)
         if first is None:
             place.fail("empty file")
-        data = parse_json(first, place)
-        if not isinstance(data, dict):
-            place.fail("not a JSON object")
-        has_header = "format" in data
-        header = _header(data, place) if has_header else Header(timing="open")
+        data = _object(first, place)
+        rows: Iterator[dict[str, Any]] = (_object(line, place) for line in lines)
+        if "format" in data:
+            header = _header(data, place)
+        else:
+            header = Header(timing="open")
+            rows = chain([data], rows)
+        return header, unique(_turns(header, rows, place), place)
 
-        def turns() -> Iterator[Turn]:
-            if not has_header:
-                yield _turn(data, place)
-            for line in lines:
-                row = parse_json(line, place)
-                if not isinstance(row, dict):
-                    place.fail("not a JSON object")
-                yield _turn(row, place)
 
-        return header, turns()
+def _object(line: str, place: Place) -> dict[str, Any]:
+    row = parse_json(line, place)
+    if not isinstance(row, dict):
+        place.fail("not a JSON object")
+    return row
+
+
+# ---------------------------------------------------------------------- the header
+
+
+def _words(value: Any, field: str, place: Place) -> str:
+    """Free text. Lone surrogates, which JSON can spell, are no text: nothing can print them."""
+    if not isinstance(value, str):
+        place.fail(f"{quoted(value)} is not a string", field)
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        place.fail(f"{quoted(value)} has half a character", field)
+    return value
+
+
+def _list_of_words(value: Any, field: str, place: Place) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        place.fail(f"{quoted(value)} is not a list", field)
+    return tuple(_words(item, field, place) for item in value)
+
+
+def _timing(value: Any, field: str, place: Place) -> str:
+    if value not in ("open", "closed", "gap"):
+        place.fail(f"{quoted(value)} is not open, closed or gap", field)
+    return str(value)
+
+
+def _hash_scope(value: Any, field: str, place: Place) -> str:
+    if value not in ("global", "session"):
+        place.fail(f"{quoted(value)} is not global or session", field)
+    return str(value)
+
+
+def _resolution(value: Any, field: str, place: Place) -> float:
+    json_nanoseconds_of(value, field, place)
+    return float(value)
+
+
+def _block_size(value: Any, field: str, place: Place) -> int:
+    return json_count_of(value, field, place, MAX_BLOCK_SIZE, 1)
+
+
+def _seed(value: Any, field: str, place: Place) -> int:
+    return json_count_of(value, field, place, 10**MAX_DIGITS - 1)
+
+
+_HEADER: dict[str, Callable[[Any, str, Place], Any]] = {
+    "source": _words,
+    "licence": _words,
+    "tokenizer": _words,
+    "timing": _timing,
+    "time_resolution_s": _resolution,
+    "block_size": _block_size,
+    "hash_scope": _hash_scope,
+    "composed_from": _list_of_words,
+    "seed": _seed,
+    "notes": _words,
+    "lost": _list_of_words,
+}
 
 
 def _header(data: dict[str, Any], place: Place) -> Header:
-    for key in data:
-        if key not in _HEADER_KEYS:
+    if data["format"] != f"{FORMAT}/{VERSION}":
+        problem = f"{quoted(data['format'])}, this program reads {FORMAT}/{VERSION}"
+        place.fail(problem, "format")
+    given: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "format":
+            continue
+        if key not in _HEADER:
             place.fail("unknown header key", key)
-    name, _, version = str(data["format"]).partition("/")
-    if name != FORMAT or version != str(VERSION):
-        place.fail(f"{data['format']!r:.60}, this program reads {FORMAT}/{VERSION}", "format")
-    given = {k: v for k, v in data.items() if k != "format" and v is not None}
-    if given.get("timing", "open") not in ("open", "closed", "gap"):
-        place.fail(f"{given['timing']!r:.40} is not open, closed or gap", "timing")
-    for key in ("composed_from", "lost"):
-        if key in given:
-            if not isinstance(given[key], list):
-                place.fail("not a list", key)
-            given[key] = tuple(map(str, given[key]))
+        if value is not None:
+            given[key] = _HEADER[key](value, key, place)
     return Header(**given)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def _turns(header: Header, rows: Iterable[dict[str, Any]], place: Place) -> Iterator[Turn]:
+    """Turns of the rows; what the header says of order and of blocks must hold."""
+    is_open, size = header.timing == "open", header.block_size
+    before = 0
+    for row in rows:
+        turn = _turn(row, place)
+        if turn.hash_ids is not None and size is not None:
+            tokens = turn.input_tokens
+            check_blocks(turn.hash_ids, tokens, size, "hash_ids", place, may_lack_last=True)
+        is_timed = is_open or (turn.turn == 1 and turn.parent_id is None)
+        if is_timed and turn.arrival_ns is not None:
+            if turn.arrival_ns < before:
+                place.fail("time runs backwards", "arrival_s")
+            before = turn.arrival_ns
+        yield turn
 
 
 def _turn(row: dict[str, Any], place: Place) -> Turn:
@@ -107,37 +196,29 @@ def _turn(row: dict[str, Any], place: Place) -> Turn:
         if value is None or key == "priority_process":
             continue
         if key in _SECONDS:
-            values[_SECONDS[key]] = nanoseconds_of(value, key, place)
+            values[_SECONDS[key]] = json_nanoseconds_of(value, key, place)
         elif key in _TEXTS:
             values[key] = text_of(value, key, place)
         elif key in _COUNTS:
-            values[key] = count_of(value, key, place)
+            values[key] = json_count_of(value, key, place)
     request_id = text_of(row["request_id"], "request_id", place)
     session = row.get("session_id")
     values["session_id"] = request_id if session is None else text_of(session, "session_id", place)
     turn = row.get("turn")
-    values["turn"] = 1 if turn is None else count_of(turn, "turn", place, low=1)
+    values["turn"] = 1 if turn is None else json_count_of(turn, "turn", place, low=1)
     priority = row.get("priority")
     if priority is not None:
-        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 1 << 31:
-            place.fail(f"{priority!r:.40} is not a whole number", "priority")
-        values["priority"] = priority
+        values["priority"] = json_count_of(priority, "priority", place, 1 << 31, -(1 << 31))
     if row.get("hash_ids") is not None:
-        values["hash_ids"] = _hash_ids(row["hash_ids"], place)
+        values["hash_ids"] = block_ids_of(row["hash_ids"], "hash_ids", place)
     if row.get("components") is not None:
         values["components"] = _components(row["components"], place)
     return Turn(
         request_id=request_id,
-        input_tokens=count_of(row["input_tokens"], "input_tokens", place),
-        output_tokens=count_of(row["output_tokens"], "output_tokens", place),
+        input_tokens=json_count_of(row["input_tokens"], "input_tokens", place),
+        output_tokens=json_count_of(row["output_tokens"], "output_tokens", place),
         **values,
     )
-
-
-def _hash_ids(value: Any, place: Place) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        place.fail("not a list", "hash_ids")
-    return tuple(count_of(i, "hash_ids", place, limit=1 << 62) for i in value)
 
 
 def _components(value: Any, place: Place) -> tuple[tuple[str, str, int], ...]:
@@ -147,10 +228,13 @@ def _components(value: Any, place: Place) -> tuple[tuple[str, str, int], ...]:
         (
             text_of(kind, "components", place),
             text_of(ident, "components", place),
-            count_of(tokens, "components", place),
+            json_count_of(tokens, "components", place),
         )
         for kind, ident, tokens in value
     )
+
+
+# ---------------------------------------------------------------------- writing
 
 
 def turn_as_json(turn: Turn) -> dict[str, Any]:
@@ -173,7 +257,8 @@ def turn_as_json(turn: Turn) -> dict[str, Any]:
 def write(workload: Workload, path: Path, turns: Iterable[Turn] | None = None) -> int:
     """Write a workload as JSONL, gzip if the name ends in .gz; how many turns.
 
-    Written under a temporary name and renamed, so that a failure leaves nothing behind.
+    Written under a temporary name and renamed, so that a failure leaves nothing behind. Raises
+    ConfigError for a place that cannot be written, and what the turns raise.
     """
     part = path.with_name(f".{path.name}.part")
     count = 0
@@ -189,7 +274,8 @@ def write(workload: Workload, path: Path, turns: Iterable[Turn] | None = None) -
                 count += 1
         part.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it is there only if something broke, and not if its name did
+            part.unlink()
     return count

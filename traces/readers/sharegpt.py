@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from traces.readers.base import column_indexes
-from traces.strict import Place, count_of, csv_rows, open_lines, text_of
+from traces.readers.base import id_within, table_rows
+from traces.strict import Place, count_of, text_of
 from traces.workload import Header, Turn
 
 COLUMNS = ("conversation_id", "turn", "user_tokens", "assistant_tokens")
@@ -32,29 +32,24 @@ class ShareGptReader:
 
     def _turns(self, path: Path) -> Iterator[Turn]:
         place = Place(path)
-        rows = csv_rows(open_lines(path, place), place)
-        names = next(rows, None)
-        if names is None:
-            place.fail("empty file")
-        index = column_indexes(names, COLUMNS, place)
-        session, turn, history = "", 0, 0
+        session: str | None = None
+        due = history = 0
         seen: set[str] = set()
-        for row in rows:
-            if len(row) != len(names):
-                place.fail(f"{len(row)} fields, the header has {len(names)}")
-            name = text_of(row[index["conversation_id"]], "conversation_id", place)
+        for name, turn, user_tokens, assistant_tokens in table_rows(path, COLUMNS, place):
             if name != session:
+                text_of(name, "conversation_id", place)
                 if name in seen:
                     place.fail(
                         f"{name!r} came before, its rows must be together", "conversation_id"
                     )
                 seen.add(name)
-                session, turn, history = name, 0, 0
-            turn += 1
-            if count_of(row[index["turn"]], "turn", place) != turn:
-                place.fail(f"{row[index['turn']]} where {turn} was due", "turn")
-            user = count_of(row[index["user_tokens"]], "user_tokens", place)
-            reply = count_of(row[index["assistant_tokens"]], "assistant_tokens", place)
+                session, due, history = name, 0, 0
+            due += 1
+            if count_of(turn, "turn", place) != due:
+                place.fail(f"{turn} where {due} was due", "turn")
+            user = count_of(user_tokens, "user_tokens", place)
+            reply = count_of(assistant_tokens, "assistant_tokens", place)
             prompt = count_of(history + user, "user_tokens plus history", place)
-            yield Turn(f"{name}/{turn}", name, turn, prompt, reply, new_input_tokens=user)
+            request_id = id_within(name, due, "conversation_id", place)
+            yield Turn(request_id, name, due, prompt, reply, new_input_tokens=user)
             history += user + reply

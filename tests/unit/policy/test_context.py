@@ -1,0 +1,45 @@
+"""What is known of one conversation's KV."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy.context import Context, InFlight
+from policy.plan import Copy, Direction
+from policy.request import Request
+
+
+def context(device_tokens: int = 0, host_tokens: int = 0) -> Context:
+    made = Context(Request("r", arrival_ns=0, input_tokens=1))
+    made.device_tokens, made.host_tokens = device_tokens, host_tokens
+    return made
+
+
+def flight(of: Context, tokens: int, before: int) -> InFlight:
+    copy = Copy(1, Direction.TO_HOST, "r", ((0, 0, 1),), 1, urgent=True)
+    return InFlight(copy, of, tokens=tokens, before=before, first_block=0, planned_ns=0)
+
+
+def test_a_context_shows_its_owner_and_both_sides() -> None:
+    assert repr(context(5, 7)) == "<context of r: device 5, host 7 tokens>"
+
+
+@pytest.mark.parametrize("side", ["outgoing", "incoming"])
+def test_a_copy_under_way_in_either_direction_makes_it_busy(side: str) -> None:
+    made = context()
+    assert not made.is_busy
+    setattr(made, side, flight(made, 4, 0))
+    assert made.is_busy
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(3, (3, 3, 3, 3)), (6, (6, 5, 6, 5)), (50, (9, 5, 9, 5))]
+)
+def test_a_shorter_prefix_cuts_what_is_valid_here_there_and_on_the_way(
+    limit: int, expected: tuple[int, ...]
+) -> None:
+    made = context(9, 5)
+    made.outgoing = on_the_way = flight(made, 9, 5)
+    made.limit(limit)
+    valid = (made.device_tokens, made.host_tokens, on_the_way.tokens, on_the_way.before)
+    assert valid == expected

@@ -1,0 +1,119 @@
+"""Systems are data: named ones, variants of them, and combinations that make no sense refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policy.errors import ConfigError
+from policy.systems import BASELINES, CHOICES, SYSTEMS, System, custom_system, named_system
+
+FASTSWITCH = SYSTEMS["fastswitch"]
+
+
+def differences(one: System, other: System) -> dict[str, Any]:
+    ours, theirs = one.switches(), other.switches()
+    return {name: value for name, value in ours.items() if value != theirs[name]}
+
+
+def test_the_three_mechanisms_are_all_that_fastswitch_changes_of_its_baseline() -> None:
+    assert differences(FASTSWITCH, SYSTEMS["vllm-0.3.3-keep"]) == {
+        "allocator": "groups",
+        "submission": "merged",
+        "dispatch": "worker_threads",
+        "overlap": "adaptive",
+        "reuse": True,
+        "fcfs_planner": "rules",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("fastswitch-no-groups", {"allocator": "paged"}),
+        ("fastswitch-no-reuse", {"reuse": False}),
+        ("fastswitch-no-async", {"dispatch": "main_thread", "overlap": "sync"}),
+        ("fastswitch-block-major", {"layout": "block_major"}),
+    ],
+)
+def test_leaving_one_out_changes_that_one_only(name: str, without: dict[str, Any]) -> None:
+    assert differences(SYSTEMS[name], FASTSWITCH) == without
+
+
+def test_a_leading_dash_is_a_variant_of_the_baseline() -> None:
+    assert [named_system(name).name for name in ("-keep", "-recompute", "+groups")] == [
+        "vllm-0.3.3-keep",
+        "vllm-0.3.3-recompute",
+        "+groups",
+    ]
+    assert all(named_system(name).fcfs_planner == "release" for name in BASELINES)
+
+
+@pytest.mark.parametrize("name", ["vllm", "-groups", ""])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^system: '{name}' is not one of vllm-0.3.3, "):
+        named_system(name)
+
+
+@pytest.mark.parametrize("switch", CHOICES)
+def test_a_value_that_a_switch_does_not_have_is_refused(switch: str) -> None:
+    switches: dict[str, Any] = {switch: "tape"}
+    with pytest.raises(ConfigError, match=f"^system s: {switch} is 'tape', not one of "):
+        System("s", **switches)
+
+
+@pytest.mark.parametrize("threads", [0, 65])
+def test_threads_are_one_to_sixty_four(threads: int) -> None:
+    with pytest.raises(ConfigError, match=f"threads is {threads}, not 1 to 64"):
+        System("s", threads=threads)
+
+
+@pytest.mark.parametrize("switch", [{"allocator": "groups"}, {"overlap": "async"}])
+def test_the_release_has_no_memory_but_its_own(switch: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the release knows paged, sync memory only"):
+        System("s", fcfs_planner="release", **switch)
+
+
+def test_the_release_keeps_nothing_on_the_device() -> None:
+    with pytest.raises(ConfigError, match="the release keeps nothing on the device"):
+        System("s", fcfs_planner="release", between_turns="keep_device")
+
+
+def test_only_the_release_switches_planner_rules_off() -> None:
+    off = {name: system.rules_off for name, system in SYSTEMS.items() if system.rules_off}
+    rules = (4, 6, 9, 10, 12, 13)
+    assert off == dict.fromkeys(["vllm-0.3.3", "vllm-0.3.3-keep", "vllm-0.3.3-recompute"], rules)
+
+
+def test_a_mapping_starts_from_its_base_and_is_named_after_what_it_changes() -> None:
+    made = custom_system({"base": "fastswitch", "threads": 4, "reuse": False})
+    assert made.name == "fastswitch+reuse+threads"
+    assert differences(made, FASTSWITCH) == {"threads": 4, "reuse": False}
+
+
+def test_a_mapping_may_name_itself_and_needs_no_base() -> None:
+    made = custom_system({"name": "mine", "overlap": "async"})
+    assert made == System("mine", overlap="async")
+
+
+def test_the_callers_mapping_is_left_alone() -> None:
+    given = {"base": "fastswitch", "name": "mine"}
+    custom_system(given)
+    assert given == {"base": "fastswitch", "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"alocator": "paged"}, "system.alocator: unknown; switches are name, allocator"),
+        ({"threads": "4"}, "system.threads: '4' is not of type int"),
+        ({"threads": True}, "system.threads: True is not of type int"),
+        ({"reuse": 1}, "system.reuse: 1 is not of type bool"),
+        ({"base": "none"}, "system: 'none' is not one of"),
+        ({"overlap": "never"}, "overlap is 'never', not one of sync, async, adaptive"),
+    ],
+)
+def test_a_mapping_that_means_nothing_is_refused(switches: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        custom_system(switches)

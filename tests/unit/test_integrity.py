@@ -1,0 +1,346 @@
+"""Every conservation law catches the bug it is there for: one healthy run, one thing broken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from policy.context import Context, HostRole, InFlight
+from policy.errors import InvariantError
+from policy.integrity import check_counts, check_integrity
+from policy.request import Request, RequestState
+from policy.scheduler import Scheduler
+from policy.state import State
+from tests.helpers.shadow import ShadowMachine, Turn
+from tests.helpers.small import scheduler, variant
+
+SYSTEM = variant("fastswitch", overlap="async")
+TURNS = [Turn(f"r{i}", 0, 9 + i % 4, 30, client_id=f"k{i % 3}") for i in range(8)]
+
+Chosen = Callable[[Request], bool]
+
+
+def moments(seed: int) -> Iterator[Scheduler]:
+    """A scheduler short of room at every moment of a run in which copies start, end and fail."""
+    rng = random.Random(seed)
+    made = scheduler(SYSTEM, "random", device_blocks=20, host_blocks=40)
+    machine = ShadowMachine(made, rng, fail=lambda _copy: rng.random() < 0.1)
+    for turn in TURNS:
+        machine.arrive(turn)
+    for _ in range(60):
+        plan = made.schedule(machine.now_ns)
+        yield made
+        made.update(machine.execute(plan))
+        yield made
+
+
+def healthy(*wanted: Chosen) -> tuple[Scheduler, list[Request]]:
+    """The first moment at which there is a request of every wanted kind, and those requests."""
+    for seed in range(20):
+        for made in moments(seed):
+            live = made.state.live.values()
+            found = [next((r for r in live if choose(r)), None) for choose in wanted]
+            requests = [request for request in found if request is not None]
+            if len(requests) == len(wanted):
+                check_integrity(made)
+                return made, requests
+    raise AssertionError("no run has such a moment")
+
+
+def loading(request: Request) -> bool:
+    return request.state is RequestState.LOADING
+
+
+def leaving(request: Request) -> bool:
+    return request.context.outgoing is not None
+
+
+def parked(request: Request) -> bool:
+    return request.state is RequestState.SWAPPED and not leaving(request)
+
+
+def fresh(request: Request) -> bool:
+    context = request.context
+    return request.state is RequestState.WAITING and context.device is context.host is None
+
+
+def doubled(request: Request) -> bool:
+    return request.context.role is HostRole.DUPLICATE
+
+
+def decoding(request: Request) -> bool:
+    return request.is_decoding
+
+
+def outgoing_of(request: Request) -> InFlight:
+    flight = request.context.outgoing
+    assert flight is not None
+    return flight
+
+
+def incoming_of(request: Request) -> InFlight:
+    flight = request.context.incoming
+    assert flight is not None
+    return flight
+
+
+# ---------------------------------------------------------------------- what is broken
+
+
+def lose_a_block(state: State, _request: Request) -> None:
+    state.memory.pending_device -= 1
+
+
+def run_too_many(state: State, request: Request) -> None:
+    state.running += [request] * state.settings.max_num_seqs
+
+
+def share_a_device_block(state: State, request: Request) -> None:
+    device = request.context.device
+    assert device is not None and device.runs is not None
+    other = next(r for r in state.residents if r is not request).context.device
+    assert other is not None and other.runs is not None
+    device.blocks[-1:] = other.blocks[:1]
+    device.runs[-1][1] -= 1
+    device.runs.append([other.blocks[0], 1])
+    device.reserved = 0
+
+
+def shorten_a_host_table(_state: State, request: Request) -> None:
+    host = request.context.host
+    assert host is not None
+    host.blocks.pop()
+
+
+def count_held_blocks_as_in_flight(state: State, request: Request) -> None:
+    del state.residents[request]
+    state.memory.pending_device += request.device_blocks
+
+
+def share_a_context(_state: State, request: Request, other: Request) -> None:
+    request.context = other.context
+
+
+def keep_the_context_of_the_living(state: State, request: Request) -> None:
+    state.memory.ledger.kept[request.request_id] = request.context
+
+
+def keep_a_context_under_another_name(state: State, _request: Request) -> None:
+    gone = Request("gone", arrival_ns=0, input_tokens=1)
+    gone.state = RequestState.FINISHED
+    state.memory.ledger.kept["other"] = Context(gone)
+
+
+def promise_device_tokens(_state: State, request: Request) -> None:
+    request.context.device_tokens = 1000
+
+
+def promise_host_tokens(_state: State, request: Request) -> None:
+    request.context.host_tokens = 1000
+
+
+def copy_both_ways(_state: State, request: Request, other: Request) -> None:
+    request.context.outgoing = outgoing_of(other)
+
+
+def disown_a_copy(_state: State, request: Request) -> None:
+    outgoing_of(request).context = None
+
+
+def exchange_two_copies(_state: State, request: Request, other: Request) -> None:
+    request.context.outgoing = incoming_of(other)
+
+
+def settle_a_copy(_state: State, request: Request) -> None:
+    incoming_of(request).waited = True
+
+
+def cancel_a_copy(_state: State, request: Request) -> None:
+    outgoing_of(request).cancelled = True
+
+
+def call_it_idle(_state: State, request: Request) -> None:
+    request.context.role = HostRole.IDLE
+
+
+def call_the_only_copy_spare(_state: State, request: Request) -> None:
+    request.context.role = HostRole.DUPLICATE
+
+
+def reside_without_blocks(state: State, request: Request) -> None:
+    state.residents[request] = None
+
+
+def say(state: RequestState) -> Callable[[State, Request], None]:
+    """A request claims another state than its own."""
+
+    def broken(_state: State, request: Request) -> None:
+        request.state = state
+
+    return broken
+
+
+def hold_too_much(state: State, request: Request) -> None:
+    device = request.context.device
+    assert device is not None
+    state.memory.device.allocate(device, 2)
+
+
+def forget_a_token(_state: State, request: Request) -> None:
+    request.context.host_tokens -= 1
+
+
+def rank_nobody(state: State, _request: Request) -> None:
+    state.ranked.pop()
+
+
+def rank_backwards(state: State, _request: Request) -> None:
+    state.ranked.reverse()
+
+
+def drop_from_the_batch(state: State, request: Request) -> None:
+    state.running.remove(request)
+
+
+def bucket_of(state: State, request: Request) -> dict[Request, None]:
+    return next(bucket for bucket in state._growth if request in bucket)
+
+
+def forget_to_grow(state: State, request: Request) -> None:
+    del bucket_of(state, request)[request]
+
+
+def grow_a_step_early(state: State, request: Request) -> None:
+    index = state._growth.index(bucket_of(state, request))
+    del state._growth[index][request]
+    state._growth[index - 1][request] = None
+
+
+def miscount_offsets(state: State, _request: Request) -> None:
+    state._offset_sum += 1
+
+
+class Bug(NamedTuple):
+    """What breaks, the kinds of request it takes, and what the law says of it."""
+
+    broken: Callable[..., None]
+    says: str
+    wanted: tuple[Chosen, ...] = (decoding,)
+
+
+BUGS = {
+    "a block is lost": Bug(lose_a_block, r"device: \d+ free .* is not 20"),
+    "a batch beyond its seats": Bug(run_too_many, r"\d+ requests run, limit 256"),
+    "a device block with two owners": Bug(share_a_device_block, r"device: block \d+ is both"),
+    "a host table that lies": Bug(shorten_a_host_table, r"host: runs .* are not", (parked,)),
+    "blocks in flight that no copy has": Bug(
+        count_held_blocks_as_in_flight, r"\d+ device blocks in flight, \d+ counted"
+    ),
+    "one context, two requests": Bug(
+        share_a_context, r"shares its context with another request", (fresh, decoding)
+    ),
+    "kept while its owner lives": Bug(
+        keep_the_context_of_the_living, r"kept context of r\d belongs to <r\d", (parked,)
+    ),
+    "kept under another's name": Bug(
+        keep_a_context_under_another_name, r"kept context of other belongs to <gone"
+    ),
+    "more tokens than device blocks": Bug(promise_device_tokens, r"device blocks hold not 1000"),
+    "more tokens than host blocks": Bug(
+        promise_host_tokens, r"host blocks hold not 1000", (parked,)
+    ),
+    "copied out and in at once": Bug(
+        copy_both_ways, r"is copied both ways at once", (loading, leaving)
+    ),
+    "a copy that is not its own": Bug(disown_a_copy, r"copy \d+ is not in flight for", (leaving,)),
+    "another's copy": Bug(
+        exchange_two_copies, r"copy \d+ is not in flight for", (leaving, loading)
+    ),
+    "a copy waited for and still under way": Bug(
+        settle_a_copy, r"copy \d+ is settled already", (loading,)
+    ),
+    "a copy cancelled and still wanted": Bug(
+        cancel_a_copy, r"copy \d+ is settled already", (leaving,)
+    ),
+    "a duplicate called idle": Bug(call_it_idle, r"host role IDLE, not DUPLICATE", (doubled,)),
+    "the only copy called spare": Bug(
+        call_the_only_copy_spare, r"host role DUPLICATE, not NONE", (parked,)
+    ),
+    "a resident without blocks": Bug(
+        reside_without_blocks, r"on device is False, resident is not", (parked,)
+    ),
+    "in the batch but waiting": Bug(say(RequestState.WAITING), r"<r\d WAITING .* decodes"),
+    "a table too long": Bug(hold_too_much, r"runs on \d+ blocks"),
+    "runs while its KV arrives": Bug(
+        say(RequestState.RUNNING), r"runs while it is copied", (loading,)
+    ),
+    "loads and nothing moves": Bug(say(RequestState.LOADING), r"loads without a copy", (fresh,)),
+    "swapped out and on the device": Bug(
+        say(RequestState.SWAPPED), r"holds device blocks", (loading,)
+    ),
+    "swapped out with a token missing": Bug(
+        forget_a_token, r"\d+ of \d+ tokens on host", (parked,)
+    ),
+    "waits while its KV arrives": Bug(
+        say(RequestState.WAITING), r"waits while it is loaded", (loading,)
+    ),
+    "finished and among the live": Bug(
+        say(RequestState.FINISHED), r"FINISHED .* is among the live", (fresh,)
+    ),
+    "somebody has no rank": Bug(rank_nobody, r"\d ranked, \d live"),
+    "ranks out of order": Bug(rank_backwards, r"does not rank before"),
+    "a decoder outside the batch": Bug(drop_from_the_batch, r"the batch is not the requests"),
+    "a decoder that will not grow": Bug(forget_to_grow, r"growth buckets do not hold the batch"),
+    "a decoder that grows too early": Bug(grow_a_step_early, r"is in the wrong growth bucket"),
+    "a wrong sum of offsets": Bug(miscount_offsets, r"the sum of offsets is not the batch's"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_a_seeded_bug_is_named_by_the_law_it_breaks(bug: Bug) -> None:
+    made, requests = healthy(*bug.wanted)
+    bug.broken(made.state, *requests)
+    with pytest.raises(InvariantError, match=bug.says):
+        check_integrity(made)
+
+
+@pytest.mark.parametrize("broken", [lose_a_block, run_too_many])
+def test_the_cheap_check_finds_lost_blocks_and_seats_by_itself(
+    broken: Callable[[State, Request], None],
+) -> None:
+    made, (request,) = healthy(decoding)
+    check_counts(made)
+    broken(made.state, request)
+    with pytest.raises(InvariantError):
+        check_counts(made)
+
+
+@pytest.mark.parametrize("between_turns", ["keep_host", "keep_device"])
+def test_blocks_that_a_next_turn_took_over_are_counted_once(between_turns: str) -> None:
+    """It arrives between the end of its parent and the plan that would take the KV away."""
+    made = scheduler(variant("fastswitch", between_turns=between_turns))
+    machine = ShadowMachine(made, random.Random(1))
+    machine.arrive(Turn("parent", 0, 8, 1))
+    made.update(machine.execute(made.schedule(0)))
+    check_integrity(made)
+    machine.arrive(Turn("child", 0, 12, 1, parent_id="parent"))
+    check_integrity(made)
+    child = made.request("child")
+    assert child.is_resident
+    held = made.state.memory.device.num_blocks - made.state.memory.device.num_available
+    assert held == child.device_blocks == 2
+
+
+def test_the_copy_of_an_idle_conversation_must_be_free_to_go() -> None:
+    made = scheduler(variant("fastswitch", overlap="sync"))
+    machine = ShadowMachine(made, random.Random(1))
+    machine.arrive(Turn("turn", 0, 8, 1))
+    for _ in range(3):
+        made.update(machine.execute(made.schedule(machine.now_ns)))
+        check_integrity(made)
+    made.state.memory.ledger.kept["turn"].role = HostRole.NONE
+    with pytest.raises(InvariantError, match=r"host role NONE, not IDLE"):
+        check_integrity(made)
