@@ -28,6 +28,7 @@ _API = {
     "describe": ("traces.describe", "describe"),
     "load_scenario": ("traces.scenario", "load"),
     "read_workload": ("traces.readers.catalog", "read_workload"),
+    "replay": ("explore.validate", "replay"),
     "simulate": ("sim.simulate", "simulate"),
 }
 
@@ -182,6 +183,39 @@ def _run_as_text(summary: dict[str, Any]) -> str:
         text = TOO_SMALL if value is None else f"{significant(value * factor)} {unit}".strip()
         lines.append(f"  {title}: {text}")
     return "\n".join(lines)
+
+
+@main.command("validate")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--replay", is_flag=True, help="Make every decision again; all must be equal.")
+@_json
+def _validate_runs(*, runs: tuple[str, ...], replay: bool, as_json: bool) -> None:
+    """Check recordings against the simulator.
+
+    With --replay the simulated machine runs again with only the recorded times. Every line of
+    decisions.jsonl must come out equal; if not, the first that differs is shown, and the exit code
+    is 4.
+
+    \b
+    Examples:
+      fastswitch validate run --replay
+      fastswitch validate runs/vllm runs/fastswitch --replay --json
+    """
+    if not replay:
+        raise ConfigError("validate: say what to check: --replay")
+    from explore import validate
+
+    found = []
+    with _progress(len(runs), "runs") as advance:
+        for run in runs:
+            found.append((run, validate.replay(Path(run))))
+            advance()
+    if as_json:
+        click.echo(json.dumps(validate.as_json(found), indent=1))
+    for run, replayed in found:
+        validate.check(run, replayed)
+        if not as_json:
+            click.echo(validate.as_text(run, replayed))
 
 
 # ---------------------------------------------------------------------- trace

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Protocol
 
 import simpy
 
 from policy.errors import ProgressError, ReleaseVerdict
-from policy.plan import CopyResult, Direction, Outcome, Plan
+from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.scheduler import Scheduler
 from sim.clock import Clock
 from sim.device import Device, Served
-from sim.link import HostLink, Job
+from sim.link import Job
 from traces.recorder import Recorder
 from traces.recording import IntTable
 from traces.serving import make_request, output_target, unservable
@@ -50,6 +50,26 @@ class StepEnd(simpy.Event):
 STEP_END = 2
 
 
+class Link(Protocol):
+    """What the engine asks of the way between the two memories."""
+
+    in_flight: dict[int, Job]
+    on_end: simpy.Event | None
+
+    @property
+    def ended_jobs(self) -> list[Job]:
+        """Jobs that have ended since the list was last cleared."""
+
+    def submit(self, copy: Copy, submitter_free_ns: int) -> Job:
+        """Start a job."""
+
+    def cancel(self, copy_id: int) -> None:
+        """A job's source is kept."""
+
+    def slowdown(self, begin_ns: int, step_ns: int) -> int:
+        """Nanoseconds a step gains by copies under way."""
+
+
 class Engine:
     """One serving engine on a simulated machine. `run` is its process.
 
@@ -63,7 +83,7 @@ class Engine:
         scheduler: Scheduler,
         driver: TurnDriver,
         device: Device,
-        link: HostLink,
+        link: Link,
         recorder: Recorder,
         *,
         submits_itself: bool,
@@ -155,6 +175,7 @@ class Engine:
                     check(scheduler)
         except ReleaseVerdict as verdict:
             self.verdict = str(verdict)
+            recorder.unnumbered(None, scheduler.step + 1, env.now)
             self._abandon()
 
     def _execute(self, plan: Plan, free: tuple[int, int]) -> Process:
@@ -165,6 +186,8 @@ class Engine:
         if plan.is_numbered:
             recorder.planned(plan, step)
             recorder.decided(plan, step, start, free)
+        else:
+            recorder.unnumbered(plan, step + 1, start)
         for copy_id in plan.cancel:
             self.link.cancel(copy_id)
         for request_id, why in plan.reject:
@@ -326,6 +349,7 @@ class Engine:
     def _idle(self, plan: Plan) -> Process:
         """Nothing runs until a copy ends, a turn arrives or a client leaves."""
         env = self.env
+        self.recorder.unnumbered(plan, self.scheduler.step + 1, env.now)
         events: list[simpy.Event] = []
         if self.link.in_flight and not self.link.ended_jobs:
             self.link.on_end = env.event()

@@ -25,7 +25,7 @@ from traces.provenance import provenance
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario
-from traces.serving import Serving, checker, make_scheduler, settings_for
+from traces.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
 from traces.sources import open_workload
 from traces.turns import TurnDriver
 
@@ -88,7 +88,8 @@ def _record(
     check: str,
     progress: Callable[[int], None] | None,
 ) -> Recording:
-    recorder = Recorder(folder, decisions=decisions)
+    aging = aging_lengths(setup) if decisions else []
+    recorder = Recorder(folder, decisions=decisions, aging=aging)
     engine = make_engine(setup, scheduler, recorder, check, progress)
     with calm_collector():
         engine.env.run(until=engine.env.process(engine.run()))

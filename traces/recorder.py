@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -42,14 +43,44 @@ class _Story:
         self.since = -1
 
 
+class _Lines:
+    """Lines of text as they come: in a file, or in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.kept: list[str] = []
+        self._file: IO[str] | None = None if path is None else path.open("w", encoding="utf-8")
+
+    def write(self, value: Any) -> None:
+        """One line of JSON."""
+        line = json.dumps(value, separators=(",", ":"))
+        if self._file is None:
+            self.kept.append(line)
+        else:
+            self._file.write(line + "\n")
+
+    def close(self) -> None:
+        """No line comes any more."""
+        if self._file is not None:
+            self._file.close()
+
+
 class Recorder:
     """Collects rows; cheap per step, exact per request.
 
     Decode steps are counted by an ordinal; steps and ordinals differ only where a step decodes
     nobody, so a list of those breaks turns any residency into spans when it ends.
+
+    With `decisions` it also notes what a replay needs and no table says (replay.jsonl). `aging`:
+    the lengths that `pool.aging` used the pools with.
     """
 
-    def __init__(self, folder: Path | None = None, *, decisions: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        decisions: bool = False,
+        aging: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self._folder = folder
         self._tables = {name: Table(name, folder) for name in SCHEMAS if name != "steps"}
         self._step_table = IntTable("steps", folder)
@@ -67,6 +98,12 @@ class Recorder:
         if decisions and folder is not None:
             self._file = (folder / "decisions.jsonl").open("w", encoding="utf-8")
         self.decides = decisions
+        self._notes: _Lines | None = None
+        self._num_copies = 0
+        self._noted: Plan | None = None
+        if decisions:
+            self._notes = _Lines(None if folder is None else folder / "replay.jsonl")
+            self._notes.write({"aging": aging})
 
     # ------------------------------------------------------------------ plans
 
@@ -98,6 +135,17 @@ class Recorder:
             self._file.write(line + "\n")
         elif self._decisions is not None:
             self._decisions.append(line)
+
+    def unnumbered(self, plan: Plan | None, next_step: int, now_ns: int) -> None:
+        """A plan without a number was made before `next_step`; None: vLLM 0.3.3's verdict instead.
+
+        It may have changed what later plans decide from, so a replay makes it at the same point.
+        The same object again, without an arrival in between, changed nothing.
+        """
+        if self._notes is None or (plan is not None and plan is self._noted):
+            return
+        self._noted = plan
+        self._notes.write({"before_step": next_step, "now_ns": now_ns, "copies": self._num_copies})
 
     def _text_of(self, batch: Batch | None) -> str:
         if batch is None:
@@ -142,6 +190,7 @@ class Recorder:
 
     def arrived(self, turn: Turn) -> None:
         """A row of the workload is being served."""
+        self._noted = None
         self._stories[turn.request_id] = _Story()
         self._tables["workload"].append(
             (
@@ -180,6 +229,8 @@ class Recorder:
         story = self._stories.pop(turn.request_id)
         self._leave(story)
         name = turn.request_id
+        if self._notes is not None and request is not None:
+            self._note_links(request)
         self._tables["spans"].extend([(name, *span) for span in story.spans])
         row = (
             turn.request_id,
@@ -201,18 +252,35 @@ class Recorder:
         self._tables["requests"].append(row)
         return row
 
+    def _note_links(self, request: Request) -> None:
+        """What the workload as a whole said of a turn, of which only the rows served are kept."""
+        if request.parent_id is not None or request.is_last_turn:
+            assert self._notes is not None
+            self._notes.write(
+                {
+                    "request": request.request_id,
+                    "parent": request.parent_id,
+                    "last": request.is_last_turn,
+                }
+            )
+
     def copied(self, copy: CopyRecord, seen_step: int) -> None:
         """A copy's end was seen; `seen_step` is the first numbered plan made afterwards."""
+        self._num_copies += 1
         self._tables["copies"].append((*copy[:10], seen_step, copy.ok, copy.waited_for))
 
     def close(self, summary: dict[str, Any]) -> Recording:
         """The recording; its tables are on disk if there is a folder."""
         if self._file is not None:
             self._file.close()
+        notes: list[str] = []
+        if self._notes is not None:
+            self._notes.close()
+            notes = self._notes.kept
         tables = {name: table.close() for name, table in self._tables.items()}
         tables["steps"] = self._step_table.close()
         in_memory = {name: table for name, table in tables.items() if table is not None}
-        return Recording(summary, self._folder, in_memory, self._decisions or [])
+        return Recording(summary, self._folder, in_memory, self._decisions or [], notes)
 
     # ------------------------------------------------------------------ spans
 

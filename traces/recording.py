@@ -4,6 +4,7 @@
     scenario.yaml          resolved
     workload.parquet       the rows served
     decisions.jsonl        one line per step, when asked for
+    replay.jsonl           what a replay needs beyond the tables, with decisions.jsonl
     requests.parquet  steps.parquet  spans.parquet  preemptions.parquet  copies.parquet
 
 Times are integer nanoseconds. Rows are flushed in chunks of constant size, so memory does not grow
@@ -230,6 +231,7 @@ class Recording:
     folder: Path | None = None
     tables: dict[str, pa.Table] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One table, or some of its columns. Raises InputError if the folder lacks it."""
@@ -247,10 +249,17 @@ class Recording:
 
     def decision_lines(self) -> Iterator[str]:
         """Lines of decisions.jsonl, without their ends."""
+        return self._lines("decisions.jsonl", self.decisions)
+
+    def replay_lines(self) -> Iterator[str]:
+        """Lines of replay.jsonl, without their ends."""
+        return self._lines("replay.jsonl", self.notes)
+
+    def _lines(self, name: str, kept: list[str]) -> Iterator[str]:
         if self.folder is None:
-            yield from self.decisions
+            yield from kept
             return
-        path = self.folder / "decisions.jsonl"
+        path = self.folder / name
         try:
             with path.open(encoding="utf-8") as file:
                 for line in file:

@@ -6,7 +6,7 @@ a profile's, or what a real device has left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -93,7 +93,7 @@ def age(scheduler: Scheduler, serving: Serving) -> None:
         shuffle(memory.host, host_pick)
         return
     blocks_for = memory.blocks_for
-    lengths = list(_some_lengths(serving.workload))
+    lengths = list(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
     churn(
         memory.device,
         [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths],
@@ -108,10 +108,11 @@ def age(scheduler: Scheduler, serving: Serving) -> None:
     )
 
 
-def _some_lengths(workload: Workload) -> Iterator[tuple[int, int]]:
-    """Lengths of the workload's first turns, over again if they are few."""
-    first = [(t.input_tokens, t.output_tokens) for t in islice(workload, CHURN_REQUESTS)]
-    return islice(cycle(first), CHURN_REQUESTS)
+def aging_lengths(serving: Serving) -> list[tuple[int, int]]:
+    """Lengths of the workload's first turns, which `churn` ages with, over again if they are few."""
+    if serving.scenario.pool.aging != "churn":
+        return []
+    return [(t.input_tokens, t.output_tokens) for t in islice(serving.workload, CHURN_REQUESTS)]
 
 
 def checker(kind: str) -> Callable[[Scheduler], None] | None:

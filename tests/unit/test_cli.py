@@ -52,6 +52,7 @@ def test_simulate_leaves_a_whole_recording(scenario: Path, tmp_path: Path) -> No
         "copies.parquet",
         "decisions.jsonl",
         "preemptions.parquet",
+        "replay.jsonl",
         "requests.parquet",
         "run.json",
         "scenario.yaml",

@@ -71,7 +71,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-FILES = {"run.json", "scenario.yaml", "decisions.jsonl", *(f"{name}.parquet" for name in SCHEMAS)}
+FILES = {
+    "run.json",
+    "scenario.yaml",
+    "decisions.jsonl",
+    "replay.jsonl",
+    *(f"{name}.parquet" for name in SCHEMAS),
+}
 
 
 # ---------------------------------------------------------------------- written
