@@ -589,7 +589,7 @@ def test_memory_claims_exactly_what_is_there_and_gives_host_copies_up_in_order()
     run_state_machine_as_test(
         MemoryMachine,
         settings=settings(
-            max_examples=STEPS // STEPS_PER_RUN * 5 // 4 + 4,
+            max_examples=STEPS // STEPS_PER_RUN * 3 // 2 + 4,
             stateful_step_count=STEPS_PER_RUN,
         ),
     )

@@ -349,7 +349,7 @@ def test_a_pool_does_what_its_naive_model_does(machine: type[PoolMachine]) -> No
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=STEPS // STEPS_PER_RUN * 5 // 4 + 4,
+            max_examples=STEPS // STEPS_PER_RUN * 3 // 2 + 4,
             stateful_step_count=STEPS_PER_RUN,
         ),
     )

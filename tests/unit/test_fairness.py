@@ -62,9 +62,7 @@ class Minutes:
     def found(self) -> dict[str, Any]:
         steps = np.arange(self.seconds, dtype=np.int64)
         keys = ("request_id", "kind", "first_step", "last_step", "tokens")
-        spans: dict[str, Any] = {
-            key: [row[i] for row in self.spans] for i, key in enumerate(keys)
-        }
+        spans: dict[str, Any] = {key: [row[i] for row in self.spans] for i, key in enumerate(keys)}
         requests: dict[str, Any] = {
             key: [row[key] for row in self.requests] for key in self.requests[0]
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_students_t_is_that_of_the_tables(degrees: int, expected: float) -> None
 
 def test_students_t_falls_with_every_degree() -> None:
     values = [t95(degrees) for degrees in range(1, 200)]
-    assert all(before > after for before, after in zip(values, values[1:], strict=False))
+    assert all(before > after for before, after in pairwise(values))
 
 
 def test_no_degrees_of_freedom_no_t() -> None:

@@ -1,0 +1,274 @@
+"""What `compare` says of its numbers: intervals, load, what pays, and what must not be believed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from explore import compare as module
+from explore.compare import Estimate, Ratio, num_jobs, worth
+from policy.errors import ConfigError
+from policy.systems import BASELINES
+from tests.helpers.made import Change, compared, result, scenario_of
+
+KEEP, OURS = "vllm-0.3.3-keep", "fastswitch"
+
+
+def always(**metrics: Any) -> Change:
+    return lambda _system, _run: metrics
+
+
+def only(system: str, **metrics: Any) -> Change:
+    """Metrics of one system; the others keep theirs."""
+    return lambda name, _run: metrics if name == system else {}
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def test_an_estimate_is_the_mean_over_runs_with_its_interval() -> None:
+    found = compared(OURS, runs=3, change=lambda _s, run: {"ttft_p95_s": float(run + 1)})
+    estimate = found.estimate(OURS, "ttft_p95_s")
+    assert estimate.value == 2.0
+    assert estimate.half == pytest.approx(4.303 / math.sqrt(3))
+
+
+def test_one_run_has_no_interval() -> None:
+    found = compared(KEEP, OURS, runs=1, change=only(OURS, ttft_p95_s=0.5))
+    assert found.estimate(OURS, "ttft_p95_s") == Estimate(0.5, None)
+    assert found.speedup(OURS, KEEP, "ttft_p95_s") == Ratio(2.0, None)
+
+
+def test_a_run_with_too_few_samples_leaves_no_mean_of_the_others() -> None:
+    found = compared(OURS, runs=3, change=lambda _s, run: {"ttft_p99_s": None if run == 1 else 1.0})
+    assert found.estimate(OURS, "ttft_p99_s") == Estimate(None)
+
+
+def test_ratios_are_paired_by_run() -> None:
+    """The baseline is three times slower in every run, however different the runs are."""
+    slow = {KEEP: 3.0, OURS: 1.0}
+    found = compared(KEEP, OURS, runs=3, change=lambda s, run: {"ttft_p95_s": slow[s] * 10.0**run})
+    ratio = found.speedup(OURS, KEEP, "ttft_p95_s")
+    assert (ratio.value, ratio.factor) == (pytest.approx(3.0), pytest.approx(1.0))
+
+
+def test_more_is_better_of_throughput_and_less_of_everything_else() -> None:
+    found = compared(KEEP, OURS, change=only(OURS, throughput_tok_s=2000.0, tbt_p99_s=2.0))
+    assert found.speedup(OURS, KEEP, "throughput_tok_s").value == pytest.approx(2.0)
+    assert found.speedup(OURS, KEEP, "tbt_p99_s").value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("value", [None, 0, 0.0])
+def test_what_one_of_the_two_has_not_has_no_ratio(value: float | None) -> None:
+    found = compared(KEEP, OURS, change=only(KEEP, ttft_p999_s=value))
+    assert found.speedup(OURS, KEEP, "ttft_p999_s") == Ratio(None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (Ratio(2.0, 1.5), "better"),
+        (Ratio(0.5, 1.5), "worse"),
+        (Ratio(1.4, 1.5), ""),  # its interval holds one
+        (Ratio(0.7, 1.5), ""),
+        (Ratio(1.01, 1.001), ""),  # sure, and not worth naming
+        (Ratio(0.99, 1.001), ""),
+        (Ratio(2.0, None), ""),
+        (Ratio(None, None), ""),
+    ],
+)
+def test_better_and_worse_are_said_of_a_whole_interval_and_a_notable_difference(
+    ratio: Ratio, verdict: str
+) -> None:
+    assert ratio.is_better == (verdict == "better")
+    assert ratio.is_worse == (verdict == "worse")
+
+
+def test_systems_are_run_once_each_in_the_order_asked_for() -> None:
+    found = compared(OURS, "-keep", OURS, KEEP, runs=2)
+    assert found.systems == (OURS, KEEP)
+    assert {name: len(runs) for name, runs in found.results.items()} == {OURS: 2, KEEP: 2}
+    assert found.baselines == (KEEP,)
+
+
+def test_an_unknown_system_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="'vllm-9' is not one of"):
+        compared("vllm-9")
+
+
+def test_the_progress_bar_knows_how_many_runs_there_will_be() -> None:
+    scenario = scenario_of(systems=[KEEP, OURS])
+    assert num_jobs(scenario, None, 4) == 8
+    assert num_jobs(scenario, [OURS, OURS, "+groups"], 3) == 6
+
+
+# ---------------------------------------------------------------------- load in words
+
+
+@pytest.mark.parametrize(
+    ("capacity", "words"),
+    [
+        (2000.0, "light load: there is room for nearly everybody"),
+        (1300.0, "below saturation"),
+        (1000.0, "near saturation, where memory management decides the tail"),
+        (500.0, "overload: the queue grows as long as turns arrive"),
+    ],
+)
+def test_the_load_is_named_by_its_share_of_what_the_baseline_can_do(
+    capacity: float, words: str
+) -> None:
+    found = compared(KEEP, OURS, change=always(capacity_tok_s=capacity))
+    assert found.load.share == pytest.approx(1000.0 / capacity)
+    assert found.load.words.startswith(words)
+
+
+def test_the_load_is_that_of_the_baseline_that_keeps_kv() -> None:
+    both = compared(*BASELINES, OURS, change=only(KEEP, capacity_tok_s=4000.0))
+    assert (both.load.baseline, both.load.share) == (KEEP, 0.25)
+    neither = compared(OURS, "+groups", change=only(OURS, capacity_tok_s=4000.0))
+    assert (neither.load.baseline, neither.load.share) == (OURS, 0.25)
+
+
+def test_a_baseline_that_never_swaps_is_said_loudly() -> None:
+    nothing = only(KEEP, preemptions=0, blocks_in=0, blocks_out=0)
+    found = compared(KEEP, OURS, change=nothing)
+    assert found.load.words == (
+        "the baseline never swaps at this load: swapping cannot matter here"
+    )
+    assert (
+        f"ATTENTION: {KEEP} never preempts here. Speed-ups over it say nothing about swapping."
+        in found.notes
+    )
+
+
+def test_one_preemption_in_one_run_is_swapping() -> None:
+    def change(system: str, run: int) -> dict[str, Any]:
+        return {"preemptions": 1 if run == 2 else 0, "blocks_in": 0, "blocks_out": 0}
+
+    found = compared(KEEP, OURS, change=change)
+    assert not [note for note in found.notes if "ATTENTION" in note]
+    assert "never swaps" not in found.load.words
+
+
+def test_turns_that_all_arrive_at_once_are_no_load() -> None:
+    found = compared(KEEP, OURS, change=always(offered_tok_s=None))
+    assert (found.load.offered, found.load.share) == (None, None)
+    assert found.load.words == "all turns arrive at once: no load can be stated"
+
+
+def searched(reached_at: float | None, **scenario: Any) -> tuple[float | None, list[float], str]:
+    """The capacity, the rates tried for it and the words, where no run reached it."""
+    tried: list[float] = []
+
+    def run_job(job: Any) -> dict[str, Any]:
+        tried.append(job.scenario["workload"]["rate"])
+        reached = reached_at is not None and tried[-1] >= reached_at
+        return result(KEEP, {"capacity_tok_s": 4000.0 if reached else None})
+
+    with patch.object(module, "run_job", run_job):
+        found = compared(KEEP, OURS, change=always(capacity_tok_s=None), **scenario)
+    return found.load.capacity, tried, found.load.words
+
+
+def test_a_baseline_that_was_not_pushed_is_pushed_harder_until_it_is() -> None:
+    capacity, tried, words = searched(8.0)
+    assert (capacity, tried) == (4000.0, [2.0, 4.0, 8.0])
+    assert words.startswith("light load")
+
+
+def test_the_search_for_capacity_ends() -> None:
+    capacity, tried, words = searched(None)
+    assert (capacity, len(tried)) == (None, module.MAX_DOUBLINGS)
+    assert words == "the baseline never reached its capacity, so the share is not known"
+
+
+def test_a_file_has_no_rate_to_double(tmp_path: Any) -> None:
+    path = tmp_path / "w.jsonl"
+    path.write_text("")
+    capacity, tried, _ = searched(8.0, workload={"file": str(path)})
+    assert (capacity, tried) == (None, [])
+
+
+# ---------------------------------------------------------------------- notes
+
+
+def test_a_comparison_of_two_planners_says_so() -> None:
+    found = compared(
+        "vllm-0.3.3",
+        KEEP,
+        OURS,
+        facts=lambda s, _r: {"order": "fcfs", "planner": "rules" if s == OURS else "release"},
+    )
+    assert found.notes[0] == (
+        "Under fcfs vllm-0.3.3, vllm-0.3.3-keep follow vLLM 0.3.3's own planner and the others the"
+        " thirteen rules, so more than memory management differs."
+    )
+    assert not compared(KEEP, OURS).notes
+
+
+def test_a_run_that_ended_early_says_where_it_would_have_stopped() -> None:
+    died = compared(
+        KEEP, OURS, facts=lambda s, r: {"verdict": "aborts" if (s, r) == (KEEP, 3) else None}
+    )
+    assert (died.verdict(KEEP), died.verdict(OURS)) == ("aborts", None)
+    assert f"{KEEP} did not finish: aborts." in died.notes
+
+
+def test_an_extrapolated_profile_is_warned_of_once() -> None:
+    found = compared(KEEP, OURS, facts=lambda _s, _r: {"warnings": ["batch reached 300"]})
+    assert found.notes == ["Warning: batch reached 300."]
+
+
+@pytest.mark.parametrize(("runs", "warns"), [(1, True), (4, True), (5, False)])
+def test_few_runs_are_called_few(runs: int, warns: bool) -> None:
+    notes = compared(KEEP, OURS, runs=runs).notes
+    assert any(note.startswith(f"{runs} runs: intervals are wide") for note in notes) == warns
+
+
+# ---------------------------------------------------------------------- what a mechanism is worth
+
+
+def words_of(**metrics: Any) -> str:
+    """Of KV reuse, where `+reuse` differs from `+groups` by these."""
+    (found,) = worth(compared("+groups", "+reuse", change=only("+reuse", **metrics)))
+    assert (found.mechanism, found.system, found.against) == ("KV reuse", "+reuse", "+groups")
+    return found.words
+
+
+def test_a_mechanism_that_pays_says_in_what() -> None:
+    assert words_of(ttft_p99_s=0.5, throughput_tok_s=1100.0) == "pays: TTFT P99, throughput"
+
+
+def test_a_mechanism_that_does_not_pay_is_said_in_words() -> None:
+    assert words_of(ttft_p95_s=2.0, throughput_tok_s=900.0) == (
+        "does not pay: worse in TTFT P95, throughput"
+    )
+
+
+def test_a_mechanism_that_gives_and_takes_is_mixed() -> None:
+    assert words_of(tbt_p999_s=2.0, ttft_p99_s=0.5) == (
+        "mixed: better in TTFT P99, worse in TBT P99.9"
+    )
+
+
+def test_a_difference_too_small_to_name_is_none() -> None:
+    assert words_of(ttft_p95_s=0.995) == "no difference shown with these runs"
+
+
+def test_one_run_says_nothing_about_a_mechanism() -> None:
+    (found,) = worth(compared("+groups", "+reuse", runs=1, change=only("+reuse", ttft_p95_s=0.1)))
+    assert found.words == "one run, so no interval: nothing can be said"
+
+
+def test_only_pairs_that_were_run_are_judged() -> None:
+    assert worth(compared(OURS, "vllm-0.3.3")) == []
+    pairs = [(w.system, w.against) for w in worth(compared(*BASELINES, "+groups", "+reuse", OURS))]
+    assert pairs == [
+        ("+groups", KEEP),
+        ("+reuse", "+groups"),
+        (OURS, "+reuse"),
+        (KEEP, "vllm-0.3.3"),
+    ]
