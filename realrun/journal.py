@@ -1,0 +1,56 @@
+"""Ended requests and their tokens, one flushed line each, while a run lasts.
+
+A run that is killed leaves `requests.journal.jsonl` with every request that had ended; a line torn by
+the kill is dropped when it is read. A run that ends well leaves `replies.jsonl` beside its tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from traces.recording import SCHEMAS
+
+JOURNAL = "requests.journal.jsonl"
+REPLIES = "replies.jsonl"
+
+
+class Journal:
+    """Writes both files; without a folder it keeps replies in memory. `decode`: tokens to text."""
+
+    def __init__(
+        self, folder: Path | None, decode: Callable[[list[int]], str] | None = None
+    ) -> None:
+        self.replies: dict[str, list[int]] = {}
+        self._decode = decode
+        self._files = (
+            []
+            if folder is None
+            else [(folder / name).open("w", encoding="utf-8") for name in (JOURNAL, REPLIES)]
+        )
+
+    def ended(self, row: tuple[Any, ...], output: list[int]) -> None:
+        """A request has ended: its row of requests.parquet and the tokens it produced."""
+        fields = dict(zip(SCHEMAS["requests"].names, row, strict=True))
+        self.replies[fields["request_id"]] = output
+        reply: dict[str, Any] = {"request_id": fields["request_id"], "tokens": output}
+        if self._decode is not None:
+            reply["text"] = self._decode(output)
+        for file, line in zip(self._files, (fields, reply), strict=False):
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            file.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Rows of requests.parquet as far as they were written; a torn last line is dropped."""
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        rows.append(json.loads(line))
+    return rows

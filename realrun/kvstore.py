@@ -1,0 +1,129 @@
+"""Paged KV in two tiers: the tensors behind the block ids of `policy/`.
+
+`layer_major`: for each layer and each of K and V one tensor `[blocks, block_size, kv_heads, head_dim]`,
+so one block is 2 * layers pieces (vLLM 0.3.3). `block_major`: one tensor
+`[blocks, layers, 2, block_size, kv_heads, head_dim]`, so one block is one piece. Both look the same
+to attention: `keys(layer)` and `values(layer)` are views of the first kind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from policy.plan import Direction
+from policy.runs import Run
+from realrun.config import ModelConfig
+from realrun.pinned import register_in_chunks
+
+LAYOUTS = ("layer_major", "block_major")
+
+
+class Piece(NamedTuple):
+    """Tensors of equal shape: what one copy call moves."""
+
+    target: torch.Tensor
+    source: torch.Tensor
+
+
+class Tier:
+    """One side's blocks. `pieces` are the tensors that a run is a slice of: [blocks, ...]."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: str,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+        inner = (block_size, config.kv_heads, config.head_dim)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        if layout == "block_major":
+            whole = torch.zeros((num_blocks, config.layers, 2, *inner), dtype=dtype, device=device)
+            self.pieces = [whole]
+            self._views = [(whole[:, i, 0], whole[:, i, 1]) for i in range(config.layers)]
+        else:
+            self._views = [
+                (
+                    torch.zeros((num_blocks, *inner), dtype=dtype, device=device),
+                    torch.zeros((num_blocks, *inner), dtype=dtype, device=device),
+                )
+                for _ in range(config.layers)
+            ]
+            self.pieces = [side for pair in self._views for side in pair]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return sum(piece[:1].numel() * piece.element_size() for piece in self.pieces)
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """K of a layer, `[blocks, block_size, kv_heads, head_dim]`; a view."""
+        return self._views[layer][0]
+
+    def values(self, layer: int) -> torch.Tensor:
+        """V of a layer, as `keys`."""
+        return self._views[layer][1]
+
+    def poison(self, blocks: list[int]) -> None:
+        """Fill blocks with NaN, so that reading them without a copy or a write shows."""
+        index = torch.tensor(blocks, device=self.pieces[0].device)
+        for piece in self.pieces:
+            piece[index] = float("nan")
+
+    def checksum(self, block: int) -> int:
+        """A sum over the bits of one block."""
+        total = 0
+        for piece in self.pieces:
+            bits = piece[block].contiguous().view(torch.uint8).to(torch.int64)
+            weights = torch.arange(1, bits.numel() + 1, device=bits.device)
+            total = (total * 1_000_003 + int((bits.flatten() * weights).sum())) % (1 << 61)
+        return total
+
+
+class KVStore:
+    """Both tiers. The host tier is page-locked once, here, if the device is a GPU."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        layout: str,
+        device_blocks: int,
+        host_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.layout = layout
+        self.block_size = block_size
+        self.device = Tier(config, layout, device_blocks, block_size, dtype, device)
+        cpu = torch.device("cpu")
+        self.host = Tier(config, layout, host_blocks, block_size, dtype, cpu)
+        self.registered = (
+            register_in_chunks(self.host.pieces, self.host.num_blocks)
+            if device.type == "cuda"
+            else None
+        )
+
+    def close(self) -> None:
+        """Give page-locked memory back."""
+        if self.registered is not None:
+            self.registered.close()
+
+    def pieces(self, run: Run, direction: Direction) -> list[Piece]:
+        """The slices that one run is, one for each tensor of a tier."""
+        device, host, length = run
+        pairs = [
+            (on_device[device : device + length], on_host[host : host + length])
+            for on_device, on_host in zip(self.device.pieces, self.host.pieces, strict=True)
+        ]
+        if direction is Direction.TO_HOST:
+            return [Piece(on_host, on_device) for on_device, on_host in pairs]
+        return [Piece(on_device, on_host) for on_device, on_host in pairs]

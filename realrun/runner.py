@@ -1,0 +1,86 @@
+"""One step of the real model: tokens in, the next token of each segment out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from realrun.attention import Segment, StepAttention
+from realrun.kvstore import Tier
+from realrun.model import Decoder
+
+#: Rows of every matrix product in the deterministic mode. A row's result depends on the number of
+#: rows and on nothing else, so it is always the same.
+FIXED_ROWS = 32
+
+
+class Work(NamedTuple):
+    """New tokens of one request, behind `past` tokens that are in its blocks already."""
+
+    tokens: Sequence[int]
+    past: int
+    table: Sequence[int]
+
+
+class Runner:
+    """Runs the decoder over paged memory. `deterministic`: see FIXED_ROWS and StepAttention."""
+
+    def __init__(self, decoder: Decoder, tier: Tier, *, deterministic: bool = False) -> None:
+        self._decoder = decoder
+        self._tier = tier
+        self._deterministic = deterministic
+        self._device = tier.keys(0).device
+
+    def step(self, work: Sequence[Work]) -> torch.Tensor:
+        """Logits of the last new token of each segment, `[len(work), vocab]`, fp32.
+
+        K and V of all new tokens are in their blocks afterwards.
+        """
+        if not self._deterministic:
+            return self._forward(work, padded_to=0)
+        logits: dict[int, torch.Tensor] = {}
+        singles = []
+        for index, one in enumerate(work):
+            if len(one.tokens) > 1:
+                logits[index] = self._in_chunks(one)[0]
+            else:
+                singles.append(index)
+        for first in range(0, len(singles), FIXED_ROWS):
+            rows = singles[first : first + FIXED_ROWS]
+            found = self._forward([work[index] for index in rows], FIXED_ROWS)
+            logits.update(zip(rows, found, strict=True))
+        return torch.stack([logits[index] for index in range(len(work))])
+
+    def _in_chunks(self, work: Work) -> torch.Tensor:
+        """A prompt by itself, FIXED_ROWS tokens at a time."""
+        tokens, past, table = work
+        chunks = [
+            Work(tokens[first : first + FIXED_ROWS], past + first, table)
+            for first in range(0, len(tokens), FIXED_ROWS)
+        ]
+        for chunk in chunks[:-1]:
+            self._forward([chunk], FIXED_ROWS)
+        return self._forward(chunks[-1:], FIXED_ROWS)
+
+    def _forward(self, work: Sequence[Work], padded_to: int) -> torch.Tensor:
+        tokens = [token for one in work for token in one.tokens]
+        positions = [one.past + i for one in work for i in range(len(one.tokens))]
+        ends = []
+        row = -1
+        for one in work:
+            row += len(one.tokens)
+            ends.append(row)
+        padding = padded_to - len(tokens) if padded_to else 0
+        tokens_T = torch.tensor(tokens + [0] * padding, device=self._device)
+        positions_T = torch.tensor(positions + [0] * padding, device=self._device)
+        attend = StepAttention(
+            self._tier,
+            [Segment(one.past, len(one.tokens), one.table) for one in work],
+            alone=self._deterministic,
+        )
+        hidden_TD = self._decoder.forward(tokens_T, positions_T, attend)
+        if padded_to:
+            return self._decoder.logits(hidden_TD).float()[ends]
+        return self._decoder.logits(hidden_TD[ends]).float()

@@ -1,0 +1,368 @@
+"""`serve(scenario, ...) -> Recording`: the one entry point of the real machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policy.errors import ConfigError
+from policy.orders.base import Order
+from policy.scheduler import Scheduler
+from realrun.conversation import read_conversation
+from realrun.engine import Clock, Engine, Parts, Sampler
+from realrun.journal import Journal
+from realrun.kvstore import KVStore
+from realrun.model import LoadedModel, load_model
+from realrun.prompts import Prompts, RandomPrompts, TextPrompts
+from realrun.runner import Runner
+from realrun.runtime import Runtime, runtime_for
+from realrun.sampling import SamplingParams, draws, greedy, sample
+from realrun.swap import TIMEOUT_S, SwapManager
+from traces import recording
+from traces.draw import Streams
+from traces.metrics import summarise
+from traces.provenance import provenance
+from traces.recorder import Recorder
+from traces.recording import Recording
+from traces.scenario import Scenario
+from traces.serving import Serving, checker, make_scheduler, settings_for
+from traces.sources import open_workload
+from traces.turns import TurnDriver
+from traces.workload import Workload
+
+#: The interpreter's default lets a thread hold the lock for a whole decode step.
+SWITCH_INTERVAL_S = 2e-4
+#: Share of the device memory that is free after the weights which KV may take.
+KV_SHARE = 0.85
+#: Bytes of the copy that measures the link when a run begins.
+PROBE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a scenario does not say about a real run.
+
+    `conversation`: a file of text to serve in place of the scenario's workload (`realrun.conversation`);
+    replies then end where the model ends them. `timeout_s`: how long a copy may take.
+    """
+
+    device: str = "cpu"
+    model: str = "smollm2"
+    dtype: str | None = None
+    deterministic: bool = False
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    conversation: Path | None = None
+    timeout_s: float = TIMEOUT_S
+
+
+@dataclass
+class Machine:
+    """A loaded model with its memory, its swap manager and a scheduler: ready to serve once."""
+
+    serving: Serving
+    model: LoadedModel
+    store: KVStore
+    scheduler: Scheduler
+    runtime: Runtime
+    options: Options
+    device: torch.device
+    prompts: Prompts
+    eos: frozenset[int]
+
+    def close(self) -> None:
+        """Give page-locked memory back."""
+        self.store.close()
+
+
+def prepare(
+    scenario: Scenario,
+    options: Options,
+    *,
+    order: Order | None = None,
+    model: LoadedModel | None = None,
+) -> Machine:
+    """Load the model (unless one is given), lay out memory, make the scheduler.
+
+    Raises ConfigError or InputError.
+    """
+    device = _device(options.device)
+    kind = _dtype(options, device)
+    if model is None:
+        model = load_model(options.model, kind, device, seed=scenario.seed)
+    system = scenario.resolve_system()
+    token_bytes = model.config.token_elements * kind.itemsize
+    settings = settings_for(
+        scenario,
+        device_blocks=_room(device, token_bytes * scenario.pool.block_size, scenario),
+        host_blocks=_host_blocks(scenario),
+        max_model_len=model.config.max_model_len,
+    )
+    streams = Streams(scenario.seed, scenario.run)
+    workload, prompts, eos = _to_serve(scenario, options, streams, model)
+    serving = Serving(scenario, system, settings, streams, workload)
+    scheduler = make_scheduler(serving, order)
+    store = KVStore(
+        model.config,
+        layout=system.layout,
+        device_blocks=settings.device_blocks,
+        host_blocks=settings.host_blocks,
+        block_size=settings.block_size,
+        dtype=kind,
+        device=device,
+    )
+    return Machine(
+        serving, model, store, scheduler, runtime_for(device), options, device, prompts, eos
+    )
+
+
+def serve(
+    scenario: Scenario,
+    options: Options,
+    *,
+    out: Path,
+    decisions: bool = False,
+    check: str = "counts",
+    order: Order | None = None,
+    progress: Callable[[int], None] | None = None,
+    interruptible: Callable[[Callable[[], None]], None] | None = None,
+) -> Recording:
+    """Run a scenario on the real machine and record it to the folder `out`.
+
+    `out` must not exist or be empty: a real run cannot be written beside and swapped in, since what
+    had ended must survive a kill. `interruptible` is handed a function that stops the run early.
+    """
+    _claim(out)
+    machine = prepare(scenario, options, order=order)
+    try:
+        with _quick_switches(), torch.inference_mode():
+            return _serve(machine, out, decisions, check, progress, interruptible)
+    finally:
+        machine.close()
+
+
+def _serve(
+    machine: Machine,
+    out: Path,
+    decisions: bool,  # noqa: FBT001
+    check: str,
+    progress: Callable[[int], None] | None,
+    interruptible: Callable[[Callable[[], None]], None] | None,
+) -> Recording:
+    scenario = machine.serving.scenario
+    rates = link_rates(machine.device)
+    journal = Journal(
+        out, None if machine.model.tokenizer is None else machine.model.tokenizer.decode
+    )
+    recorder = Recorder(out, decisions=decisions)
+    engine = make_engine(machine, recorder, journal, check, progress)
+    if interruptible is not None:
+        interruptible(engine.stop)
+    try:
+        engine.run()
+    finally:
+        engine.swap.close()
+        journal.close()
+    recorded = recorder.close(_facts(machine, engine, rates))
+    recorded.summary["metrics"] = summarise(recorded)
+    recorded.summary["provenance"] = {
+        **provenance(scenario, None),
+        "torch": torch.__version__,
+        "accelerator": _accelerator(machine.device),
+        "threads": torch.get_num_threads(),
+    }
+    recording.write_summary(out, scenario, recorded.summary)
+    return recorded
+
+
+def make_engine(
+    machine: Machine,
+    recorder: Recorder,
+    journal: Journal,
+    check: str = "counts",
+    progress: Callable[[int], None] | None = None,
+) -> Engine:
+    """The engine of a machine, ready to run."""
+    serving, options, model = machine.serving, machine.options, machine.model
+    system = serving.system
+    clock = Clock()
+    swap = SwapManager(
+        machine.store,
+        machine.runtime,
+        submission=system.submission,
+        threads=system.threads if system.dispatch == "worker_threads" else 0,
+        clock=clock,
+        timeout_s=options.timeout_s,
+    )
+    runner = Runner(model.decoder, machine.store.device, deterministic=options.deterministic)
+    parts = Parts(
+        machine.scheduler,
+        TurnDriver(serving.workload),
+        runner,
+        swap,
+        machine.prompts,
+        _sampler(options.sampling),
+        recorder,
+        journal,
+        clock,
+    )
+    return Engine(
+        parts,
+        last_turn_known=serving.scenario.last_turn_known,
+        eos=machine.eos,
+        check=checker(check),
+        progress=progress,
+    )
+
+
+def link_rates(device: torch.device) -> dict[str, float]:
+    """Bytes per second of the best of five plain copies each way, page-locked on a GPU: what I/O
+    utilisation is a share of."""
+    host = torch.zeros(PROBE_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = torch.zeros(PROBE_BYTES, dtype=torch.uint8, device=device)
+    found = {}
+    for way, target, source in (("h2d", there, host), ("d2h", host, there)):
+        best = min(_timed_copy(target, source, device) for _ in range(5))
+        found[way] = PROBE_BYTES / best
+    return found
+
+
+def _timed_copy(target: torch.Tensor, source: torch.Tensor, device: torch.device) -> float:
+    begin = time.perf_counter()
+    target.copy_(source, non_blocking=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+def _claim(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConfigError(f"{out}: is not empty; a real run needs a folder of its own")
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be made: {error.strerror}") from None
+
+
+def _device(name: str) -> torch.device:
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda":
+        raise ConfigError(f"--device: {name!r} is not cuda or cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("--device: no CUDA device can be used here; try --device cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _dtype(options: Options, device: torch.device) -> torch.dtype:
+    name = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in kinds:
+        raise ConfigError(f"--dtype: {name!r} is not one of {', '.join(kinds)}")
+    return kinds[name]
+
+
+def _room(device: torch.device, block_bytes: int, scenario: Scenario) -> int:
+    """Device blocks where the scenario gives none."""
+    if scenario.pool.device_blocks is not None:
+        return scenario.pool.device_blocks
+    if device.type != "cuda":
+        raise ConfigError(
+            "pool.device_blocks: a CPU has no device memory of its own; give a number"
+        )
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * KV_SHARE // block_bytes)
+
+
+def _host_blocks(scenario: Scenario) -> int:
+    if scenario.pool.host_blocks is None:
+        raise ConfigError("pool.host_blocks: a real run needs a number")
+    return scenario.pool.host_blocks
+
+
+def _to_serve(
+    scenario: Scenario, options: Options, streams: Streams, model: LoadedModel
+) -> tuple[Workload, Prompts, frozenset[int]]:
+    """Turns, their tokens, and what ends a reply: nothing where the workload's lengths rule."""
+    if options.conversation is None:
+        workload = open_workload(scenario.workload, streams)
+        return workload, RandomPrompts(streams, model.config.vocab), frozenset()
+    if model.tokenizer is None:
+        raise ConfigError(f"--conversation: {options.model} has no tokenizer")
+    workload, texts = read_conversation(options.conversation, model.tokenizer)
+    eos = frozenset(model.config.eos_ids)
+    return workload, TextPrompts(texts, model.tokenizer, eos), eos
+
+
+def _sampler(params: SamplingParams) -> Sampler:
+    def choose(
+        logits_NV: torch.Tensor, names: Sequence[str], positions: Sequence[int]
+    ) -> list[int]:
+        if params.is_greedy:
+            return [int(token) for token in greedy(logits_NV).tolist()]
+        rows = [(params, name, at) for name, at in zip(names, positions, strict=True)]
+        return [int(token) for token in sample(logits_NV, draws(rows, logits_NV.device)).tolist()]
+
+    return choose
+
+
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _accelerator(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[str, Any]:
+    """What the tables do not say about a run."""
+    serving, options = machine.serving, machine.options
+    memory = engine.scheduler.state.memory
+    return {
+        "format": "fastswitch-run/1",
+        "machine": "real",
+        "scenario": serving.scenario.name,
+        "system": serving.system.name,
+        "switches": serving.system.switches(),
+        "order": engine.scheduler.order.name,
+        "planner": "release" if engine.scheduler.follows_release else "rules",
+        "model": options.model,
+        "device": _accelerator(machine.device),
+        "deterministic": options.deterministic,
+        "workload": {
+            "source": serving.workload.header.source,
+            "composed_from": list(serving.workload.header.composed_from),
+            "rows": engine.driver.num_rows,
+            "waited_for_parent": engine.driver.num_waited,
+            "waited_for_parent_s": engine.driver.waited_ns / 1e9,
+        },
+        "profile": None,
+        "profile_kind": None,
+        "assumptions": [],
+        "device_blocks": memory.device.num_blocks,
+        "host_blocks": memory.host.num_blocks,
+        "block_size": serving.settings.block_size,
+        "max_model_len": serving.settings.max_model_len,
+        "priority_updates": engine.scheduler.num_updates,
+        "contaminated_blocks": memory.ledger.num_contaminated,
+        "link_bytes_per_s": rates,
+        "largest": {"batch": engine.largest_batch, "prefill_tokens": engine.largest_prefill},
+        "warnings": [],
+        "verdict": engine.verdict,
+        "was_stopped": engine.was_stopped,
+    }
