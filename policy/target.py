@@ -75,6 +75,7 @@ def choose_target(
     free_seats = room.max_num_seqs - len(protected)
     newcomers = 0
     head_of_line: Request | None = None
+    enter = inside.add
     for request in order:
         if request in inside:
             continue
@@ -82,20 +83,23 @@ def choose_target(
         if need > roomy and _is_hopeless(request, room):
             never.append(request)
             continue
-        running = request.state is _RUNNING
-        device = request.context.device
-        if device is not None and not running:
-            need = max(need, len(device.blocks))
-        limit = roomy if newcomers or device is None else total
-        if used + need > limit or not free_seats:
-            head_of_line = request  # rule 5: nothing below it may take room
-            break
-        used += need
-        free_seats -= 1
-        inside.add(request)
-        if not running:
+        if request.state is _RUNNING:  # first, since nearly all that fit are
+            if used + need > (roomy if newcomers else total) or not free_seats:
+                head_of_line = request  # rule 5: nothing below it may take room
+                break
+        else:
+            device = request.context.device
+            if device is not None:
+                need = max(need, len(device.blocks))
+            limit = roomy if newcomers or device is None else total
+            if used + need > limit or not free_seats:
+                head_of_line = request
+                break
             incoming.append(request)
             newcomers += device is None
+        used += need
+        free_seats -= 1
+        enter(request)
     short = _shortfall(incoming, newcomers, room)
     seats_short = len(residents) + newcomers - room.max_num_seqs
     victims: list[Request] = []

@@ -36,10 +36,11 @@ class CopyRecord(NamedTuple):
 class _Story:
     """One live request's spans so far. `since`: decode ordinal from which it decodes, -1 if not."""
 
-    __slots__ = ("since", "spans")
+    __slots__ = ("request_id", "since", "spans")
 
-    def __init__(self) -> None:
-        self.spans: list[list[Any]] = []  # [kind, first_step, last_step, tokens]
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.spans: list[tuple[Any, ...]] = []  # rows of spans.parquet
         self.since = -1
 
 
@@ -176,9 +177,10 @@ class Recorder:
         """A prompt, or what had to be recomputed, went through; with it the next token."""
         story = self._stories[request_id]
         self._leave(story)
-        story.spans.append(["prefill", step, step, tokens])
+        name = story.request_id
+        story.spans.append((name, "prefill", step, step, tokens))
         if produced:
-            story.spans.append(["token", step, step, 1])
+            story.spans.append((name, "token", step, step, 1))
 
     def flush_if_full(self) -> None:
         """Call now and then; keeps memory bounded."""
@@ -191,7 +193,7 @@ class Recorder:
     def arrived(self, turn: Turn) -> None:
         """A row of the workload is being served."""
         self._noted = None
-        self._stories[turn.request_id] = _Story()
+        self._stories[turn.request_id] = _Story(turn.request_id)
         self._tables["workload"].append(
             (
                 turn.request_id,
@@ -228,10 +230,9 @@ class Recorder:
         row of requests.parquet."""
         story = self._stories.pop(turn.request_id)
         self._leave(story)
-        name = turn.request_id
         if self._notes is not None and request is not None:
             self._note_links(request)
-        self._tables["spans"].extend([(name, *span) for span in story.spans])
+        self._tables["spans"].extend(story.spans)
         row = (
             turn.request_id,
             turn.session_id,
@@ -290,23 +291,22 @@ class Recorder:
             return
         begin, end = story.since, self._ordinal - 1
         story.since = -1
+        name, spans = story.request_id, story.spans
         index = bisect_right(self._break_ordinals, begin) - 1
-        breaks = self._break_ordinals
+        breaks, steps = self._break_ordinals, self._break_steps
+        joins = bool(spans)  # a span after a break never touches the one before it
         while begin <= end:
-            base, step = breaks[index], self._break_steps[index]
+            shift = steps[index] - breaks[index]
             index += 1
             last = min(end, breaks[index] - 1) if index < len(breaks) else end
-            _add_tokens(story.spans, step + begin - base, step + last - base)
+            count = last - begin + 1
+            if joins and spans[-1][1] == "token" and spans[-1][3] == begin + shift - 1:
+                _, _, first, _, tokens = spans[-1]
+                spans[-1] = (name, "token", first, last + shift, tokens + count)
+            else:
+                spans.append((name, "token", begin + shift, last + shift, count))
+            joins = False
             begin = last + 1
-
-
-def _add_tokens(spans: list[list[Any]], first: int, last: int) -> None:
-    """A token at the end of each of these steps; goes on with the last span if it touches."""
-    if spans and spans[-1][0] == "token" and spans[-1][2] == first - 1:
-        spans[-1][2] = last
-        spans[-1][3] += last - first + 1
-    else:
-        spans.append(["token", first, last, last - first + 1])
 
 
 def decision_line(

@@ -110,7 +110,8 @@ class NaiveRecorder(Recorder):
                 spans[-1][3] += 1
             else:
                 spans.append([kind, step, step, tokens])
-        self._stories[turn.request_id].spans = spans
+        name = turn.request_id
+        self._stories[name].spans = [(name, *span) for span in spans]
         super().ended(turn, *rest, **more)
 
 
