@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _API = {
     "load_scenario": ("traces.scenario", "load"),
     "read_workload": ("traces.readers.catalog", "read_workload"),
     "replay": ("explore.validate", "replay"),
+    "serve": ("realrun.serve", "serve"),
     "simulate": ("sim.simulate", "simulate"),
 }
 
@@ -77,6 +79,13 @@ _set = click.option(
     help="Put a value over the scenario's, e.g. --set pool.aging=none. May be repeated.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+_check = click.option(
+    "--check",
+    type=click.Choice(["off", "counts", "full"]),
+    default="counts",
+    show_default=True,
+    help="Conservation laws checked after every step.",
+)
 
 
 @main.command("compare")
@@ -126,13 +135,7 @@ def _compare(
 @click.argument("scenario")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
 @click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
-@click.option(
-    "--check",
-    type=click.Choice(["off", "counts", "full"]),
-    default="counts",
-    show_default=True,
-    help="Conservation laws checked after every step.",
-)
+@_check
 @_set
 @_json
 def _simulate(
@@ -158,7 +161,10 @@ def _simulate(
         recording = run(
             loaded, out=out, decisions=decisions, check=check, progress=lambda _: advance()
         )
-    summary = recording.summary
+    _show_run(recording.summary, as_json=as_json)
+
+
+def _show_run(summary: dict[str, Any], *, as_json: bool) -> None:
     for line in summary["warnings"]:
         click.echo(f"warning: {line}", err=True)
     click.echo(json.dumps(summary, indent=1) if as_json else _run_as_text(summary))
@@ -172,9 +178,14 @@ def _run_as_text(summary: dict[str, Any]) -> str:
     from explore.words import HEADINGS, TOO_SMALL, significant
 
     metrics = summary["metrics"]
+    machine = (
+        f"{summary['model']} on {summary['device']}"
+        if summary["machine"] == "real"
+        else f"{summary['profile_kind']} profile {summary['profile']}"
+    )
     lines = [
         f"{summary['scenario']}, {summary['system']} under {summary['order']}"
-        f" ({summary['planner']} planner), {summary['profile_kind']} profile {summary['profile']}",
+        f" ({summary['planner']} planner), {machine}",
         f"  rows {metrics['rows']}: {metrics['finished']} finished, {metrics['rejected']} rejected,"
         f" {metrics['cancelled']} cancelled, {metrics['unfinished']} unfinished",
     ]
@@ -183,6 +194,108 @@ def _run_as_text(summary: dict[str, Any]) -> str:
         text = TOO_SMALL if value is None else f"{significant(value * factor)} {unit}".strip()
         lines.append(f"  {title}: {text}")
     return "\n".join(lines)
+
+
+@main.command("realrun")
+@click.argument("scenario")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--model",
+    default="smollm2",
+    show_default=True,
+    help="smollm2, random:NAME, a Hugging Face folder or a .gguf file.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--deterministic", is_flag=True, help="Same tokens under any swap schedule; slower.")
+@click.option(
+    "--conversation",
+    type=click.Path(path_type=Path),
+    help="Serve the text of this JSONL file instead of the scenario's workload.",
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=int, default=0, show_default=True, help="0: all tokens.")
+@click.option("--decisions", is_flag=True, help="Also write what a replay needs.")
+@_check
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new, empty folder.")
+@_set
+@_json
+def _realrun(
+    *,
+    scenario: str,
+    device: str,
+    model: str,
+    dtype: str | None,
+    deterministic: bool,
+    conversation: Path | None,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    decisions: bool,
+    check: str,
+    out: Path,
+    values: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Serve a scenario with a real model, real KV memory and real copies.
+
+    The policies are those that the simulator runs, and so is the recording. Ctrl-C stops serving,
+    waits for copies under way and keeps what was recorded.
+
+    \b
+    Examples:
+      fastswitch realrun cpu-smoke --out run
+      fastswitch realrun cpu-smoke --set system=vllm-0.3.3 --decisions --out run
+      fastswitch realrun cpu-smoke --conversation talk.jsonl --deterministic --out run
+    """
+    loaded = _load(scenario, values)
+    serve = _real_machine()
+    sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
+    options = serve.Options(device, model, dtype, deterministic, sampling, conversation)
+    with _progress(None, "turns") as advance, _stopping_on_interrupt() as interruptible:
+        recording = serve.serve(
+            loaded,
+            options,
+            out=out,
+            decisions=decisions,
+            check=check,
+            progress=lambda _: advance(),
+            interruptible=interruptible,
+        )
+    _show_run(recording.summary, as_json=as_json)
+    if recording.summary["was_stopped"]:
+        click.echo(f"interrupted; what had ended is in {out}", err=True)
+        raise click.exceptions.Exit(130)
+
+
+def _real_machine() -> Any:
+    """The module `realrun.serve`. Raises ConfigError if its libraries are not installed."""
+    try:
+        return importlib.import_module("realrun.serve")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"realrun needs the package {error.name}: pip install -e '.[real]'"
+            " (without a GPU, first PyTorch's CPU wheel; see README.md)"
+        ) from None
+
+
+@contextmanager
+def _stopping_on_interrupt() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """The first Ctrl-C calls the function that is handed over; the second ends the process."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def arm(stop: Callable[[], None]) -> None:
+        def first(*_: object) -> None:
+            signal.signal(signal.SIGINT, before)
+            click.echo("stopping; once more to abort", err=True)
+            stop()
+
+        signal.signal(signal.SIGINT, first)
+
+    try:
+        yield arm
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @main.command("validate")

@@ -22,6 +22,8 @@ def replay(run: Path, order: Order | None = None) -> Replayed:
     Raises ConfigError if it has no decisions, InputError if it cannot be read.
     """
     recorded = recording.load(run)
+    if not recorded.summary.get("is_complete", True):
+        raise ConfigError(f"{shown_path(run)}: the run was killed; it cannot be replayed")
     for name in ("decisions.jsonl", "replay.jsonl"):
         if not (run / name).is_file():
             raise ConfigError(

@@ -19,6 +19,7 @@ HEADINGS: dict[str, tuple[str, str, float]] = {
     "tbt_preempted_p50_s": ("preempted P50", "s", 1),
     "tbt_preempted_p99_s": ("preempted P99", "s", 1),
     "throughput_tok_s": ("throughput", "tok/s", 1),
+    "throughput_makespan_tok_s": ("throughput, whole run", "tok/s", 1),
     "stall_share": ("stall share", "%", 100),
     "preemptions": ("preemptions", "", 1),
     "preemptions_recompute": ("of them recompute", "", 1),

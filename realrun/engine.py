@@ -135,6 +135,7 @@ class Engine:
     def run(self) -> None:
         """Serve. Sets `verdict` instead of raising ReleaseVerdict."""
         scheduler, driver = self.scheduler, self.driver
+        now = 0
         try:
             while not self.was_stopped:
                 now = self._clock()
@@ -159,6 +160,7 @@ class Engine:
                     self._check(scheduler)
         except ReleaseVerdict as verdict:
             self.verdict = str(verdict)
+            self.recorder.unnumbered(None, scheduler.step + 1, now)
         self._abandon()
 
     def _execute(self, plan: Plan, start: int) -> Outcome:
@@ -171,6 +173,8 @@ class Engine:
                 recorder.planned(plan, step)
                 self._last = plan
             recorder.decided(plan, step, start, free)
+        else:
+            recorder.unnumbered(plan, step + 1, start)
         for copy_id in plan.cancel:
             self.swap.cancel(copy_id)
         for request_id, why in plan.reject:
@@ -389,6 +393,7 @@ class Engine:
 
     def _idle(self, plan: Plan, now: int) -> None:
         """Nothing runs until a copy ends, a turn arrives or a client leaves."""
+        self.recorder.unnumbered(plan, self.scheduler.step + 1, now)
         wake = min(self.driver.next_ns, self._cancels[0][0] if self._cancels else NEVER)
         if not self.swap.in_flight and wake == NEVER:
             raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")

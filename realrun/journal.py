@@ -1,7 +1,7 @@
 """Ended requests and their tokens, one flushed line each, while a run lasts.
 
-A run that is killed leaves `requests.journal.jsonl` with every request that had ended; a line torn by
-the kill is dropped when it is read. A run that ends well leaves `replies.jsonl` beside its tables.
+A run that is killed leaves its journal, from which `traces.recording.load` rebuilds the requests that
+had ended. `replies.jsonl` holds what was said.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from traces.recording import SCHEMAS
+from traces.recording import JOURNAL, SCHEMAS
 
-JOURNAL = "requests.journal.jsonl"
 REPLIES = "replies.jsonl"
 
 
@@ -34,7 +33,8 @@ class Journal:
     def ended(self, row: tuple[Any, ...], output: list[int]) -> None:
         """A request has ended: its row of requests.parquet and the tokens it produced."""
         fields = dict(zip(SCHEMAS["requests"].names, row, strict=True))
-        self.replies[fields["request_id"]] = output
+        if not self._files:
+            self.replies[fields["request_id"]] = output
         reply: dict[str, Any] = {"request_id": fields["request_id"], "tokens": output}
         if self._decode is not None:
             reply["text"] = self._decode(output)
@@ -46,11 +46,3 @@ class Journal:
         """Close the files."""
         for file in self._files:
             file.close()
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Rows of requests.parquet as far as they were written; a torn last line is dropped."""
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        rows.append(json.loads(line))
-    return rows

@@ -32,8 +32,9 @@ from traces.provenance import provenance
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario
-from traces.serving import Serving, checker, make_scheduler, settings_for
+from traces.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
 from traces.sources import open_workload
+from traces.strict import shown_path
 from traces.turns import TurnDriver
 from traces.workload import Workload
 
@@ -138,9 +139,10 @@ def serve(
     `out` must not exist or be empty: a real run cannot be written beside and swapped in, since what
     had ended must survive a kill. `interruptible` is handed a function that stops the run early.
     """
-    _claim(out)
+    _refuse_a_folder_in_use(out)
     machine = prepare(scenario, options, order=order)
     try:
+        recording.begin(out, scenario)
         with _quick_switches(), torch.inference_mode():
             return _serve(machine, out, decisions, check, progress, interruptible)
     finally:
@@ -160,7 +162,8 @@ def _serve(
     journal = Journal(
         out, None if machine.model.tokenizer is None else machine.model.tokenizer.decode
     )
-    recorder = Recorder(out, decisions=decisions)
+    aging = aging_lengths(machine.serving) if decisions else []
+    recorder = Recorder(out, decisions=decisions, aging=aging)
     engine = make_engine(machine, recorder, journal, check, progress)
     if interruptible is not None:
         interruptible(engine.stop)
@@ -177,7 +180,7 @@ def _serve(
         "accelerator": _accelerator(machine.device),
         "threads": torch.get_num_threads(),
     }
-    recording.write_summary(out, scenario, recorded.summary)
+    recording.write_summary(out, recorded.summary)
     return recorded
 
 
@@ -244,13 +247,9 @@ def _timed_copy(target: torch.Tensor, source: torch.Tensor, device: torch.device
 # ---------------------------------------------------------------------- pieces
 
 
-def _claim(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise ConfigError(f"{out}: is not empty; a real run needs a folder of its own")
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be made: {error.strerror}") from None
+def _refuse_a_folder_in_use(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{shown_path(out)}: is not empty; a real run needs a folder of its own")
 
 
 def _device(name: str) -> torch.device:

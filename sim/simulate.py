@@ -74,8 +74,9 @@ def simulate(
     if out is None:
         return _record(setup, scheduler, None, decisions, check, progress)
     with recording.claimed(out) as part:
+        recording.begin(part, scenario)
         recorded = _record(setup, scheduler, part, decisions, check, progress)
-        recording.write_summary(part, scenario, recorded.summary)
+        recording.write_summary(part, recorded.summary)
     recorded.folder = out
     return recorded
 
@@ -89,11 +90,11 @@ def _record(
     progress: Callable[[int], None] | None,
 ) -> Recording:
     aging = aging_lengths(setup) if decisions else []
-    recorder = Recorder(folder, decisions=decisions, aging=aging)
-    engine = make_engine(setup, scheduler, recorder, check, progress)
-    with calm_collector():
-        engine.env.run(until=engine.env.process(engine.run()))
-    recorded = recorder.close(_facts(setup, scheduler, engine))
+    with Recorder(folder, decisions=decisions, aging=aging) as recorder:
+        engine = make_engine(setup, scheduler, recorder, check, progress)
+        with calm_collector():
+            engine.env.run(until=engine.env.process(engine.run()))
+        recorded = recorder.close(_facts(setup, scheduler, engine))
     recorded.summary["metrics"] = summarise(recorded)
     recorded.summary["provenance"] = provenance(setup.scenario, setup.profile)
     return recorded

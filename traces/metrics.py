@@ -193,6 +193,10 @@ def _gaps(
 # ---------------------------------------------------------------------- throughput
 
 
+#: Steps that must end in the steady window before a throughput is read from it.
+WINDOW_STEPS = 100
+
+
 def window_of(requests: dict[str, Any]) -> tuple[int, int] | None:
     """The steady window: from a tenth of the first turns' arrivals to the last of them.
 
@@ -244,7 +248,8 @@ def _throughput(
         begin, end = window
         inside = (ends > begin) & (ends <= end)
         result["window_s"] = seconds(end - begin)
-        result["throughput_tok_s"] = round(int(tokens[inside].sum()) * NS / (end - begin), 6)
+        if int(inside.sum()) >= WINDOW_STEPS:
+            result["throughput_tok_s"] = round(int(tokens[inside].sum()) * NS / (end - begin), 6)
         finish = requests["finish_ns"]
         turns = int(((finish > begin) & (finish <= end)).sum())
         result["turns_per_s"] = round(turns * NS / (end - begin), 6)

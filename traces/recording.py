@@ -278,9 +278,19 @@ def _check_columns(found: pa.Schema, name: str, path: Path) -> None:
             raise InputError(f"{shown_path(path)}: column {shown(have)} where {want} was due")
 
 
+#: One line of JSON per ended request, written while a real run lasts.
+JOURNAL = "requests.journal.jsonl"
+
+
 def load(folder: Path) -> Recording:
-    """A recording from its folder. Raises InputError naming what is missing."""
+    """A recording from its folder. Raises InputError naming what is missing.
+
+    A real run that was killed left no run.json. Its requests that had ended are there all the same,
+    from its journal, and `summary["is_complete"]` is false.
+    """
     path = folder / "run.json"
+    if not path.exists() and (folder / JOURNAL).is_file():
+        return Recording({"is_complete": False}, folder, {"requests": _from_journal(folder)})
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -288,6 +298,22 @@ def load(folder: Path) -> Recording:
     if not isinstance(summary, dict):
         raise InputError(f"{shown_path(path)}: {quoted(summary)} is not a JSON object")
     return Recording(summary, folder)
+
+
+def _from_journal(folder: Path) -> pa.Table:
+    """requests.parquet as far as it got; a last line torn by the kill is dropped."""
+    path = folder / JOURNAL
+    schema = SCHEMAS["requests"]
+    rows = []
+    try:
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            row = json.loads(line)
+            if not isinstance(row, dict) or set(row) != set(schema.names):
+                raise InputError(f"{shown_path(path)}:{number}: is not a request's row")
+            rows.append(row)
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
 
 
 # ---------------------------------------------------------------------- a folder to record into
@@ -356,12 +382,15 @@ def _publish(part: Path, folder: Path) -> None:
         shutil.rmtree(earlier)
 
 
-def write_summary(folder: Path, scenario: Any, summary: dict[str, Any]) -> None:
-    """run.json and scenario.yaml of a recording. Raises ConfigError if they cannot be written."""
-    texts = {
-        "scenario.yaml": scenario.as_yaml(),
-        "run.json": json.dumps(summary, indent=1) + "\n",
-    }
+def begin(folder: Path, scenario: Any) -> None:
+    """Make the folder and put the resolved scenario there. Raises ConfigError."""
     with _writing(folder):
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scenario.yaml").write_text(scenario.as_yaml(), encoding="utf-8")
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """run.json, with which a recording is complete. Raises ConfigError if it cannot be written."""
+    with _writing(folder):
+        text = json.dumps(summary, indent=1) + "\n"
+        (folder / "run.json").write_text(text, encoding="utf-8")

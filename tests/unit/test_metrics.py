@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from traces import metrics
 from traces.metrics import columns_of, summarise, token_gaps, tokens_per_step, window_of
 from traces.recording import SCHEMAS, Recording
 
@@ -260,14 +261,26 @@ def test_without_a_stretch_of_arrivals_there_is_no_window(arrivals: list[int]) -
     assert window_of(columns_of(hand.recording(), "requests")) is None
 
 
-def test_throughput_counts_the_tokens_that_end_inside_the_window() -> None:
+def test_throughput_counts_the_tokens_that_end_inside_the_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The window is (0, 4 s]; tokens come at 1, 2, ... 8 s, two of them at each of 3 and 4 s."""
+    monkeypatch.setattr(metrics, "WINDOW_STEPS", 4)
     hand = Hand(*every(SECOND, 8)).tokens("a", (0, 7)).tokens("b", (2, 3))
     hand.request("a", 0, SECOND, 8 * SECOND).request("b", 4 * SECOND, 4 * SECOND, 4 * SECOND)
     found = hand.found()
     assert (found["window_s"], found["throughput_tok_s"]) == (4.0, 6 / 4)
     assert (found["turns_per_s"], found["output_tokens"]) == (1 / 4, 10)
     assert (found["makespan_s"], found["throughput_makespan_tok_s"]) == (8.0, 10 / 8)
+
+
+def test_a_window_of_few_steps_tells_no_throughput() -> None:
+    """Of 120 steps 99 or 100 end in the window; the whole run's throughput is told either way."""
+    for last, expected in ((metrics.WINDOW_STEPS - 1, None), (metrics.WINDOW_STEPS, 1.0)):
+        hand = Hand(*every(SECOND, 120)).tokens("a", (0, 119))
+        hand.request("a", 0, SECOND, 120 * SECOND).request("b", last * SECOND)
+        found = hand.found()
+        assert (found["throughput_tok_s"], found["throughput_makespan_tok_s"]) == (expected, 1.0)
 
 
 def test_the_offered_load_lets_every_turn_come_when_its_user_has_thought() -> None:

@@ -18,6 +18,7 @@ from traces.recording import (
     IntTable,
     Recording,
     Table,
+    begin,
     claimed,
     load,
     write_summary,
@@ -39,11 +40,12 @@ def scenario() -> Scenario:
 def record(folder: Path, summary: dict[str, Any] | None = None) -> Path:
     """What `simulate(out=folder)` does, with two steps."""
     with claimed(folder) as part:
+        begin(part, scenario())
         recorder = Recorder(part, decisions=True)
         for row in STEPS:
             recorder.stepped(row)
         recorder.close({})
-        write_summary(part, scenario(), summary or SUMMARY)
+        write_summary(part, summary or SUMMARY)
     return folder
 
 
@@ -56,6 +58,7 @@ def claim(folder: Path) -> None:
 def fail(folder: Path, error: type[BaseException]) -> None:
     """A run that ends half-way through."""
     with claimed(folder) as part:
+        begin(part, scenario())
         recorder = Recorder(part, decisions=True)
         try:
             raise error
