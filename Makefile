@@ -7,8 +7,11 @@ BIN := $(VENV)/bin
 # Where no GPU is present, torch comes as a CPU build; a looser range can pull gigabytes of CUDA.
 TORCH := $(shell command -v nvidia-smi >/dev/null && echo 'torch>=2.11' || echo 'torch==2.13.0')
 VLLM := .cache/vllm
+# A second interpreter, for `make test-full` alone.
+PYTHON312 ?= python3.12
+OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench format clean
+.PHONY: demo test test-full check bench gpu-check format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,14 +40,35 @@ test: check
 	$(BIN)/coverage report --omit='policy/*'
 
 # The long ones: everything of `test`, the release's own package, Python 3.12 without torch.
-test-full: test
+test-full: test $(BIN)/test-full
 	mkdir -p $(VLLM)
 	test -n "$$(ls $(VLLM))" || $(BIN)/python -m pip download --quiet --no-deps --dest $(VLLM) \
 	  --python-version 3.11 --only-binary=:all: vllm==0.3.3
+	if $(PYTHON312) -m venv --help >/dev/null 2>&1; then $(MAKE) $(OTHER)/test; \
+	  else echo 'Not tested on Python 3.12: $(PYTHON312) does not run; name one with PYTHON312=...'; fi
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -m full -q
+	test ! -e $(OTHER)/test || \
+	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python -m pytest -m 'not full' -n auto -q
+
+$(BIN)/test-full: $(BIN)/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full]' '$(TORCH)'
+	touch $@
+
+# The libraries of the first interpreter without torch: equal bytes need equal writers.
+$(OTHER)/test: $(BIN)/test
+	test -x $(OTHER)/bin/python || $(PYTHON312) -m venv $(OTHER)
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > $(OTHER)/libraries
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(OTHER)/libraries --editable '.[test]'
+	touch $@
 
 bench: $(BIN)/core
 	$(BIN)/python benchmarks/sim_speed.py
+
+# On a machine with a GPU: PART=tests or PART=bench, OUT=a folder; run it again to go on. GPU_PYTHON names
+# an interpreter that has the libraries already.
+gpu-check: $(if $(GPU_PYTHON),,$(BIN)/test)
+	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_check --part '$(PART)' --out '$(OUT)'
 
 format: $(BIN)/test
 	$(BIN)/ruff check --fix .

@@ -88,12 +88,12 @@ class PlainDecode:
         slots_S = torch.arange(table_BN.shape[1] * block_size, device=table_BN.device)
         self._valid_BS = slots_S < lengths_B.unsqueeze(1)
         self._invalid = ~self._valid_BS[:, :, None, None]
-        self._empty = (lengths_B == 0)[:, None, None]
 
     def __call__(
         self, q_BHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
-        """See Decode. Slots that are not valid are cleared and not only masked: 0 * NaN is NaN."""
+        """See Decode. Slots that are not valid are cleared and not only masked: 0 * NaN is NaN. A row
+        of which all is masked comes out as zeros."""
         k_BSKD = keys[self._table].flatten(1, 2).masked_fill_(self._invalid, 0)
         v_BSKD = values[self._table].flatten(1, 2).masked_fill_(self._invalid, 0)
         out_BH1D = F.scaled_dot_product_attention(
@@ -103,7 +103,7 @@ class PlainDecode:
             attn_mask=self._valid_BS[:, None, None, :],
             enable_gqa=True,
         )
-        return out_BH1D.squeeze(2).masked_fill(self._empty, 0)
+        return out_BH1D.squeeze(2)
 
 
 PLAIN = Kernels(store, PlainDecode, has_splits=False)

@@ -56,7 +56,7 @@ def copy_batch(pieces: Sequence[Piece], stream: int, call: BatchCall | None = No
     """Copy all `pieces` with one call on the stream with this handle (never the legacy one).
 
     Pieces are contiguous tensors; none may overlap another. Raises FaultError naming the piece the
-    driver refused.
+    driver refused, if it refused one.
     """
     if not pieces:
         return
@@ -67,7 +67,7 @@ def copy_batch(pieces: Sequence[Piece], stream: int, call: BatchCall | None = No
     attributes = Attributes(srcAccessOrder=SOURCE_IN_STREAM_ORDER)
     first = np.zeros(1, np.uint64)
     failed = ctypes.c_size_t(0)
-    code = (call or _driver_call())(
+    code = (call or driver_call())(
         targets.ctypes.data,
         sources.ctypes.data,
         sizes.ctypes.data,
@@ -79,15 +79,17 @@ def copy_batch(pieces: Sequence[Piece], stream: int, call: BatchCall | None = No
         stream,
     )
     if code:
-        raise FaultError(
-            f"cuMemcpyBatchAsync: CUDA error {code} at piece {failed.value} of {count}"
-        )
+        where = f" at piece {failed.value} of {count}" if failed.value < count else ""
+        raise FaultError(f"cuMemcpyBatchAsync: CUDA error {code}{where}")
 
 
 @cache
-def _driver_call() -> BatchCall:
-    """The driver's function. Raises FaultError for a driver older than CUDA 12.8."""
-    driver = ctypes.CDLL("libcuda.so.1")
+def driver_call() -> BatchCall:
+    """The driver's function. Raises FaultError for a driver older than CUDA 12.8, or none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise FaultError(f"cuMemcpyBatchAsync: no CUDA driver: {error}") from None
     pointer = ctypes.c_void_p()
     status = ctypes.c_int()
     code = driver.cuGetProcAddress_v2(

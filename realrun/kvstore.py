@@ -8,14 +8,17 @@ to attention: `keys(layer)` and `values(layer)` are views of the first kind.
 
 from __future__ import annotations
 
+from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import torch
 
+from policy.errors import InvariantError
 from policy.plan import Direction
 from policy.runs import Run
 from realrun.config import ModelConfig
-from realrun.pinned import register_in_chunks
+from realrun.pinned import PAGE_BYTES, register_in_chunks
 
 LAYOUTS = ("layer_major", "block_major")
 
@@ -28,7 +31,11 @@ class Piece(NamedTuple):
 
 
 class Tier:
-    """One side's blocks. `pieces` are the tensors that a run is a slice of: [blocks, ...]."""
+    """One side's blocks. `pieces` are the tensors that a run is a slice of: [blocks, ...].
+
+    `spare` blocks lie behind the `num_blocks` that policies know. The first of them is `scratch`,
+    where the rows that pad a step write.
+    """
 
     def __init__(
         self,
@@ -38,30 +45,27 @@ class Tier:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        spare: int = 0,
     ) -> None:
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
         inner = (block_size, config.kv_heads, config.head_dim)
+        make = partial(_zeros, dtype=dtype, device=device)
         self.num_blocks = num_blocks
+        self.scratch = num_blocks if spare else None
+        rows = num_blocks + spare
         self.block_size = block_size
         if layout == "block_major":
-            whole = torch.zeros((num_blocks, config.layers, 2, *inner), dtype=dtype, device=device)
+            whole = make((rows, config.layers, 2, *inner))
             self.pieces = [whole]
             self._views = [(whole[:, i, 0], whole[:, i, 1]) for i in range(config.layers)]
         else:
             self._views = [
-                (
-                    torch.zeros((num_blocks, *inner), dtype=dtype, device=device),
-                    torch.zeros((num_blocks, *inner), dtype=dtype, device=device),
-                )
-                for _ in range(config.layers)
+                (make((rows, *inner)), make((rows, *inner))) for _ in range(config.layers)
             ]
             self.pieces = [side for pair in self._views for side in pair]
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block over all layers."""
-        return sum(piece[:1].numel() * piece.element_size() for piece in self.pieces)
+        #: Bytes of one block over all layers.
+        self.block_bytes = 2 * config.layers * prod(inner) * dtype.itemsize
 
     def keys(self, layer: int) -> torch.Tensor:
         """K of a layer, `[blocks, block_size, kv_heads, head_dim]`; a view."""
@@ -73,7 +77,7 @@ class Tier:
 
     def poison(self, blocks: list[int]) -> None:
         """Fill blocks with NaN, so that reading them without a copy or a write shows."""
-        index = torch.tensor(blocks, device=self.pieces[0].device)
+        index = torch.tensor(blocks, dtype=torch.long, device=self.pieces[0].device)
         for piece in self.pieces:
             piece[index] = float("nan")
 
@@ -85,6 +89,16 @@ class Tier:
             weights = torch.arange(1, bits.numel() + 1, device=bits.device)
             total = (total * 1_000_003 + int((bits.flatten() * weights).sum())) % (1 << 61)
         return total
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the host it begins with a page, so that chunks to page-lock can end with one."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = prod(shape) * dtype.itemsize
+    memory = torch.zeros(num_bytes + PAGE_BYTES, dtype=torch.uint8)
+    first = -memory.data_ptr() % PAGE_BYTES
+    return memory[first : first + num_bytes].view(dtype).view(shape)
 
 
 class KVStore:
@@ -103,7 +117,7 @@ class KVStore:
     ) -> None:
         self.layout = layout
         self.block_size = block_size
-        self.device = Tier(config, layout, device_blocks, block_size, dtype, device)
+        self.device = Tier(config, layout, device_blocks, block_size, dtype, device, spare=1)
         cpu = torch.device("cpu")
         self.host = Tier(config, layout, host_blocks, block_size, dtype, cpu)
         self.registered = (
@@ -118,8 +132,19 @@ class KVStore:
             self.registered.close()
 
     def pieces(self, run: Run, direction: Direction) -> list[Piece]:
-        """The slices that one run is, one for each tensor of a tier."""
+        """The slices that one run is, one for each tensor of a tier.
+
+        Raises InvariantError for blocks outside the pools, of which a slice would leave out some.
+        """
         device, host, length = run
+        if not (
+            0 <= device <= self.device.num_blocks - length
+            and 0 <= host <= self.host.num_blocks - length
+        ):
+            raise InvariantError(
+                f"run {run} is not inside {self.device.num_blocks} device and"
+                f" {self.host.num_blocks} host blocks"
+            )
         pairs = [
             (on_device[device : device + length], on_host[host : host + length])
             for on_device, on_host in zip(self.device.pieces, self.host.pieces, strict=True)

@@ -87,6 +87,15 @@ def gate(gate_up_TF: torch.Tensor) -> torch.Tensor:
 PLAIN = Ops(norm, add_norm, turn, gate)
 
 
+def ops_for(device: torch.device) -> Ops:
+    """One kernel for each on a GPU, plain torch elsewhere. Triton is imported for a GPU only."""
+    if device.type != "cuda":
+        return PLAIN
+    from realrun.fused import FUSED  # noqa: PLC0415
+
+    return FUSED
+
+
 class Decoder:
     """Weights and how to run them. Call it under `torch.inference_mode`."""
 
@@ -186,7 +195,7 @@ def _random(name: str, seed: int, dtype: torch.dtype, device: torch.device) -> L
     if config is None:
         raise ConfigError(f"model: random:{shown(name)} is not one of {', '.join(PRESETS)}")
     weights = loader.random_weights(config, seed, dtype, device)
-    return LoadedModel(config, Decoder(config, weights), None)
+    return LoadedModel(config, Decoder(config, weights, ops_for(device)), None)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -194,7 +203,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Load
     path = folder / "tokenizer.json"
     tokenizer = tokenizers.from_file(path, config.vocab) if path.exists() else None
     weights = loader.load_hf(folder, config, dtype, device)
-    return LoadedModel(config, Decoder(config, weights), tokenizer)
+    return LoadedModel(config, Decoder(config, weights, ops_for(device)), tokenizer)
 
 
 def _from_gguf(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -202,4 +211,4 @@ def _from_gguf(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     config = configs.from_gguf(reader)
     tokenizer = tokenizers.from_gguf(reader, config.vocab)
     weights = loader.load_gguf(reader, config, dtype, device)
-    return LoadedModel(config, Decoder(config, weights), tokenizer)
+    return LoadedModel(config, Decoder(config, weights, ops_for(device)), tokenizer)

@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
-from realrun.attention import Segment, StepAttention
+from realrun.attention import Kernels, Segment, StepAttention, kernels_for
+from realrun.graphs import Capture, DecodeGraphs, Work, capture_for
 from realrun.kvstore import Tier
 from realrun.model import Decoder
+from realrun.sampling import greedy
+
+__all__ = ["FIXED_ROWS", "Runner", "Work"]
 
 #: Rows of every matrix product in the deterministic mode. A row's result depends on the number of
 #: rows and on nothing else, so it is always the same.
 FIXED_ROWS = 32
 
 
-class Work(NamedTuple):
-    """New tokens of one request, behind `past` tokens that are in its blocks already."""
-
-    tokens: Sequence[int]
-    past: int
-    table: Sequence[int]
-
-
 class Runner:
-    """Runs the decoder over paged memory. `deterministic`: see FIXED_ROWS and StepAttention."""
+    """Runs the decoder over paged memory. `deterministic`: see FIXED_ROWS and StepAttention.
 
-    def __init__(self, decoder: Decoder, tier: Tier, *, deterministic: bool = False) -> None:
+    `eager`: no graphs. `capture`, `kernels`: how graphs are recorded and attention is computed, by
+    default as the device does it.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tier: Tier,
+        *,
+        deterministic: bool = False,
+        eager: bool = False,
+        capture: Capture | None = None,
+        kernels: Kernels | None = None,
+    ) -> None:
         self._decoder = decoder
         self._tier = tier
         self._deterministic = deterministic
         self._device = tier.keys(0).device
+        self._kernels = kernels_for(self._device.type) if kernels is None else kernels
+        if capture is None:
+            capture = capture_for(self._device)
+        self.graphs: DecodeGraphs | None = None
+        if capture is not None and not deterministic and not eager:
+            self.graphs = DecodeGraphs(decoder, tier, capture, kernels=self._kernels)
+
+    def greedy_step(self, work: Sequence[Work]) -> list[int]:
+        """The likeliest next token of each segment, of equals the one with the lowest id.
+
+        By a graph where there is one for the step: every segment a single token, the batch and its
+        longest context within the buckets. K and V of all new tokens are in their blocks afterwards.
+        """
+        if self.graphs is not None and all(len(one.tokens) == 1 for one in work):
+            tokens = self.graphs.step(work)
+            if tokens is not None:
+                return tokens
+        found: list[int] = greedy(self.step(work)).tolist()
+        return found
 
     def step(self, work: Sequence[Work]) -> torch.Tensor:
         """Logits of the last new token of each segment, `[len(work), vocab]`, fp32.
@@ -79,6 +106,7 @@ class Runner:
             self._tier,
             [Segment(one.past, len(one.tokens), one.table) for one in work],
             alone=self._deterministic,
+            kernels=self._kernels,
         )
         hidden_TD = self._decoder.forward(tokens_T, positions_T, attend)
         if padded_to:

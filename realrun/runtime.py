@@ -13,7 +13,8 @@ from typing import Protocol
 
 import torch
 
-from realrun.batchcopy import copy_batch
+from policy.errors import ConfigError, FaultError
+from realrun.batchcopy import copy_batch, driver_call
 from realrun.kvstore import Piece
 
 
@@ -42,12 +43,25 @@ class Lane(Protocol):
     def copy_batch(self, pieces: Sequence[Piece]) -> None:
         """One call for many copies, of which none overlaps another."""
 
+    def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """A new buffer beside `tensor` with its blocks `index`, filled when the lane gets there."""
+
+    def unpack(self, tensor: torch.Tensor, index: torch.Tensor, packed: torch.Tensor) -> None:
+        """The blocks `index` of `tensor` become `packed`, when the lane gets there."""
+
+    def host_buffer(self, num_blocks: int, like: torch.Tensor) -> torch.Tensor:
+        """Host memory for so many blocks of `like`, page-locked where that matters (trap A8). It
+        may be let go of as soon as what uses it has been put (A9)."""
+
     def mark(self) -> Mark:
         """The point behind everything put so far; recorded after it was put (trap A5)."""
 
 
 class Runtime(Protocol):
     """Where lanes and barriers come from."""
+
+    def check(self, submission: str) -> None:
+        """Raise ConfigError if this machine cannot take copies submitted this way."""
 
     def lane(self) -> Lane:
         """A lane of its own; never the compute stream."""
@@ -87,6 +101,18 @@ class CpuLane:
         for target, source in pieces:
             target.copy_(source)
 
+    def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """See Lane."""
+        return tensor.index_select(0, index)
+
+    def unpack(self, tensor: torch.Tensor, index: torch.Tensor, packed: torch.Tensor) -> None:
+        """See Lane."""
+        tensor.index_copy_(0, index, packed)
+
+    def host_buffer(self, num_blocks: int, like: torch.Tensor) -> torch.Tensor:
+        """See Lane."""
+        return torch.empty((num_blocks, *like.shape[1:]), dtype=like.dtype)
+
     def mark(self) -> Mark:
         """See Lane."""
         return _DONE
@@ -94,6 +120,9 @@ class CpuLane:
 
 class CpuRuntime:
     """Compute and copies of a machine without a GPU."""
+
+    def check(self, submission: str) -> None:
+        """See Runtime. A CPU does them all."""
 
     def lane(self) -> Lane:
         """See Runtime."""
@@ -147,6 +176,19 @@ class CudaLane:
         """See Lane."""
         copy_batch(pieces, self.stream.cuda_stream)
 
+    def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """See Lane. The lane's stream is current, so the buffer is that stream's."""
+        return tensor.index_select(0, index)
+
+    def unpack(self, tensor: torch.Tensor, index: torch.Tensor, packed: torch.Tensor) -> None:
+        """See Lane."""
+        tensor.index_copy_(0, index, packed)
+
+    def host_buffer(self, num_blocks: int, like: torch.Tensor) -> torch.Tensor:
+        """See Lane. torch's own allocator keeps the memory until copies from and to it are done."""
+        shape = (num_blocks, *like.shape[1:])
+        return torch.empty(shape, dtype=like.dtype, pin_memory=True)
+
     def mark(self) -> Mark:
         """See Lane."""
         return CudaMark(self.stream)
@@ -175,6 +217,14 @@ class CudaRuntime:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+
+    def check(self, submission: str) -> None:
+        """See Runtime."""
+        if submission == "batched":
+            try:
+                driver_call()
+            except FaultError as error:
+                raise ConfigError(f"submission: {error}") from None
 
     def lane(self) -> Lane:
         """See Runtime."""

@@ -23,7 +23,7 @@ from realrun.model import LoadedModel, load_model
 from realrun.prompts import Prompts, RandomPrompts, TextPrompts
 from realrun.runner import Runner
 from realrun.runtime import Runtime, runtime_for
-from realrun.sampling import SamplingParams, draws, greedy, sample
+from realrun.sampling import SamplingParams, draws, sample
 from realrun.swap import TIMEOUT_S, SwapManager
 from traces import recording
 from traces.draw import Streams
@@ -76,10 +76,12 @@ class Machine:
     device: torch.device
     prompts: Prompts
     eos: frozenset[int]
+    has_copies_left: bool = False
 
     def close(self) -> None:
-        """Give page-locked memory back."""
-        self.store.close()
+        """Give page-locked memory back, unless a copy that hangs may still use it."""
+        if not self.has_copies_left:
+            self.store.close()
 
 
 def prepare(
@@ -131,16 +133,18 @@ def serve(
     decisions: bool = False,
     check: str = "counts",
     order: Order | None = None,
+    model: LoadedModel | None = None,
     progress: Callable[[int], None] | None = None,
     interruptible: Callable[[Callable[[], None]], None] | None = None,
 ) -> Recording:
     """Run a scenario on the real machine and record it to the folder `out`.
 
     `out` must not exist or be empty: a real run cannot be written beside and swapped in, since what
-    had ended must survive a kill. `interruptible` is handed a function that stops the run early.
+    had ended must survive a kill. `model`: instead of loading the one that `options` names.
+    `interruptible` is handed a function that stops the run early.
     """
     _refuse_a_folder_in_use(out)
-    machine = prepare(scenario, options, order=order)
+    machine = prepare(scenario, options, order=order, model=model)
     try:
         recording.begin(out, scenario)
         with _quick_switches(), torch.inference_mode():
@@ -163,16 +167,17 @@ def _serve(
         out, None if machine.model.tokenizer is None else machine.model.tokenizer.decode
     )
     aging = aging_lengths(machine.serving) if decisions else []
-    recorder = Recorder(out, decisions=decisions, aging=aging)
-    engine = make_engine(machine, recorder, journal, check, progress)
-    if interruptible is not None:
-        interruptible(engine.stop)
-    try:
-        engine.run()
-    finally:
-        engine.swap.close()
-        journal.close()
-    recorded = recorder.close(_facts(machine, engine, rates))
+    with Recorder(out, decisions=decisions, aging=aging) as recorder:
+        engine = make_engine(machine, recorder, journal, check, progress)
+        if interruptible is not None:
+            interruptible(engine.stop)
+        try:
+            engine.run()
+        finally:
+            engine.swap.close()
+            machine.has_copies_left = bool(engine.swap.in_flight)
+            journal.close()
+        recorded = recorder.close(_facts(machine, engine, rates))
     recorded.summary["metrics"] = summarise(recorded)
     recorded.summary["provenance"] = {
         **provenance(scenario, None),
@@ -194,6 +199,9 @@ def make_engine(
     """The engine of a machine, ready to run."""
     serving, options, model = machine.serving, machine.options, machine.model
     system = serving.system
+    runner = Runner(model.decoder, machine.store.device, deterministic=options.deterministic)
+    if runner.graphs is not None:  # captured before anything is timed, and before workers run
+        runner.graphs.warm_up(serving.settings.max_num_seqs, serving.settings.max_model_len)
     clock = Clock()
     swap = SwapManager(
         machine.store,
@@ -203,7 +211,6 @@ def make_engine(
         clock=clock,
         timeout_s=options.timeout_s,
     )
-    runner = Runner(model.decoder, machine.store.device, deterministic=options.deterministic)
     parts = Parts(
         machine.scheduler,
         TurnDriver(serving.workload),
@@ -302,12 +309,13 @@ def _to_serve(
     return workload, TextPrompts(texts, model.tokenizer, eos), eos
 
 
-def _sampler(params: SamplingParams) -> Sampler:
+def _sampler(params: SamplingParams) -> Sampler | None:
+    if params.is_greedy:
+        return None
+
     def choose(
         logits_NV: torch.Tensor, names: Sequence[str], positions: Sequence[int]
     ) -> list[int]:
-        if params.is_greedy:
-            return [int(token) for token in greedy(logits_NV).tolist()]
         rows = [(params, name, at) for name, at in zip(names, positions, strict=True)]
         return [int(token) for token in sample(logits_NV, draws(rows, logits_NV.device)).tolist()]
 

@@ -4,7 +4,8 @@
 direction, so that the engine goes on computing. Either way:
 
 - every copy waits for the barrier that the engine set behind its last step (traps A1, A2, A7);
-- a copy's mark is recorded after the copy was put (A5);
+- a copy's mark is recorded after the copy was put (A5), and also where putting it failed half-way,
+  since what had been put still moves;
 - completions are seen by polling, in the order of submission within a lane, by the engine alone;
 - whatever goes wrong with a copy is a value, `ok` false, and never an exception in a thread nobody
   looks at. A worker that dies is replaced, and the job it held has failed.
@@ -16,11 +17,13 @@ outcome of the copy that uses it; `BlockGuard` asserts so, block by block.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
-from policy.errors import FaultError, InvariantError
+from policy.errors import FaultError
 from policy.plan import Copy, Direction
+from realrun.guard import BlockGuard
 from realrun.kvstore import KVStore
 from realrun.runtime import Lane, Mark, Runtime
 from realrun.transfer import MOVERS
@@ -28,6 +31,22 @@ from traces.recorder import CopyRecord
 
 #: How long a copy may take before the engine gives the run up.
 TIMEOUT_S = 60.0
+#: How long `close` waits for what is under way, if `timeout_s` is not less.
+CLOSE_S = 10.0
+#: How often an engine without anything else to do looks whether a copy has ended.
+POLL_S = 5e-5
+
+
+class _Untold:
+    """The mark of a copy of which something is on a lane and nothing says when it ends."""
+
+    def is_done(self) -> bool:
+        """Nobody knows."""
+        raise RuntimeError("no mark could be recorded behind it")
+
+    def synchronize(self) -> None:
+        """Nobody knows."""
+        self.is_done()
 
 
 class Transfer:
@@ -50,7 +69,7 @@ class Transfer:
 
     def __init__(self, copy: Copy, barrier: Mark, submit_ns: int, after: list[Transfer]) -> None:
         self.copy = copy
-        self.after = after  # earlier copies that share a block with it
+        self.after = after  # earlier copies that share a block with it, until `mark` is behind them
         self.barrier = barrier
         self.submit_ns = submit_ns
         self.start_ns = submit_ns
@@ -68,69 +87,22 @@ class Transfer:
         return self.error is None and not self.cancelled
 
     def is_done(self) -> bool:
-        """It has ended, well or not."""
+        """It has ended, well or not. One that was never put ends when those it came after have:
+        until then its blocks are in use. Raises what the device raises if that broke."""
         if not self.submitted.is_set():
             return False
-        return self.mark is None or self.mark.is_done()
+        if self.mark is None:
+            return all(earlier.is_done() for earlier in self.after)
+        return self.mark.is_done()
 
-
-class BlockGuard:
-    """Which blocks copies in flight read or write.
-
-    Copies of one direction take effect in the order of submission, so two may write one block: a
-    plan may hand a host block on from a store that it waits for to the next store. Copies of
-    opposite directions must not meet.
-    """
-
-    def __init__(self) -> None:
-        self._users: dict[tuple[str, int], Copy] = {}
-
-    def take(self, copy: Copy) -> list[int]:
-        """Ids of earlier copies of the same direction that `copy` must come after.
-
-        Raises InvariantError if a block of `copy` is in use in the other direction.
-        """
-        after: dict[int, None] = {}
-        for block in _blocks_of(copy):
-            other = self._users.get(block)
-            if other is None:
-                continue
-            if other.direction is not copy.direction:
-                raise InvariantError(
-                    f"copy {copy.copy_id} and copy {other.copy_id} meet in {block[0]} block"
-                    f" {block[1]}"
-                )
-            after[other.copy_id] = None
-        for block in _blocks_of(copy):
-            self._users[block] = copy
-        return list(after)
-
-    def give_back(self, copy: Copy) -> None:
-        """The copy has ended."""
-        for block in _blocks_of(copy):
-            if self._users.get(block) is copy:
-                del self._users[block]
-
-    def give_back_source(self, copy: Copy) -> None:
-        """A cancelled copy to the host: its source is somebody's again, who may write it. What the
-        copy still reads there is thrown away."""
-        for block in _blocks_of(copy):
-            if block[0] == "device" and self._users.get(block) is copy:
-                del self._users[block]
-
-    def check_compute(self, blocks: Iterable[int]) -> None:
-        """Raise InvariantError if a step writes a device block that a copy uses."""
-        for block in blocks:
-            user = self._users.get(("device", block))
-            if user is not None:
-                raise InvariantError(f"a step writes device block {block} of copy {user.copy_id}")
-
-
-def _blocks_of(copy: Copy) -> Iterable[tuple[str, int]]:
-    for device, host, length in copy.runs:
-        for i in range(length):
-            yield ("device", device + i)
-            yield ("host", host + i)
+    def marks(self) -> Iterator[Mark]:
+        """What a later copy that shares a block must come after. Waits until this one was put."""
+        self.submitted.wait()
+        if self.mark is not None:
+            yield self.mark
+        else:
+            for earlier in self.after:
+                yield from earlier.marks()
 
 
 class SwapManager:
@@ -146,7 +118,11 @@ class SwapManager:
         clock: Callable[[], int],
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`threads` per direction; 0: the engine's own thread. `clock`: nanoseconds."""
+        """`threads` per direction; 0: the engine's own thread. `clock`: nanoseconds.
+
+        Raises ConfigError if the device cannot take copies submitted this way.
+        """
+        runtime.check(submission)
         self.in_flight: dict[int, Transfer] = {}
         self.guard = BlockGuard()
         self._store = store
@@ -188,7 +164,7 @@ class SwapManager:
     def wait(self, copy_ids: Iterable[int]) -> None:
         """Block until these copies have ended. They stay in flight until `poll` reports them.
 
-        Raises FaultError after `timeout_s` without an end.
+        Raises FaultError after `timeout_s` without an end, or if the device broke.
         """
         for copy_id in copy_ids:
             transfer = self.in_flight[copy_id]
@@ -197,22 +173,29 @@ class SwapManager:
             while not transfer.submitted.wait(0.05):
                 self._bury_the_dead()
                 self._check_hang(transfer, deadline)
-            if transfer.mark is not None and not transfer.mark.is_done():
-                transfer.mark.synchronize()
+            while not self._has_ended(transfer):
+                self._check_hang(transfer, deadline)
+                time.sleep(0)  # let workers have the interpreter
 
     def wait_for_news(self, timeout_s: float) -> None:
         """Block until some copy may have ended, or for `timeout_s`."""
         with self._news:
             if not any(transfer.submitted.is_set() for transfer in self.in_flight.values()):
                 self._news.wait(timeout_s)
+                return
+        if not any(self._has_ended(transfer) for transfer in self.in_flight.values()):
+            time.sleep(min(timeout_s, POLL_S))
 
     def poll(self) -> list[Transfer]:
-        """Copies that have ended since the last call, in the order of submission."""
+        """Copies that have ended since the last call, in the order of submission.
+
+        Raises FaultError if one has not ended after `timeout_s`, or if the device broke.
+        """
         self._bury_the_dead()
         now = self._clock()
         ended = []
         for copy_id, transfer in list(self.in_flight.items()):
-            if transfer.is_done():
+            if self._has_ended(transfer):
                 if not transfer.end_ns > transfer.submit_ns:
                     transfer.end_ns = now
                 del self.in_flight[copy_id]
@@ -223,12 +206,27 @@ class SwapManager:
         return ended
 
     def close(self) -> None:
-        """Stop the workers. Copies that were queued are carried out first."""
+        """Stop the workers, before the memory they copy to and from goes. What none has begun is
+        dropped; what is under way is waited for, up to CLOSE_S, and stays in flight if that is not
+        enough. Calling it again does nothing."""
+        deadline = time.monotonic() + min(self._timeout_s, CLOSE_S)
+        for transfer in self.in_flight.values():
+            transfer.cancelled = True
         for worker in self._workers:
             self._queues[worker.way].put(None)
         for worker in self._workers:
-            worker.join(self._timeout_s)
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if not worker.is_alive():
+                self._bury(worker)
         self._workers = []
+        while any(self._is_moving(transfer) for transfer in self.in_flight.values()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+        for copy_id, transfer in list(self.in_flight.items()):
+            if not self._is_moving(transfer):
+                del self.in_flight[copy_id]
+                self.guard.give_back(transfer.copy)
 
     def record(self, transfer: Transfer) -> CopyRecord:
         """The row of copies.parquet."""
@@ -261,14 +259,16 @@ class SwapManager:
                 transfer.start_ns = self._clock()
                 lane.wait(transfer.barrier)
                 for earlier in transfer.after:
-                    earlier.submitted.wait()
-                    if earlier.mark is not None:
-                        lane.wait(earlier.mark)
-                transfer.calls = self._move(self._store, transfer.copy, lane)
-                mark = lane.mark()
-            if mark.is_done():
+                    for mark in earlier.marks():
+                        lane.wait(mark)
+                transfer.mark = _UNTOLD
+                try:
+                    transfer.calls = self._move(self._store, transfer.copy, lane)
+                finally:
+                    transfer.mark = lane.mark()
+                transfer.after = []
+            if transfer.mark.is_done():
                 transfer.end_ns = self._clock()
-            transfer.mark = mark
         except Exception as error:  # noqa: BLE001  # a failed copy is a value
             transfer.error = error
             transfer.end_ns = self._clock()
@@ -279,26 +279,48 @@ class SwapManager:
         with self._news:
             self._news.notify_all()
 
+    def _has_ended(self, transfer: Transfer) -> bool:
+        try:
+            return transfer.is_done()
+        except Exception as error:
+            raise FaultError(f"{_name(transfer.copy)}: the device broke: {error}") from error
+
+    def _is_moving(self, transfer: Transfer) -> bool:
+        """Its bytes may still be on the way; nothing moves on a device that broke."""
+        try:
+            return not transfer.is_done()
+        except Exception:  # noqa: BLE001
+            return False
+
     def _check_hang(self, transfer: Transfer, deadline: int) -> None:
         if self._clock() > deadline:
-            copy = transfer.copy
-            raise FaultError(
-                f"copy {copy.copy_id} of {copy.request_id} ({copy.direction.value},"
-                f" {copy.num_blocks} blocks) has not ended after {self._timeout_s:g} s"
-            )
+            raise FaultError(f"{_name(transfer.copy)} has not ended after {self._timeout_s:g} s")
 
     def _bury_the_dead(self) -> None:
         """A worker that died takes its job along: the job has failed, and another takes over."""
         for index, worker in enumerate(self._workers):
             if worker.is_alive():
                 continue
-            held = worker.held
-            if held is not None and not held.submitted.is_set():
-                held.error = RuntimeError("the worker thread died")
-                held.end_ns = self._clock()
-                self._announce(held)
+            self._bury(worker)
             self._workers[index] = _Worker(self, worker.way)
             self._workers[index].start()
+
+    def _bury(self, worker: _Worker) -> None:
+        held = worker.held
+        if held is not None and not held.submitted.is_set():
+            held.error = RuntimeError("the worker thread died")
+            held.end_ns = self._clock()
+            self._announce(held)
+
+
+def _name(copy: Copy) -> str:
+    return (
+        f"copy {copy.copy_id} of {copy.request_id} ({copy.direction.value},"
+        f" {copy.num_blocks} blocks)"
+    )
+
+
+_UNTOLD = _Untold()
 
 
 class _Worker(threading.Thread):
@@ -309,16 +331,16 @@ class _Worker(threading.Thread):
         self.way = way
         self.held: Transfer | None = None
         self._manager = manager
+        self._lane = manager._runtime.lane()
 
     def run(self) -> None:
         """Carry out jobs until told to stop."""
         manager = self._manager
-        lane = manager._runtime.lane()
         queue = manager._queues[self.way]
         while True:
             transfer = queue.get()
             if transfer is None:
                 return
             self.held = transfer
-            manager._carry_out(transfer, lane)
+            manager._carry_out(transfer, self._lane)
             self.held = None

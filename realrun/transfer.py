@@ -39,21 +39,22 @@ def batched(store: KVStore, copy: Copy, lane: Lane) -> int:
 
 
 def gather(store: KVStore, copy: Copy, lane: Lane) -> int:
-    """Pack, one call per tensor, unpack."""
-    device = torch.tensor([d + i for d, _, n in copy.runs for i in range(n)])
+    """Pack, one call per tensor, unpack. Buffers hold one tensor's share of the job at a time."""
     host = torch.tensor([h + i for _, h, n in copy.runs for i in range(n)])
+    device = torch.tensor([d + i for d, _, n in copy.runs for i in range(n)])
+    device = device.to(store.device.pieces[0].device)
     for on_device, on_host in zip(store.device.pieces, store.host.pieces, strict=True):
+        in_between = lane.host_buffer(len(host), on_host)
         if copy.direction is Direction.TO_HOST:
-            packed = on_device.index_select(0, device.to(on_device.device))
-            landed = torch.empty_like(packed, device="cpu")
-            lane.copy(Piece(landed, packed))
+            packed = lane.pack(on_device, device)
+            lane.copy(Piece(in_between, packed))
             lane.mark().synchronize()  # the CPU may read it only when it has landed
-            on_host.index_copy_(0, host, landed)
+            on_host.index_copy_(0, host, in_between)
         else:
-            packed = on_host.index_select(0, host)
-            landed = torch.empty_like(packed, device=on_device.device)
-            lane.copy(Piece(landed, packed))
-            on_device.index_copy_(0, device.to(on_device.device), landed)
+            torch.index_select(on_host, 0, host, out=in_between)
+            landed = torch.empty_like(in_between, device=on_device.device)
+            lane.copy(Piece(landed, in_between))
+            lane.unpack(on_device, device, landed)
     return len(store.device.pieces)
 
 

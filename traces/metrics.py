@@ -59,8 +59,15 @@ def columns_of(recording: Recording, name: str) -> dict[str, Any]:
         elif pa.types.is_boolean(column.type):
             found[column_name] = column.to_numpy(zero_copy_only=False).astype(bool)
         else:
-            found[column_name] = column.to_pylist()
+            found[column_name] = _strings(column)
     return found
+
+
+def _strings(column: pa.ChunkedArray) -> list[str | None]:
+    """Equal strings are one object: a table has many rows and few names."""
+    encoded = column.combine_chunks().dictionary_encode()
+    names = [*encoded.dictionary.to_pylist(), None]
+    return [names[index] for index in encoded.indices.fill_null(-1).to_pylist()]
 
 
 def seconds(nanoseconds: float | None) -> float | None:
@@ -253,7 +260,7 @@ def _throughput(
         finish = requests["finish_ns"]
         turns = int(((finish > begin) & (finish <= end)).sum())
         result["turns_per_s"] = round(turns * NS / (end - begin), 6)
-        result["offered_tok_s"] = _offered(workload, window)
+        result["offered_tok_s"] = _offered(requests, workload, window)
         result.update(_capacity(requests, steps, tokens, window))
     busy = ends - steps["start_ns"]
     worked = (tokens > 0) & (busy > 0)
@@ -266,12 +273,19 @@ def _throughput(
     return result
 
 
-def _offered(workload: dict[str, Any], window: tuple[int, int]) -> float:
+def _offered(requests: dict[str, Any], workload: dict[str, Any], window: tuple[int, int]) -> float:
     """Output tokens asked for per second of the window, were every turn served at once: the next
-    turn then comes when its user has thought. The same for every system."""
+    turn then comes when its user has thought. Rejected turns ask for none. The same for every
+    system, unless they reject different turns."""
+    rejected = {
+        name
+        for name, status in zip(requests["request_id"], requests["status"], strict=True)
+        if status == "rejected"
+    }
     due: dict[str, int] = {}  # session -> when its latest turn would come
     tokens = 0
-    for session, arrival, think, gap, output in zip(
+    for name, session, arrival, think, gap, output in zip(
+        workload["request_id"],
         workload["session_id"],
         workload["arrival_s"],
         workload["think_s"],
@@ -282,7 +296,7 @@ def _offered(workload: dict[str, Any], window: tuple[int, int]) -> float:
         later = think if think is not None else gap
         at = due.get(session, 0) + round((later or 0) * NS)
         due[session] = at if arrival is None else max(at, round(arrival * NS))
-        if window[0] < due[session] <= window[1]:
+        if window[0] < due[session] <= window[1] and name not in rejected:
             tokens += output
     return round(tokens * NS / (window[1] - window[0]), 6)
 
@@ -293,10 +307,12 @@ def _capacity(
     """What the machine makes of a backlog: tokens per second over those stretches of the window,
     each at least BACKLOG_NS long, in which some turn that had arrived was not in the batch. None if
     they are less than a tenth of the window: then the machine was not pushed to its capacity.
+    Rejected turns wait for nothing.
     """
     starts, ends = steps["start_ns"], steps["end_ns"]
+    served = np.array([status != "rejected" for status in requests["status"]], dtype=bool)
     over = np.maximum(requests["finish_ns"], requests["cancel_ns"])
-    live = np.searchsorted(np.sort(requests["arrival_ns"]), starts, side="right")
+    live = np.searchsorted(np.sort(requests["arrival_ns"][served]), starts, side="right")
     live -= np.searchsorted(np.sort(over[over >= 0]), starts, side="right")
     behind = (live > np.maximum(steps["batch"], tokens)) & (starts > window[0])
     behind &= ends <= window[1]

@@ -30,6 +30,11 @@ from tests.helpers.real import ROOM, Run, held_blocks, run, scenario, write_work
 
 SCHEDULES = 500
 CHUNK = 50
+#: The first are part of every run of the tests, the others of the long one.
+CHUNKS = [
+    pytest.param(first, marks=[pytest.mark.full] if first >= 2 * CHUNK else [])
+    for first in range(0, SCHEDULES, CHUNK)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +122,7 @@ def random_values(rng: random.Random) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("first", range(0, SCHEDULES, CHUNK))
+@pytest.mark.parametrize("first", CHUNKS)
 def test_no_swap_schedule_changes_a_token(tmp_path: Path, first: int) -> None:
     """500 of them: every switch drawn, free blocks poisoned with NaN after every step."""
     path = write_workload(tmp_path / "w.jsonl", seed=first)

@@ -285,9 +285,13 @@ def test_a_window_of_few_steps_tells_no_throughput() -> None:
 
 def test_the_offered_load_lets_every_turn_come_when_its_user_has_thought() -> None:
     """The window is (0, 10 s]: s asks for 100 at 0 s, 200 at 4 s, 400 at 12 s; t for 800 at 10 s."""
-    hand = Hand(SECOND).request("s1", 0).request("t1", 10 * SECOND)
+    hand = Hand(SECOND).request("s1", 0, status="unfinished")
+    hand.request("t1", 10 * SECOND, status="unfinished")
     hand.wanted("s", 1, 100, arrival_s=0.0).wanted("s", 2, 200, think_s=4.0)
     hand.wanted("s", 3, 400, gap_s=8.0).wanted("t", 1, 800, arrival_s=10.0)
+    assert hand.found()["offered_tok_s"] == (200 + 800) / 10
+    # What nobody can serve is no load.
+    hand.request("u1", 5 * SECOND).wanted("u", 1, 1600, arrival_s=5.0)
     assert hand.found()["offered_tok_s"] == (200 + 800) / 10
 
 
@@ -300,6 +304,13 @@ def test_capacity_is_what_is_made_while_somebody_waits() -> None:
     found = hand.found()
     # Nobody counts c at the instant it leaves: ten seconds of 20, two tokens each.
     assert (found["backlog_share"], found["capacity_tok_s"]) == (0.5, 2.0)
+
+
+def test_a_rejected_turn_waits_for_nothing() -> None:
+    hand = Hand(*every(SECOND, 20), batch=2).tokens("a", (0, 19)).tokens("b", (0, 19))
+    hand.request("a", 0, SECOND, 20 * SECOND).request("b", 0, SECOND, 20 * SECOND)
+    hand.request("refused", SECOND).request("last", 20 * SECOND)
+    assert (hand.found()["backlog_share"], hand.found()["capacity_tok_s"]) == (0.0, None)
 
 
 def test_a_short_wait_for_a_seat_is_no_backlog() -> None:

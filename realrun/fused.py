@@ -1,0 +1,96 @@
+"""The element-wise work of a decoder as one kernel each: `realrun.model.Ops` for a GPU.
+
+A row's result depends on the row alone. Rounded once, where plain torch rounds after every operation,
+so the two agree to the tensors' precision and not to the bit. Needs triton.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from realrun import kernels
+from realrun.model import Ops
+from realrun.rope import Angles
+from realrun.splitkv import OPTIONS
+
+_GATE_TILE = 1024
+
+
+def _padded(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _norm(
+    x_TM: torch.Tensor, delta_TM: torch.Tensor | None, weight_M: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, size = x_TM.shape
+    x_TM = x_TM.contiguous()
+    normed_TM = torch.empty_like(x_TM)
+    sum_TM = x_TM if delta_TM is None else torch.empty_like(x_TM)
+    if rows:
+        kernels.add_norm[(rows,)](
+            x_TM,
+            x_TM if delta_TM is None else delta_TM.contiguous(),
+            weight_M,
+            normed_TM,
+            sum_TM,
+            eps,
+            SIZE=size,
+            PADDED_SIZE=_padded(size),
+            ADDS=delta_TM is not None,
+            **OPTIONS,
+        )
+    return normed_TM, sum_TM
+
+
+def norm(x_TM: torch.Tensor, weight_M: torch.Tensor, eps: float) -> torch.Tensor:
+    """See `realrun.model.norm`."""
+    return _norm(x_TM, None, weight_M, eps)[0]
+
+
+def add_norm(
+    x_TM: torch.Tensor, delta_TM: torch.Tensor, weight_M: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `realrun.model.add_norm`."""
+    return _norm(x_TM, delta_TM, weight_M, eps)
+
+
+def turn(
+    qk_THD: torch.Tensor, weight_HD: torch.Tensor | None, eps: float, step: Angles
+) -> torch.Tensor:
+    """See `realrun.model.turn`."""
+    rows, heads, dim = qk_THD.shape
+    assert qk_THD.stride(2) == 1
+    out_THD = torch.empty((rows, heads, dim), dtype=qk_THD.dtype, device=qk_THD.device)
+    if rows:
+        kernels.turn[(rows, heads)](
+            qk_THD,
+            qk_THD if weight_HD is None else weight_HD,
+            step.cos,
+            step.sin,
+            out_THD,
+            eps,
+            qk_THD.stride(0),
+            qk_THD.stride(1),
+            DIM=dim,
+            PADDED_HALF=_padded(dim // 2),
+            NORMS=weight_HD is not None,
+            **{**OPTIONS, "num_warps": 1},
+        )
+    return out_THD
+
+
+def gate(gate_up_TF: torch.Tensor) -> torch.Tensor:
+    """See `realrun.model.gate`."""
+    rows, both = gate_up_TF.shape
+    size = both // 2
+    gate_up_TF = gate_up_TF.contiguous()
+    out_TF = torch.empty((rows, size), dtype=gate_up_TF.dtype, device=gate_up_TF.device)
+    if rows:
+        kernels.gate[(rows, -(-size // _GATE_TILE))](
+            gate_up_TF, out_TF, SIZE=size, TILE=_GATE_TILE, **OPTIONS
+        )
+    return out_TF
+
+
+FUSED = Ops(norm, add_norm, turn, gate)
