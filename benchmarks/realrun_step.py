@@ -13,112 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from calibrate.overhead import PROMPT, step_times
 from realrun import runner
-from realrun.journal import Journal
-from realrun.model import Decoder, LoadedModel, load_model
-from realrun.serve import Options, make_engine, prepare
-from traces.recorder import Recorder
-from traces.scenario import Scenario, build
-
-PROMPT = 64
+from realrun.model import load_model
+from realrun.serve import Machine
 
 
-class Timed:
-    """Adds up the time inside the decoder and the choice of tokens, until `undo`."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.spent_ns = 0
-        self._places = [(decoder, "forward"), (decoder, "logits"), (runner, "greedy")]
-        self._before = [getattr(owner, name) for owner, name in self._places]
-        for (owner, name), call in zip(self._places, self._before, strict=True):
-            setattr(owner, name, self._wrapped(call))
-
-    def undo(self) -> None:
-        """Time nothing any more."""
-        for (owner, name), call in zip(self._places, self._before, strict=True):
-            setattr(owner, name, call)
-
-    def _wrapped(self, call: Any) -> Any:
-        def timed(*arguments: Any) -> Any:
-            begin = time.perf_counter_ns()
-            result = call(*arguments)
-            self.spent_ns += time.perf_counter_ns() - begin
-            return result
-
-        return timed
-
-
-def scenario(folder: Path, batch: int, steps: int) -> Scenario:
-    """`batch` requests at once, each of `steps` tokens."""
-    header = {"format": "fastswitch-workload/1", "timing": "open"}
-    rows = [
-        {
-            "request_id": f"r{index}",
-            "session_id": f"r{index}",
-            "turn": 1,
-            "input_tokens": PROMPT,
-            "output_tokens": steps,
-            "arrival_s": 0.0,
-        }
-        for index in range(batch)
-    ]
-    path = folder / "w.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
-    blocks = batch * (-(-(PROMPT + steps) // 16) + 1)
-    return build(
-        {
-            "name": "realrun-step",
-            "workload": str(path),
-            "system": "fastswitch",
-            "profile": "a10-llama-3-8b",
-            "priority": {"pattern": "markov", "frequency": 0.04},
-            "pool": {"device_blocks": 2 * blocks, "host_blocks": 2 * blocks, "aging": "none"},
-        },
-        "realrun_step",
-    )
-
-
-def measure(model: LoadedModel, spec: str, batch: int, steps: int) -> dict[str, Any]:
-    """Medians over the decode steps of one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        machine = prepare(scenario(Path(folder), batch, steps), Options(model=spec), model=model)
-        engine = make_engine(machine, Recorder(), Journal(None), check="off")
-        timed = Timed(model.decoder)
-        rows: list[tuple[int, int]] = []
-        before = [time.perf_counter_ns(), 0]
-
-        calls = [0]
-
-        def check(_: object) -> None:
-            calls[0] += 1
-            if calls[0] % 2:  # after a schedule; what follows is the step and its update
-                return
-            now = time.perf_counter_ns()
-            rows.append((now - before[0], timed.spent_ns - before[1]))
-            before[:] = [now, timed.spent_ns]
-
-        engine._check = check
-        with torch.inference_mode():
-            engine.run()
-        engine.swap.close()
-        timed.undo()
-    decoding = rows[2:-1]  # behind the prompts, before the last request ends
-    whole = statistics.median(row[0] for row in decoding)
-    ours = statistics.median(row[0] - row[1] for row in decoding)
-    return {
-        "batch": batch,
-        "steps": len(decoding),
-        "step_us": whole / 1e3,
-        "ours_us": ours / 1e3,
-        "ours_share": ours / whole,
-    }
+def the_model(machine: Machine, _engine: Any) -> list[tuple[Any, str]]:
+    """What counts as the model."""
+    decoder = machine.model.decoder
+    return [(decoder, "forward"), (decoder, "logits"), (runner, "greedy")]
 
 
 def main() -> None:
@@ -134,15 +42,17 @@ def main() -> None:
     print(f"{'batch':>5} {'steps':>6} {'step ms':>9} {'ours us':>9} {'share %':>8}")
     found: dict[str, float] = {}
     for batch in options.batch:
-        row = measure(model, options.model, batch, options.steps)
+        times = step_times(model, batch, options.steps, "cpu", the_model)
+        whole = statistics.median(row.whole_ns for row in times)
+        ours = statistics.median(row.whole_ns - row.inside_ns for row in times)
         print(
-            f"{batch:5d} {row['steps']:6d} {row['step_us'] / 1e3:9.2f} {row['ours_us']:9.0f}"
-            f" {100 * row['ours_share']:8.2f}",
+            f"{batch:5d} {len(times):6d} {whole / 1e6:9.2f} {ours / 1e3:9.0f}"
+            f" {100 * ours / whole:8.2f}",
             flush=True,
         )
-        found[f"batch_{batch}_ours_us"] = round(row["ours_us"], 1)
-        found[f"batch_{batch}_ours_share"] = round(row["ours_share"], 4)
-        found[f"batch_{batch}_step_us"] = round(row["step_us"], 1)
+        found[f"batch_{batch}_ours_us"] = round(ours / 1e3, 1)
+        found[f"batch_{batch}_ours_share"] = round(ours / whole, 4)
+        found[f"batch_{batch}_step_us"] = round(whole / 1e3, 1)
     print(json.dumps(found))
 
 

@@ -126,6 +126,10 @@ class Engine:
         self._cancels: list[tuple[int, str]] = []
         self._last: Plan | None = None
 
+    def watch(self, check: Callable[[Scheduler], None] | None) -> None:
+        """Have this called after every schedule and update, in place of the check there was."""
+        self._check = check
+
     def stop(self) -> None:
         """Serve nobody any more: what is under way ends as unfinished. May be called by a signal."""
         self.was_stopped = True

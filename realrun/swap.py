@@ -35,6 +35,8 @@ TIMEOUT_S = 60.0
 CLOSE_S = 10.0
 #: How often an engine without anything else to do looks whether a copy has ended.
 POLL_S = 5e-5
+#: How often `close` looks whether a worker has died while another one waits for it.
+JOIN_S = 0.01
 
 
 class _Untold:
@@ -125,7 +127,7 @@ class SwapManager:
         runtime.check(submission)
         self.in_flight: dict[int, Transfer] = {}
         self.guard = BlockGuard()
-        self._store = store
+        self.store = store
         self._runtime = runtime
         self._move = MOVERS[submission]
         self._clock = clock
@@ -214,11 +216,7 @@ class SwapManager:
             transfer.cancelled = True
         for worker in self._workers:
             self._queues[worker.way].put(None)
-        for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-            if not worker.is_alive():
-                self._bury(worker)
-        self._workers = []
+        self._dismiss(deadline)
         while any(self._is_moving(transfer) for transfer in self.in_flight.values()):
             if time.monotonic() > deadline:
                 break
@@ -238,7 +236,7 @@ class SwapManager:
             copy.num_blocks,
             len(copy.runs),
             transfer.calls,
-            copy.num_blocks * self._store.device.block_bytes,
+            copy.num_blocks * self.store.device.block_bytes,
             transfer.submit_ns,
             transfer.start_ns,
             transfer.end_ns,
@@ -263,7 +261,7 @@ class SwapManager:
                         lane.wait(mark)
                 transfer.mark = _UNTOLD
                 try:
-                    transfer.calls = self._move(self._store, transfer.copy, lane)
+                    transfer.calls = self._move(self.store, transfer.copy, lane)
                 finally:
                     transfer.mark = lane.mark()
                 transfer.after = []
@@ -304,6 +302,25 @@ class SwapManager:
             self._bury(worker)
             self._workers[index] = _Worker(self, worker.way)
             self._workers[index].start()
+
+    def _dismiss(self, deadline: float) -> None:
+        """Let the workers go. A living one may wait for what a dead one held, and what a dead one
+        had not begun nobody will take any more."""
+        while time.monotonic() < deadline:
+            for worker in self._workers:
+                if not worker.is_alive():
+                    self._bury(worker)
+            alive = [worker for worker in self._workers if worker.is_alive()]
+            if not alive:
+                break
+            alive[0].join(JOIN_S)
+        self._workers = []
+        for queue in self._queues.values():
+            while not queue.empty():
+                transfer = queue.get()
+                if transfer is not None:
+                    transfer.end_ns = self._clock()
+                    self._announce(transfer)
 
     def _bury(self, worker: _Worker) -> None:
         held = worker.held

@@ -106,7 +106,7 @@ def run(
     recorder = Recorder(decisions=True, aging=aging_lengths(machine.serving))
     journal = Journal(None)
     engine = make_engine(machine, recorder, journal)
-    engine._check = Watch(engine, machine.store, hook)
+    engine.watch(Watch(engine, machine.store, hook))
     if on_engine is not None:
         on_engine(engine, machine)
     with torch.inference_mode():

@@ -338,6 +338,42 @@ def test_closing_over_a_broken_device_or_a_dead_worker_waits_for_nobody() -> Non
     assert (desk.swap.in_flight, our_threads()) == ({}, [])
 
 
+def test_closing_drops_what_a_dead_worker_had_not_begun() -> None:
+    device = FakeDevice()
+    device.on_put = on_first("copy", raises(SystemExit()))
+    desk = Desk(device, threads=1)
+    desk.start(OUT, (0, 0, 1))
+    next(worker for worker in desk.swap._workers if worker.way is OUT).join(10)
+    dropped = desk.start(OUT, (1, 1, 1))
+    desk.swap.close()
+    assert not dropped.ok
+    assert (desk.swap.in_flight, desk.swap.guard._users, our_threads()) == ({}, {}, [])
+
+
+def test_closing_frees_a_worker_that_waits_for_what_a_dead_one_held() -> None:
+    """Two stores into one host block; the first's worker dies before it has put anything, while the
+    second's waits for it."""
+    device, gate, other = FakeDevice(), Gate(), Gate()
+
+    def dies() -> None:
+        gate.passes()
+        raise SystemExit
+
+    device.on_put = on_first("wait", dies)
+    desk = Desk(device, threads=2)
+    desk.start(OUT, (0, 0, 1))
+    gate.wait_until_reached()
+    device.on_put = on_first("wait", other.passes)
+    desk.start(OUT, (1, 0, 1))
+    other.wait_until_reached()
+    gate.open()
+    other.open()
+    begin = time.monotonic()
+    desk.swap.close()
+    assert time.monotonic() - begin < 5
+    assert (desk.swap.in_flight, desk.swap.guard._users, our_threads()) == ({}, {}, [])
+
+
 # ---------------------------------------------------------------------- a thousand cycles
 
 

@@ -1,0 +1,329 @@
+"""Times the real machine's own steps and copies: `realrun`'s runner, swap manager and engine.
+
+Rounds go over all points in a fresh random order, so that a slow minute of the machine hits every
+point once. Each sample is written down at once; a calibration that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from calibrate.grid import (
+    COPY_SYSTEMS,
+    DIRECTIONS,
+    Limits,
+    copy_shapes,
+    decode_points,
+    overhead_points,
+    prefill_points,
+)
+from calibrate.overhead import step_overhead_ns
+from calibrate.points import Journal, Point, Points, read
+from policy.errors import ConfigError
+from policy.plan import Copy, Direction
+from policy.runs import Run
+from policy.systems import System, named_system
+from realrun.kvstore import KVStore
+from realrun.model import LoadedModel, load_model
+from realrun.runner import Runner, Work
+from realrun.runtime import Runtime, runtime_for
+from realrun.swap import SwapManager
+
+REPEATS = 20
+WARM_UP = 2
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model with room for KV, ready to be timed."""
+
+    model: LoadedModel
+    limits: Limits
+    device: torch.device
+    dtype: torch.dtype
+
+    def blocks(self) -> int:
+        """Blocks of either pool: for the largest step and the largest copy job."""
+        ragged = self.limits.max_batch  # a context need not end with a block
+        return max(self.limits.max_tokens // BLOCK + ragged + 1, 2 * self.limits.copy_blocks)
+
+    def store(self, layout: str) -> KVStore:
+        """Memory of one layout."""
+        return KVStore(
+            self.model.config,
+            layout=layout,
+            device_blocks=self.blocks(),
+            host_blocks=self.blocks(),
+            block_size=BLOCK,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+
+#: Times one sample of one point, in nanoseconds.
+Timer = Callable[[Point], int]
+
+
+def all_points(bench: Bench) -> list[Point]:
+    """Everything that is timed, each once."""
+    points = decode_points(bench.limits) + prefill_points(bench.limits)
+    points += overhead_points(bench.limits)
+    points += [point for name in COPY_SYSTEMS for point in copy_points(bench, named_system(name))]
+    points += interference_points(bench)
+    return list(dict.fromkeys(points))
+
+
+def copy_points(bench: Bench, system: System) -> list[Point]:
+    """Jobs of one system, each alone and while the other direction is busy."""
+    pieces = bench.model.config.layers * 2 if system.layout == "layer_major" else 1
+    block_bytes = bench.model.config.token_elements * bench.dtype.itemsize * BLOCK
+    found = []
+    for blocks, runs in copy_shapes(bench.limits):
+        calls = {"per_block": blocks * pieces, "merged": runs * pieces, "batched": 1}
+        count = calls[system.submission]
+        for way in DIRECTIONS:
+            for duplex in (0, 1):
+                features = (way, system.name, blocks, runs, count, blocks * block_bytes, duplex)
+                found.append(Point("copy", features))
+    return found
+
+
+def interference_points(bench: Bench) -> list[Point]:
+    """Decode steps with and without copies under way."""
+    batch = max(1, bench.limits.max_batch // 2)
+    context = max(16, bench.limits.max_context // 4)
+    return [
+        Point("interference", (way, batch, batch * context, with_copy))
+        for way in DIRECTIONS
+        for with_copy in (0, 1)
+    ]
+
+
+def measure(
+    bench: Bench,
+    path: Path,
+    header: dict[str, object],
+    *,
+    repeats: int = REPEATS,
+    budget_s: float | None = None,
+    seed: int = 0,
+    progress: Callable[[], None] | None = None,
+    points: list[Point] | None = None,
+) -> Points:
+    """Time every point `repeats` times and append the samples to `path`; return all that is there.
+
+    `budget_s`: start no new round after so long. Raises ConfigError if `path` holds another
+    machine's or model's samples.
+    """
+    done = read(path) if path.exists() and path.stat().st_size else Points(dict(header))
+    for name in ("machine", "model", "device", "dtype"):
+        if done.header.get(name) != header.get(name):
+            raise ConfigError(
+                f"{path}: holds samples of {name} {done.header.get(name)!r},"
+                f" this is {header.get(name)!r}; give another file"
+            )
+    wanted = all_points(bench) if points is None else points
+    timers = Timers(bench)
+    journal = Journal(path, header)
+    begin = time.monotonic()
+    rng = random.Random(seed)
+    try:
+        with torch.inference_mode():
+            for _ in range(repeats):
+                due = [p for p in wanted if len(done.samples.get(p, ())) < repeats]
+                if not due or (budget_s is not None and time.monotonic() - begin > budget_s):
+                    break
+                rng.shuffle(due)
+                for point in due:
+                    taken = timers(point)
+                    journal.sample(point, taken)
+                    done.samples.setdefault(point, []).append(taken)
+                    if progress is not None:
+                        progress()
+    finally:
+        journal.close()
+        timers.close()
+    return done
+
+
+class Timers:
+    """Times any point. What it needs is made once: a store for each layout, warm kernels."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._stores = {layout: bench.store(layout) for layout in ("layer_major", "block_major")}
+        self._runner = Runner(bench.model.decoder, self._stores["layer_major"].device)
+        self._runtime = runtime_for(bench.device)
+        self._tiny: LoadedModel | None = None
+        self._warm: set[Point] = set()
+        self._swaps: dict[str, SwapManager] = {}
+
+    def __call__(self, point: Point) -> int:
+        """One sample; the first time after some that are thrown away."""
+        timed: Timer = getattr(self, f"_{point.kind}")
+        if point not in self._warm:
+            self._warm.add(point)
+            for _ in range(WARM_UP):
+                timed(point)
+        return timed(point)
+
+    def close(self) -> None:
+        """Stop swap threads, give memory back."""
+        for swap in self._swaps.values():
+            swap.close()
+        for store in self._stores.values():
+            store.close()
+
+    # ------------------------------------------------------------------ steps
+
+    def _decode(self, point: Point) -> int:
+        batch, kv_tokens, longest = point["batch"], point["kv_tokens"], point["longest"]
+        return self._step(_contexts(batch, kv_tokens, longest), [])
+
+    def _prefill(self, point: Point) -> int:
+        return self._step([], [(point["tokens"], point["past"])])
+
+    def _mixed(self, point: Point) -> int:
+        batch, kv_tokens = point["batch"], point["kv_tokens"]
+        contexts = _contexts(batch, kv_tokens, -(-kv_tokens // batch))
+        return self._step(contexts, [(point["tokens"], point["past"])])
+
+    def _step(self, contexts: list[int], prompts: list[tuple[int, int]]) -> int:
+        work = _work(contexts, prompts)
+        begin = time.perf_counter_ns()
+        self._runner.greedy_step(work)  # its answer is on the host, so the step has ended
+        return time.perf_counter_ns() - begin
+
+    def _overhead(self, point: Point) -> int:
+        """A decode step's time outside the runner, which no model changes: so of the smallest."""
+        if self._tiny is None:
+            self._tiny = load_model("random:tiny", self._bench.dtype, self._bench.device)
+        return step_overhead_ns(self._tiny, point["batch"], self._bench.device.type)
+
+    # ------------------------------------------------------------------ copies
+
+    def _copy(self, point: Point) -> int:
+        """From the plan that submits a job until its end is seen."""
+        system = named_system(point["system"])
+        way = Direction(point["way"])
+        swap = self._swap(system)
+        with self._busy(swap, _other(way), on=bool(point["duplex"])):
+            copy = _job(0, way, point["blocks"], point["runs"], first=0)
+            begin = time.perf_counter_ns()
+            swap.submit(copy)
+            swap.wait([copy.copy_id])
+            taken = time.perf_counter_ns() - begin
+        _drain(swap)
+        return taken
+
+    def _interference(self, point: Point) -> int:
+        """A decode step while copies in one direction go on."""
+        swap = self._swap(named_system("fastswitch"))
+        contexts = [point["kv_tokens"] // point["batch"]] * point["batch"]
+        with self._busy(swap, Direction(point["way"]), on=bool(point["with_copy"])):
+            return self._step(contexts, [])
+
+    def _swap(self, system: System) -> SwapManager:
+        if system.name not in self._swaps:
+            self._swaps[system.name] = SwapManager(
+                self._stores[system.layout],
+                self._runtime,
+                submission=system.submission,
+                threads=system.threads if system.dispatch == "worker_threads" else 0,
+                clock=time.perf_counter_ns,
+            )
+        return self._swaps[system.name]
+
+    def _busy(self, swap: SwapManager, way: Direction, *, on: bool) -> Background:
+        """Copies in one direction, one after another, until the block ends."""
+        return Background(swap.store, self._runtime, way, self._bench.limits.copy_blocks, on=on)
+
+
+class Background:
+    """A thread of its own that copies the upper half of the pools until told to stop."""
+
+    def __init__(
+        self, store: KVStore, runtime: Runtime, way: Direction, blocks: int, *, on: bool
+    ) -> None:
+        self._stop = threading.Event()
+        self._started = threading.Event()
+        self._swap: SwapManager | None = None
+        if on:
+            self._swap = SwapManager(
+                store, runtime, submission="merged", threads=0, clock=time.perf_counter_ns
+            )
+        self._copy = _job(1, way, blocks, 1, first=store.device.num_blocks - blocks)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        if self._swap is not None:
+            self._thread.start()
+            self._started.wait()
+
+    def __exit__(self, *_: object) -> None:
+        if self._swap is not None:
+            self._stop.set()
+            self._thread.join()
+            self._swap.close()
+
+    def _run(self) -> None:
+        assert self._swap is not None
+        while not self._stop.is_set():
+            self._swap.submit(self._copy)
+            self._started.set()
+            self._swap.wait([self._copy.copy_id])
+            self._swap.poll()
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+def _other(way: Direction) -> Direction:
+    return Direction.TO_HOST if way is Direction.TO_DEVICE else Direction.TO_DEVICE
+
+
+def _contexts(batch: int, kv_tokens: int, longest: int) -> list[int]:
+    """Context lengths: one of `longest`, the others share the rest evenly."""
+    rest = (kv_tokens - longest) // max(1, batch - 1)
+    return [rest] * (batch - 1) + [longest]
+
+
+def _work(contexts: list[int], prompts: list[tuple[int, int]]) -> list[Work]:
+    """Prompts (new, past) and decoding requests, on blocks of their own. Which tokens does not
+    matter: a step takes as long for any."""
+    blocks = iter(range(1 << 30))
+    work = []
+    for new, past in prompts:
+        work.append(Work([1] * new, past, _table(blocks, past + new)))
+    for context in contexts:
+        work.append(Work([1], context - 1, _table(blocks, context)))
+    return work
+
+
+def _table(blocks: Iterator[int], tokens: int) -> list[int]:
+    return [next(blocks) for _ in range(-(-tokens // BLOCK))]
+
+
+def _job(copy_id: int, way: Direction, blocks: int, runs: int, first: int) -> Copy:
+    """A copy of `blocks` in `runs` runs of nearly equal length."""
+    found: list[Run] = []
+    at = first
+    for index in range(runs):
+        length = blocks // runs + (index < blocks % runs)
+        found.append((at, at, length))
+        at += length
+    return Copy(copy_id, way, f"job{copy_id}", tuple(found), blocks, urgent=True)
+
+
+def _drain(swap: SwapManager) -> None:
+    while swap.in_flight:
+        swap.wait(list(swap.in_flight))
+        swap.poll()
