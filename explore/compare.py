@@ -279,10 +279,17 @@ _MECHANISMS = (
     ("block-major layout alone", "+block-major", "vllm-0.3.3-keep"),
     ("batched submission alone", "+batched", "vllm-0.3.3-keep"),
     ("block groups instead of a block-major layout", "+groups", "+block-major"),
-    ("block groups on a block-major layout", "fastswitch-block-major", "+block-major"),
+    ("all three on a block-major layout", "fastswitch-block-major", "+block-major"),
     ("keeping KV between turns", "vllm-0.3.3-keep", "vllm-0.3.3"),
 )
-_WORTH_METRICS = ("ttft_p95_s", "ttft_p99_s", "tbt_p99_s", "tbt_p999_s", "throughput_tok_s")
+_WORTH_METRICS = (
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "ttft_p99_s",
+    "tbt_p99_s",
+    "tbt_p999_s",
+    "throughput_tok_s",
+)
 
 
 def worth(comparison: Comparison) -> list[Worth]:
@@ -297,25 +304,25 @@ def worth(comparison: Comparison) -> list[Worth]:
 
 
 def _worth_in_words(ratios: dict[str, Ratio]) -> str:
-    better = [name for name, ratio in ratios.items() if ratio.is_better]
-    worse = [name for name, ratio in ratios.items() if ratio.is_worse]
+    better = ", ".join(_told(name, ratio) for name, ratio in ratios.items() if ratio.is_better)
+    worse = ", ".join(_told(name, ratio) for name, ratio in ratios.items() if ratio.is_worse)
     if better and not worse:
-        return "pays: " + ", ".join(_PLAIN[name] for name in better)
+        return f"pays: {better}"
     if worse and not better:
-        return "does not pay: worse in " + ", ".join(_PLAIN[name] for name in worse)
+        return f"does not pay: worse in {worse}"
     if better:
-        return (
-            "mixed: better in "
-            + ", ".join(_PLAIN[name] for name in better)
-            + ", worse in "
-            + ", ".join(_PLAIN[name] for name in worse)
-        )
+        return f"mixed: better in {better}; worse in {worse}"
     if all(ratio.factor is None for ratio in ratios.values()):
         return "one run, so no interval: nothing can be said"
     return "no difference shown with these runs"
 
 
+def _told(name: str, ratio: Ratio) -> str:
+    return f"{_PLAIN[name]} {ratio.value:.2f}x"
+
+
 _PLAIN = {
+    "ttft_p50_s": "TTFT P50",
     "ttft_p95_s": "TTFT P95",
     "ttft_p99_s": "TTFT P99",
     "tbt_p99_s": "TBT P99",

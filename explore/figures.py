@@ -87,7 +87,8 @@ def timeline(comparison: Comparison) -> Figure:
                 )
             ):
                 percent = [value * 100 for value in line[key]]
-                axes.plot(hours, percent, color=COLOURS[index + 1], lw=1.2, label=label)
+                style = "--" if key == "d2h" else "-"  # both directions of a copy often coincide
+                axes.plot(hours, percent, style, color=COLOURS[index + 1], lw=1.2, label=label)
             axes.set(title=name, ylabel="percent", ylim=(0, 101))
             axes.grid(visible=True, alpha=0.25)
         grid[-1][0].set_xlabel("hours")

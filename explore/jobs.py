@@ -52,6 +52,10 @@ def run_jobs(
         return _collect(pool, futures, progress)
 
 
+#: Workers are new processes, and a new process reads the main script again.
+_GUARD = "In a script, call it below `if __name__ == '__main__':`, or with workers=1."
+
+
 def _collect(
     pool: ProcessPoolExecutor,
     futures: list[Future[dict[str, Any]]],
@@ -66,7 +70,7 @@ def _collect(
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, (FastSwitchError, KeyboardInterrupt)):
             raise
-        raise FaultError(f"a worker died: {error}") from error
+        raise FaultError(f"a worker died: {error}\n{_GUARD}") from error
     return [future.result() for future in futures]
 
 

@@ -6,7 +6,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 from policy.plan import Batch, Direction, Plan, PreemptionMode
 from policy.request import Request
@@ -72,7 +72,7 @@ class Recorder:
     nobody, so a list of those breaks turns any residency into spans when it ends.
 
     With `decisions` it also notes what a replay needs and no table says (replay.jsonl). `aging`:
-    the lengths that `pool.aging` used the pools with.
+    the lengths that `pool.aging` used the pools with. `with` closes the files of a run that fails.
     """
 
     def __init__(
@@ -105,6 +105,12 @@ class Recorder:
         if decisions:
             self._notes = _Lines(None if folder is None else folder / "replay.jsonl")
             self._notes.write({"aging": aging})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_lines()
 
     # ------------------------------------------------------------------ plans
 
@@ -272,16 +278,18 @@ class Recorder:
 
     def close(self, summary: dict[str, Any]) -> Recording:
         """The recording; its tables are on disk if there is a folder."""
-        if self._file is not None:
-            self._file.close()
-        notes: list[str] = []
-        if self._notes is not None:
-            self._notes.close()
-            notes = self._notes.kept
+        self._close_lines()
+        notes = [] if self._notes is None else self._notes.kept
         tables = {name: table.close() for name, table in self._tables.items()}
         tables["steps"] = self._step_table.close()
         in_memory = {name: table for name, table in tables.items() if table is not None}
         return Recording(summary, self._folder, in_memory, self._decisions or [], notes)
+
+    def _close_lines(self) -> None:
+        if self._notes is not None:
+            self._notes.close()
+        if self._file is not None:
+            self._file.close()
 
     # ------------------------------------------------------------------ spans
 

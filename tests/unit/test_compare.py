@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +17,7 @@ from policy.errors import ConfigError
 from policy.systems import BASELINES
 from tests.helpers.made import Change, compared, result, scenario_of
 
+ROOT = Path(__file__).resolve().parents[2]
 KEEP, OURS = "vllm-0.3.3-keep", "fastswitch"
 
 
@@ -238,20 +242,26 @@ def words_of(**metrics: Any) -> str:
     return found.words
 
 
-def test_a_mechanism_that_pays_says_in_what() -> None:
-    assert words_of(ttft_p99_s=0.5, throughput_tok_s=1100.0) == "pays: TTFT P99, throughput"
+def test_a_mechanism_that_pays_says_in_what_and_how_many_times() -> None:
+    assert words_of(ttft_p99_s=0.5, throughput_tok_s=1100.0) == (
+        "pays: TTFT P99 2.00x, throughput 1.10x"
+    )
 
 
 def test_a_mechanism_that_does_not_pay_is_said_in_words() -> None:
     assert words_of(ttft_p95_s=2.0, throughput_tok_s=900.0) == (
-        "does not pay: worse in TTFT P95, throughput"
+        "does not pay: worse in TTFT P95 0.50x, throughput 0.90x"
     )
 
 
 def test_a_mechanism_that_gives_and_takes_is_mixed() -> None:
     assert words_of(tbt_p999_s=2.0, ttft_p99_s=0.5) == (
-        "mixed: better in TTFT P99, worse in TBT P99.9"
+        "mixed: better in TTFT P99 2.00x; worse in TBT P99.9 0.50x"
     )
+
+
+def test_a_worse_median_is_not_passed_over() -> None:
+    assert words_of(ttft_p50_s=2.0) == "does not pay: worse in TTFT P50 0.50x"
 
 
 def test_a_difference_too_small_to_name_is_none() -> None:
@@ -272,3 +282,19 @@ def test_only_pairs_that_were_run_are_judged() -> None:
         (OURS, "+reuse"),
         (KEEP, "vllm-0.3.3"),
     ]
+
+
+# ---------------------------------------------------------------------- workers
+
+
+def test_a_script_whose_workers_would_run_it_again_is_told_what_to_write(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fastswitch import compare, load_scenario\n"
+        'compare(load_scenario("paper-8b-a10", {"workload.conversations": 2}), workers=2)\n'
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], check=False, capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 1
+    assert "In a script, call it below `if __name__ == '__main__':`" in ended.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +525,18 @@ def test_a_folder_holds_the_tables_that_memory_would(
         assert on_disk.table(name).equals(in_memory.table(name)), name
     assert list(on_disk.decision_lines()) == list(in_memory.decision_lines())
     assert len(list(on_disk.decision_lines())) > 50
+
+
+def test_a_run_that_fails_leaves_no_file_open_and_its_lines_on_disk(tmp_path: Path) -> None:
+    with suppress(KeyError), Recorder(tmp_path, decisions=True) as recorder:
+        recorder.decided(EXAMPLE, 0, 0, (1, 2))
+        raise KeyError("the machine")
+    assert (tmp_path / "decisions.jsonl").read_text() == EXAMPLE_LINE + "\n"
+    assert (tmp_path / "replay.jsonl").read_text() == '{"aging":[]}\n'
+    with pytest.raises(ValueError, match="closed file"):
+        recorder.decided(EXAMPLE, 1, 0, (1, 2))
+    with pytest.raises(ValueError, match="closed file"):
+        recorder.unnumbered(EXAMPLE, 1, 0)
 
 
 def test_an_empty_recording_in_a_folder_has_every_table(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_mechanism_that_does_not_pay_is_in_the_text_in_words() -> None:
     worse = compared(
         "+groups", "+reuse", change=lambda s, _r: {"tbt_p99_s": 3.0 if s == "+reuse" else 1.0}
     )
-    line = "  KV reuse (+reuse against +groups): does not pay: worse in TBT P99"
+    line = "  KV reuse (+reuse against +groups): does not pay: worse in TBT P99 0.33x"
     assert line in as_text(worse).splitlines()
 
 
