@@ -32,12 +32,17 @@ check: $(BIN)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Coverage costs the real machine's tests more time than `make test` has; `make test-full` reports theirs.
+# One thread of torch for each process: a second one would spin for the core of its neighbour.
+test test-full: export OMP_NUM_THREADS := 1
+PYTEST := -m pytest -m 'not full' -n auto -q
 test: check
 	$(BIN)/coverage erase
-	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run -m pytest -m 'not full' -n auto -q
+	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run $(PYTEST) --ignore=tests/realrun
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policy/*' --fail-under=100
-	$(BIN)/coverage report --omit='policy/*'
+	$(BIN)/coverage report --omit='policy/*,realrun/*'
+	HYPOTHESIS_PROFILE=ci $(BIN)/python $(PYTEST) tests/realrun
 
 # The long ones: everything of `test`, the release's own package, Python 3.12 without torch.
 test-full: test $(BIN)/test-full
@@ -46,9 +51,13 @@ test-full: test $(BIN)/test-full
 	  --python-version 3.11 --only-binary=:all: vllm==0.3.3
 	if $(PYTHON312) -m venv --help >/dev/null 2>&1; then $(MAKE) $(OTHER)/test; \
 	  else echo 'Not tested on Python 3.12: $(PYTHON312) does not run; name one with PYTHON312=...'; fi
+	$(BIN)/coverage erase
+	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run $(PYTEST) tests/realrun
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include='realrun/*'
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -m full -q
 	test ! -e $(OTHER)/test || \
-	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python -m pytest -m 'not full' -n auto -q
+	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python $(PYTEST)
 
 $(BIN)/test-full: $(BIN)/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full]' '$(TORCH)'

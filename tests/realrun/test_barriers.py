@@ -292,11 +292,11 @@ class Barrier(NamedTuple):
 PUT = """\
                 transfer.mark = _UNTOLD
                 try:
-                    transfer.calls = self._move(self._store, transfer.copy, lane)
+                    transfer.calls = self._move(self.store, transfer.copy, lane)
                 finally:
                     transfer.mark = lane.mark()
 """
-MOVE = "                transfer.calls = self._move(self._store, transfer.copy, lane)\n"
+MOVE = "                transfer.calls = self._move(self.store, transfer.copy, lane)\n"
 MARK = "                transfer.mark = lane.mark()\n"
 
 BARRIERS = [

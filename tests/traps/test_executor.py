@@ -158,13 +158,13 @@ def test_a5_a_mark_recorded_before_its_copy_is_caught() -> None:
     put = """\
                 transfer.mark = _UNTOLD
                 try:
-                    transfer.calls = self._move(self._store, transfer.copy, lane)
+                    transfer.calls = self._move(self.store, transfer.copy, lane)
                 finally:
                     transfer.mark = lane.mark()
 """
     early = """\
                 transfer.mark = lane.mark()
-                transfer.calls = self._move(self._store, transfer.copy, lane)
+                transfer.calls = self._move(self.store, transfer.copy, lane)
 """
     caught(WrongKV, "position", swap=without(put, early), submission="per_block", last="lane1")
 
