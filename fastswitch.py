@@ -249,7 +249,7 @@ def _realrun(
       fastswitch realrun cpu-smoke --conversation talk.jsonl --deterministic --out run
     """
     loaded = _load(scenario, values)
-    serve = _real_machine()
+    serve = _needing_torch("realrun.serve")
     sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
     options = serve.Options(device, model, dtype, deterministic, sampling, conversation)
     with _progress(None, "turns") as advance, _stopping_on_interrupt() as interruptible:
@@ -268,13 +268,13 @@ def _realrun(
         raise click.exceptions.Exit(130)
 
 
-def _real_machine() -> Any:
-    """The module `realrun.serve`. Raises ConfigError if its libraries are not installed."""
+def _needing_torch(module: str) -> Any:
+    """A module by its name. Raises ConfigError if the libraries it needs are not installed."""
     try:
-        return importlib.import_module("realrun.serve")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"realrun needs the package {error.name}: pip install -e '.[real]'"
+            f"the real machine needs the package {error.name}: pip install -e '.[real]'"
             " (without a GPU, first PyTorch's CPU wheel; see README.md)"
         ) from None
 
@@ -296,6 +296,66 @@ def _stopping_on_interrupt() -> Iterator[Callable[[Callable[[], None]], None]]:
         yield arm
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@main.command("calibrate")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--model", default="smollm2", show_default=True, help="As for realrun.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--from",
+    "points",
+    type=click.Path(path_type=Path),
+    help="Fit this points file again; nothing is measured.",
+)
+@click.option("--repeats", type=click.IntRange(min=5), default=20, show_default=True)
+@click.option("--budget", type=click.FloatRange(min=1), help="Seconds; no new round after it.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.json")
+def _calibrate(
+    *,
+    device: str,
+    model: str,
+    dtype: str | None,
+    points: Path | None,
+    repeats: int,
+    budget: float | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Time a machine's own steps and copies and fit a cost profile for the simulator.
+
+    Samples go to NAME.points.jsonl beside the profile as they come; the same command goes on where
+    it was stopped. NAME.png shows the fit against the points.
+
+    \b
+    Examples:
+      fastswitch calibrate --out cpu.json
+      fastswitch calibrate --from cpu.points.jsonl --out again.json
+      fastswitch simulate cpu-smoke --set profile=cpu.json --out run
+    """
+    from calibrate import build, figure
+
+    if out.suffix != ".json":
+        raise ConfigError(f"--out: {out} does not end in .json")
+    if points is None:
+        points = out.with_suffix(".points.jsonl")
+        _measure(device, model, dtype, points, repeats, budget)
+    profile = build.refit(points, name=out.stem, seed=seed)
+    build.save(profile, out)
+    figure.save_figure(profile, out.with_suffix(".png"))
+    click.echo("\n".join(build.summary(profile)))
+    click.echo(f"written: {out}, {out.with_suffix('.png')}; samples in {points}", err=True)
+
+
+def _measure(
+    device: str, model: str, dtype: str | None, points: Path, repeats: int, budget: float | None
+) -> None:
+    machine = _needing_torch("calibrate.machine")
+    target = machine.prepare(model, device, dtype)
+    click.echo("\n".join(machine.roofline(target)))
+    with _progress(target.num_samples(repeats), "samples") as advance:
+        machine.run(target, points, repeats=repeats, budget_s=budget, progress=advance)
 
 
 @main.command("validate")

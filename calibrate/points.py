@@ -27,6 +27,8 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "mixed": ("batch", "kv_tokens", "tokens", "past"),
     "overhead": ("batch",),
     "copy": ("way", "system", "blocks", "runs", "calls", "bytes", "duplex"),
+    # the same jobs, until the last call is in; only where calls return before their bytes have moved
+    "submit": ("way", "system", "blocks", "runs", "calls", "bytes", "duplex"),
     "interference": ("way", "batch", "kv_tokens", "with_copy"),
 }
 
@@ -74,12 +76,15 @@ class Journal:
         self._path = path
         try:
             is_new = not path.exists() or path.stat().st_size == 0
+            is_torn = not is_new and not path.read_bytes().endswith(b"\n")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
         if is_new:
             self._write({"format": FORMAT, **header})
+        elif is_torn:  # an interrupted write: what comes next has a line of its own
+            self._file.write("\n")
 
     def sample(self, point: Point, nanoseconds: int) -> None:
         """One repeat of a point."""

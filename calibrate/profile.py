@@ -12,7 +12,7 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -79,7 +79,8 @@ class Memory(_Strict):
 class StepCost(_Strict):
     """Time of one iteration, linear: base + per_kv_token * K + per_sequence * B
     + per_sequence_beyond * max(0, B - 64) + per_prefill_token * P + per_prefill_square * Q,
-    with Q = sum of L * (past + L / 2). All in nanoseconds.
+    with Q = sum of L * (past + L / 2). All in nanoseconds. `per_uneven_token`, where a machine pays
+    for batches of uneven lengths, times longest * B - K.
     """
 
     base: Quantity
@@ -88,6 +89,7 @@ class StepCost(_Strict):
     per_sequence_beyond: Quantity
     per_prefill_token: Quantity
     per_prefill_square: Quantity
+    per_uneven_token: Quantity | None = None
 
 
 class TransferCost(_Strict):
@@ -122,8 +124,62 @@ class ValidRange(_Strict):
     max_prefill_tokens: Annotated[int, Field(gt=0)]
 
 
+class HeldOut(_Strict):
+    """How far predictions were off on `points` points that the fit never saw: mean, 95th percentile
+    and maximum of |predicted / measured - 1|. `covered`: the share of these points that lay in their
+    95 % prediction interval."""
+
+    points: Annotated[int, Field(ge=0)]
+    mean: NonNegative
+    p95: NonNegative
+    max: NonNegative
+    covered: Annotated[float, Field(ge=0, le=1)]
+
+
+class Dropped(_Strict):
+    """A point that was measured and not used."""
+
+    point: str
+    reason: str
+
+
+class Fit(_Strict):
+    """How a measured profile came out of its points. `terms`: those that earned their place.
+    `problems`: what else a reader should know, in words."""
+
+    seed: int
+    draws: Annotated[int, Field(ge=0)]
+    points: Annotated[int, Field(gt=0)]
+    steps: HeldOut
+    copies: HeldOut
+    terms: tuple[str, ...]
+    dropped: tuple[Dropped, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class MeasuredPoint(_Strict):
+    """What was timed, median and quartiles of its `samples` repeats, and what the fit says, with its
+    95 % prediction interval, where it says something. All times in nanoseconds."""
+
+    kind: str
+    features: dict[str, int | str]
+    samples: Annotated[int, Field(gt=0)]
+    median_ns: Positive
+    quartiles_ns: tuple[Positive, Positive]
+    predicted_ns: NonNegative | None = None
+    interval_ns: tuple[NonNegative, NonNegative] | None = None
+    held_out: bool = False
+
+
+#: A profile that is further off than this at P95 says so whenever it is used.
+WORST_P95 = 0.10
+#: Parts that profiles may lack; one without them has the hash it always had.
+_OPTIONAL = ("fit", "points", "provenance")
+
+
 class Profile(_Strict):
-    """One machine with one model."""
+    """One machine with one model. The last three parts are of measured profiles: how the fit went,
+    what it was made from, and versions, clocks, driver and link in free words."""
 
     format: Literal["fastswitch-profile/1"]
     name: str
@@ -136,11 +192,24 @@ class Profile(_Strict):
     step: StepCost
     transfer: TransferCost
     valid: ValidRange
+    fit: Fit | None = None
+    points: tuple[MeasuredPoint, ...] | None = None
+    provenance: dict[str, str] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What its file holds: parts that it lacks are not named."""
+        data = self.model_dump(mode="json")
+        for name in _OPTIONAL:
+            if data[name] is None:
+                del data[name]
+        if data["step"]["per_uneven_token"] is None:
+            del data["step"]["per_uneven_token"]
+        return data
 
     @cached_property
     def hash(self) -> str:
         """Identity of the numbers, for provenance."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def block_bytes(self, block_size: int) -> int:
@@ -161,12 +230,23 @@ class Profile(_Strict):
         """KV blocks of the host pool."""
         return int(self.memory.host_kv_bytes.value // self.block_bytes(block_size))
 
+    def warnings(self) -> list[str]:
+        """What whoever uses it should be told: where it predicts its own held-out points badly."""
+        if self.fit is None:
+            return []
+        return [
+            f"profile {self.name}: {what} of its own calibration are predicted with an error of"
+            f" {100 * errors.p95:.3g} % at P95, more than {100 * WORST_P95:g} %"
+            for what, errors in (("steps", self.fit.steps), ("copies", self.fit.copies))
+            if errors.p95 > WORST_P95
+        ]
+
     def assumptions(self) -> dict[str, Quantity]:
         """Every number nobody has published, by name."""
         found = {}
         for section in ("memory", "step", "transfer"):
             for name, quantity in getattr(self, section):
-                if quantity.kind == "assumed":
+                if quantity is not None and quantity.kind == "assumed":
                     found[f"{section}.{name}"] = quantity
         return found
 
@@ -175,7 +255,7 @@ class Profile(_Strict):
 
         Raises ConfigError for a name that is not a number of the profile.
         """
-        data = self.model_dump(mode="json")
+        data = self.as_json()
         for path, value in values.items():
             section, _, name = path.partition(".")
             if section not in ("memory", "step", "transfer") or name not in data[section]:

@@ -95,8 +95,7 @@ def prepare(
 
     Raises ConfigError or InputError.
     """
-    device = _device(options.device)
-    kind = _dtype(options, device)
+    device, kind = device_and_dtype(options.device, options.dtype)
     if model is None:
         model = load_model(options.model, kind, device, seed=scenario.seed)
     system = scenario.resolve_system()
@@ -259,6 +258,19 @@ def _refuse_a_folder_in_use(out: Path) -> None:
         raise ConfigError(f"{shown_path(out)}: is not empty; a real run needs a folder of its own")
 
 
+def device_and_dtype(name: str, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    """A device by name and what it computes in; without a `dtype` bf16 on a GPU, fp32 on a CPU.
+
+    Raises ConfigError if either cannot be had.
+    """
+    device = _device(name)
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise ConfigError(f"--dtype: {dtype!r} is not one of {', '.join(kinds)}")
+    return device, kinds[dtype]
+
+
 def _device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
@@ -269,14 +281,6 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _dtype(options: Options, device: torch.device) -> torch.dtype:
-    name = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in kinds:
-        raise ConfigError(f"--dtype: {name!r} is not one of {', '.join(kinds)}")
-    return kinds[name]
-
-
 def _room(device: torch.device, block_bytes: int, scenario: Scenario) -> int:
     """Device blocks where the scenario gives none."""
     if scenario.pool.device_blocks is not None:
@@ -285,6 +289,11 @@ def _room(device: torch.device, block_bytes: int, scenario: Scenario) -> int:
         raise ConfigError(
             "pool.device_blocks: a CPU has no device memory of its own; give a number"
         )
+    return room_for_kv(device, block_bytes)
+
+
+def room_for_kv(device: torch.device, block_bytes: int) -> int:
+    """Blocks that fit into what is free on a GPU now, the weights being there already."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * KV_SHARE // block_bytes)
 

@@ -29,6 +29,10 @@ class StepCosts:
         self._beyond = _fixed(step.per_sequence_beyond)
         self._per_prefill_token = _fixed(step.per_prefill_token)
         self._per_square = _fixed(step.per_prefill_square)
+        #: Times longest * B - K. That does not change while a batch stands: every context grows.
+        self.per_uneven_token = (
+            0 if step.per_uneven_token is None else _fixed(step.per_uneven_token)
+        )
 
     def decode_base(self, batch: int) -> int:
         """Everything of a decode step but its KV tokens, in 1/1024 ns."""

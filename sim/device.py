@@ -138,4 +138,8 @@ class Device:
         self.batch_size = len(batch.decode)
         self.kv_tokens = batch.kv_tokens
         self.decode_base = self._costs.decode_base(self.batch_size)
+        if self._costs.per_uneven_token:
+            longest = max(map(self._scheduler.num_tokens, batch.decode))
+            uneven = longest * self.batch_size - self.kv_tokens
+            self.decode_base += self._costs.per_uneven_token * uneven
         self.largest_batch = max(self.largest_batch, self.batch_size)

@@ -310,7 +310,7 @@ class _NoCosts(StepCosts):
     """The times are known, so nothing is computed and no profile needed."""
 
     def __init__(self) -> None:
-        self.base = self.per_kv_token = 0
+        self.base = self.per_kv_token = self.per_uneven_token = 0
 
     def decode_base(self, batch: int) -> int:  # noqa: ARG002
         return 0

@@ -184,9 +184,9 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
 
 
 def _warnings(setup: Setup, device: Device) -> list[str]:
-    """Where the run left the range its profile is valid in."""
+    """What is wrong with its profile, and where the run left the range that is valid in."""
     valid = setup.profile.valid
-    found = []
+    found = setup.profile.warnings()
     for what, seen, limit in (
         ("batch", device.largest_batch, valid.max_batch),
         ("KV tokens of a step", device.largest_kv_tokens, valid.max_kv_tokens),

@@ -16,18 +16,20 @@ from sim.costs import StepCosts
 from sim.device import Device, Served
 from traces.workload import Turn
 
-COSTS = StepCosts(
-    load("a10-llama-3-8b").with_values(
-        {
-            "step.base": 1000.0,
-            "step.per_kv_token": 1.0,
-            "step.per_sequence": 10.0,
-            "step.per_sequence_beyond": 0.0,
-            "step.per_prefill_token": 5.0,
-            "step.per_prefill_square": 2.0,
-        }
-    )
+PROFILE = load("a10-llama-3-8b").with_values(
+    {
+        "step.base": 1000.0,
+        "step.per_kv_token": 1.0,
+        "step.per_sequence": 10.0,
+        "step.per_sequence_beyond": 0.0,
+        "step.per_prefill_token": 5.0,
+        "step.per_prefill_square": 2.0,
+    }
 )
+COSTS = StepCosts(PROFILE)
+THREE = PROFILE.step.base.model_copy(update={"value": 3.0})
+STEP = PROFILE.step.model_copy(update={"per_uneven_token": THREE})
+UNEVEN = StepCosts(PROFILE.model_copy(update={"step": STEP}))
 
 
 class Lengths:
@@ -249,3 +251,23 @@ def test_the_largest_kv_tokens_are_those_of_the_largest_step_also_where_a_batch_
     bench.decode(bench.batch("a", "b", kv_tokens=18), 11)
     bench.decode(bench.batch("a", kv_tokens=20))
     assert largest(bench.device)["kv"] == 18 + 2 * 10
+
+
+def test_uneven_lengths_cost_by_how_far_they_fall_short_and_no_more_as_all_grow() -> None:
+    """longest * batch - sum: 2 * 200 - 300, the same in every step of a standing batch."""
+    bench = Bench(a=99, b=99)
+    bench.device = Device(UNEVEN, cast(Scheduler, bench.lengths))
+    for name in "ab":
+        turn = Turn(name, name, 1, 8, 99)
+        request = Request(name, arrival_ns=0, input_tokens=8)
+        bench.device.served[name] = Served(turn, 0, request, 99)
+    bench.lengths.tokens = {"a": 100, "b": 200}
+    batch = bench.batch("a", "b", kv_tokens=300)
+    costs = []
+    for _ in range(2):
+        costs.append(bench.device.decode_ns(batch))
+        bench.device.end_decode()
+        bench.lengths.tokens = {name: n + 1 for name, n in bench.lengths.tokens.items()}
+    assert costs == [1000 + 20 + 300 + 3 * 100, 1000 + 20 + 302 + 3 * 100]
+    alone = bench.batch("b", kv_tokens=202)
+    assert bench.device.decode_ns(alone) == 1000 + 10 + 202
