@@ -35,7 +35,7 @@ check: $(BIN)/test
 # Coverage costs the real machine's tests more time than `make test` has; `make test-full` reports theirs.
 # One thread of torch for each process: a second one would spin for the core of its neighbour.
 test test-full: export OMP_NUM_THREADS := 1
-PYTEST := -m pytest -m 'not full' -n auto -q
+PYTEST := -m pytest -m 'not full' -n auto --dist worksteal -q
 test: check
 	$(BIN)/coverage erase
 	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run $(PYTEST) --ignore=tests/realrun

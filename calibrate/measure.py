@@ -161,7 +161,7 @@ class Timers:
         self._bench = bench
         self._stores = {layout: bench.store(layout) for layout in ("layer_major", "block_major")}
         self._runner = Runner(bench.model.decoder, self._stores["layer_major"].device)
-        self._runtime = runtime_for(bench.device)
+        self.runtime = runtime_for(bench.device)
         self._tiny: LoadedModel | None = None
         self._warm: set[Point] = set()
         self._swaps: dict[str, SwapManager] = {}
@@ -186,18 +186,18 @@ class Timers:
 
     def _decode(self, point: Point) -> int:
         batch, kv_tokens, longest = point["batch"], point["kv_tokens"], point["longest"]
-        return self._step(_contexts(batch, kv_tokens, longest), [])
+        return self._step(contexts_of(batch, kv_tokens, longest), [])
 
     def _prefill(self, point: Point) -> int:
         return self._step([], [(point["tokens"], point["past"])])
 
     def _mixed(self, point: Point) -> int:
         batch, kv_tokens = point["batch"], point["kv_tokens"]
-        contexts = _contexts(batch, kv_tokens, -(-kv_tokens // batch))
+        contexts = contexts_of(batch, kv_tokens, -(-kv_tokens // batch))
         return self._step(contexts, [(point["tokens"], point["past"])])
 
     def _step(self, contexts: list[int], prompts: list[tuple[int, int]]) -> int:
-        work = _work(contexts, prompts)
+        work = work_for(contexts, prompts)
         begin = time.perf_counter_ns()
         self._runner.greedy_step(work)  # its answer is on the host, so the step has ended
         return time.perf_counter_ns() - begin
@@ -216,7 +216,7 @@ class Timers:
         way = Direction(point["way"])
         swap = self._swap(system)
         with self._busy(swap, _other(way), on=bool(point["duplex"])):
-            copy = _job(0, way, point["blocks"], point["runs"], first=0)
+            copy = make_job(0, way, point["blocks"], point["runs"], first=0)
             begin = time.perf_counter_ns()
             swap.submit(copy)
             swap.wait([copy.copy_id])
@@ -235,7 +235,7 @@ class Timers:
         if system.name not in self._swaps:
             self._swaps[system.name] = SwapManager(
                 self._stores[system.layout],
-                self._runtime,
+                self.runtime,
                 submission=system.submission,
                 threads=system.threads if system.dispatch == "worker_threads" else 0,
                 clock=time.perf_counter_ns,
@@ -244,7 +244,7 @@ class Timers:
 
     def _busy(self, swap: SwapManager, way: Direction, *, on: bool) -> Background:
         """Copies in one direction, one after another, until the block ends."""
-        return Background(swap.store, self._runtime, way, self._bench.limits.copy_blocks, on=on)
+        return Background(swap.store, self.runtime, way, self._bench.limits.copy_blocks, on=on)
 
 
 class Background:
@@ -260,7 +260,7 @@ class Background:
             self._swap = SwapManager(
                 store, runtime, submission="merged", threads=0, clock=time.perf_counter_ns
             )
-        self._copy = _job(1, way, blocks, 1, first=store.device.num_blocks - blocks)
+        self._copy = make_job(1, way, blocks, 1, first=store.device.num_blocks - blocks)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
@@ -290,13 +290,13 @@ def _other(way: Direction) -> Direction:
     return Direction.TO_HOST if way is Direction.TO_DEVICE else Direction.TO_DEVICE
 
 
-def _contexts(batch: int, kv_tokens: int, longest: int) -> list[int]:
+def contexts_of(batch: int, kv_tokens: int, longest: int) -> list[int]:
     """Context lengths: one of `longest`, the others share the rest evenly."""
     rest = (kv_tokens - longest) // max(1, batch - 1)
     return [rest] * (batch - 1) + [longest]
 
 
-def _work(contexts: list[int], prompts: list[tuple[int, int]]) -> list[Work]:
+def work_for(contexts: list[int], prompts: list[tuple[int, int]]) -> list[Work]:
     """Prompts (new, past) and decoding requests, on blocks of their own. Which tokens does not
     matter: a step takes as long for any."""
     blocks = iter(range(1 << 30))
@@ -312,7 +312,7 @@ def _table(blocks: Iterator[int], tokens: int) -> list[int]:
     return [next(blocks) for _ in range(-(-tokens // BLOCK))]
 
 
-def _job(copy_id: int, way: Direction, blocks: int, runs: int, first: int) -> Copy:
+def make_job(copy_id: int, way: Direction, blocks: int, runs: int, first: int) -> Copy:
     """A copy of `blocks` in `runs` runs of nearly equal length."""
     found: list[Run] = []
     at = first

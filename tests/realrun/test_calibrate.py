@@ -1,0 +1,146 @@
+"""Calibration of the real machine, with a tiny model: points, resuming, a profile the simulator takes."""
+
+# ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="the executor needs torch")
+for _needed in ("safetensors", "tokenizers", "gguf"):
+    pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
+
+import fastswitch
+from calibrate import machine, measure
+from calibrate.grid import Limits, decode_points
+from calibrate.header import header_of
+from calibrate.measure import Background, Timers, all_points, contexts_of, make_job, work_for
+from calibrate.points import FEATURES, read
+from policy.errors import ConfigError
+from policy.plan import Direction
+from tests.helpers.swapping import one_thread
+
+SMALL = Limits(max_batch=4, max_context=64, max_tokens=256, max_prefill=32, copy_blocks=4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def target() -> machine.Target:
+    return machine.prepare("random:tiny", "cpu", limits=SMALL)
+
+
+def test_every_kind_of_point_but_mixed_and_submit_is_timed(target: machine.Target) -> None:
+    kinds = {point.kind for point in all_points(target.bench)}
+    assert kinds == set(FEATURES) - {"mixed", "submit"}
+
+
+def test_a_stopped_calibration_goes_on_and_no_sample_is_taken_twice(
+    target: machine.Target, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.jsonl"
+    some = random.Random(0).sample(all_points(target.bench), 12)
+    left = [30]
+
+    class Stopped(Exception):
+        pass
+
+    def stop() -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    arguments = {"repeats": 5, "points": some}
+    with torch.inference_mode(), pytest.raises(Stopped):
+        measure.measure(target.bench, path, target.header, progress=stop, **arguments)  # type: ignore[arg-type]
+    assert sum(map(len, read(path).samples.values())) == 30
+    measure.measure(target.bench, path, target.header, **arguments)  # type: ignore[arg-type]
+    points = read(path)
+    assert {point: len(values) for point, values in points.samples.items()} == dict.fromkeys(
+        some, 5
+    )
+    assert not points.problems
+    assert header_of(points).model.name == "tiny"
+
+
+def test_samples_of_another_model_are_not_mixed_in(target: machine.Target, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    other = {**target.header, "dtype": "bfloat16"}
+    path.write_text(json.dumps({"format": "fastswitch-points/1", **other}) + "\n")
+    with pytest.raises(ConfigError, match="holds samples of dtype 'bfloat16'"):
+        machine.run(target, path)
+
+
+@pytest.mark.parametrize("point", decode_points(SMALL), ids=str)
+def test_a_decode_point_is_the_step_it_says(point: object) -> None:
+    from calibrate.points import Point
+
+    assert isinstance(point, Point)
+    contexts = contexts_of(point["batch"], point["kv_tokens"], point["longest"])
+    assert (len(contexts), max(contexts)) == (point["batch"], point["longest"])
+    assert sum(contexts) == point["kv_tokens"]
+    tables = [block for work in work_for(contexts, []) for block in work.table]
+    assert len(tables) == len(set(tables))
+
+
+@pytest.mark.parametrize(("blocks", "runs"), [(1, 1), (7, 3), (8, 8)])
+def test_a_job_has_the_blocks_and_runs_it_says(blocks: int, runs: int) -> None:
+    job = make_job(0, Direction.TO_HOST, blocks, runs, first=5)
+    assert (job.num_blocks, len(job.runs)) == (blocks, runs)
+    assert sum(length for _, _, length in job.runs) == blocks
+
+
+def test_the_other_direction_is_busy_while_it_says_so(target: machine.Target) -> None:
+    timers = Timers(target.bench)
+    store = target.bench.store("layer_major")
+    last = store.device.num_blocks - 1  # the scratch block is behind it
+    store.device.keys(0)[last] = 7.0
+    background = Background(store, timers.runtime, Direction.TO_HOST, 4, on=True)
+    with background:
+        pass
+    assert bool((store.host.keys(0)[last] == 7.0).all())
+    timers.close()
+    store.close()
+
+
+def test_the_roofline_names_what_a_step_must_take(target: machine.Target) -> None:
+    lines = machine.roofline(target)
+    assert "GB/s" in lines[0]
+    assert any(line.startswith("a decode step of 4 with 256 tokens") for line in lines)
+
+
+def test_the_command_makes_a_profile_that_the_simulator_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "CPU_LIMITS", SMALL)
+    out = tmp_path / "cpu.json"
+    arguments = ["calibrate", "--model", "random:tiny", "--repeats", "5", "--out", str(out)]
+    result = CliRunner().invoke(fastswitch.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "held-out points" in result.output
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    again = tmp_path / "cpu2.json"
+    points = tmp_path / "cpu.points.jsonl"
+    result = CliRunner().invoke(
+        fastswitch.main, ["calibrate", "--from", str(points), "--out", str(again)]
+    )
+    assert result.exit_code == 0, result.output
+    first, second = (json.loads(path.read_text()) for path in (out, again))
+    assert {**first, "name": ""} == {**second, "name": ""}
+    run = tmp_path / "run"
+    result = CliRunner().invoke(
+        fastswitch.main,
+        ["simulate", "cpu-smoke", "--set", f"profile={out}", "--out", str(run)],
+    )
+    assert result.exit_code == 0, result.output
+    assert "24 finished" in result.output
+    assert "measured profile cpu" in result.output
