@@ -361,21 +361,30 @@ def _measure(
 @main.command("validate")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--replay", is_flag=True, help="Make every decision again; all must be equal.")
+@click.option("--profile", help="Predict these real runs with this profile.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the prediction.")
 @_json
-def _validate_runs(*, runs: tuple[str, ...], replay: bool, as_json: bool) -> None:
+def _validate_runs(
+    *, runs: tuple[str, ...], replay: bool, profile: str | None, out: Path | None, as_json: bool
+) -> None:
     """Check recordings against the simulator.
 
     With --replay the simulated machine runs again with only the recorded times. Every line of
     decisions.jsonl must come out equal; if not, the first that differs is shown, and the exit code
-    is 4.
+    is 4. With --profile what real runs served is simulated, and prediction and measurement are laid
+    side by side; runs of one system are repeats.
 
     \b
     Examples:
       fastswitch validate run --replay
       fastswitch validate runs/vllm runs/fastswitch --replay --json
+      fastswitch validate runs/vllm-* runs/fastswitch-* --profile cpu.json --out checked
     """
-    if not replay:
-        raise ConfigError("validate: say what to check: --replay")
+    if replay == (profile is not None):
+        raise ConfigError("validate: say what to check, --replay or --profile P")
+    if profile is not None:
+        _predict(runs, profile, out, as_json=as_json)
+        return
     from explore import validate
 
     found = []
@@ -389,6 +398,18 @@ def _validate_runs(*, runs: tuple[str, ...], replay: bool, as_json: bool) -> Non
         validate.check(run, replayed)
         if not as_json:
             click.echo(validate.as_text(run, replayed))
+
+
+def _predict(runs: tuple[str, ...], profile: str, out: Path | None, *, as_json: bool) -> None:
+    from explore import output, predict
+
+    with _progress(None, "systems") as advance:
+        found = predict.predict([Path(run) for run in runs], profile, advance)
+    as_text = predict.as_text(found)
+    click.echo(json.dumps(predict.as_json(found), indent=1) if as_json else as_text)
+    if out is not None:
+        output.write_prediction(found, out)
+        click.echo(f"written: {out / 'prediction.txt'}, .json and .png", err=True)
 
 
 # ---------------------------------------------------------------------- trace

@@ -1,17 +1,21 @@
-"""Write a comparison to a folder: JSON, CSV, figures, page."""
+"""Write what was found to a folder: each file under a temporary name first, then renamed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from explore import figures, page, tables
+from matplotlib.figure import Figure
+
+from explore import figures, page, predict, predict_figure, tables
 from explore.compare import Comparison
+from explore.predict import Prediction
 from policy.errors import ConfigError
 
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
-    """All files of a comparison, each written under a temporary name and renamed."""
+    """All files of a comparison. Raises ConfigError if they cannot be written."""
     tails, timeline = figures.tails(comparison), figures.timeline(comparison)
     texts = {
         "compare.json": json.dumps(tables.as_json(comparison), indent=1) + "\n",
@@ -19,6 +23,24 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "compare.html": page.page(comparison, command),
         "compare.txt": tables.as_text(comparison) + "\n",
     }
+    pictures = {
+        f"{stem}{suffix}": figure
+        for figure, stem in ((tails, "tails"), (timeline, "timeline"))
+        for suffix in (".png", ".svg")
+    }
+    return _write(folder, texts, pictures)
+
+
+def write_prediction(found: Prediction, folder: Path) -> list[Path]:
+    """All files of a prediction. Raises ConfigError if they cannot be written."""
+    texts = {
+        "prediction.json": json.dumps(predict.as_json(found), indent=1) + "\n",
+        "prediction.txt": predict.as_text(found) + "\n",
+    }
+    return _write(folder, texts, {"prediction.png": predict_figure.figure(found)})
+
+
+def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]) -> list[Path]:
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,11 +48,10 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
             part = folder / f".{name}.part"
             part.write_text(text, encoding="utf-8")
             written.append(part.replace(folder / name))
-        for figure, stem in ((tails, "tails"), (timeline, "timeline")):
-            for suffix in (".png", ".svg"):
-                part = folder / f".{stem}.part{suffix}"
-                figures.save(figure, part)
-                written.append(part.replace(folder / f"{stem}{suffix}"))
+        for name, picture in pictures.items():
+            part = folder / f".part.{name}"
+            figures.save(picture, part)
+            written.append(part.replace(folder / name))
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
     return written
