@@ -11,7 +11,7 @@ VLLM := .cache/vllm
 PYTHON312 ?= python3.12
 OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench gpu-check format clean
+.PHONY: demo test test-full check bench gpu-check validate format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -74,6 +74,17 @@ $(OTHER)/test: $(BIN)/test
 bench: $(BIN)/core
 	$(BIN)/python benchmarks/sim_speed.py
 
+# The one-command experiment: calibrate this machine, serve for real, predict, print the error. Run again to go on.
+REPEATS ?= 1
+validate: $(BIN)/test
+	$(BIN)/fastswitch calibrate --out validate/machine.json
+	for system in vllm-0.3.3 fastswitch; do for n in $$(seq $(REPEATS)); do \
+	  run=validate/$$system-$$n; test -e $$run/run.json || { rm -rf $$run; \
+	  $(BIN)/fastswitch realrun cpu-smoke --set system=$$system --decisions --out $$run; } || exit 1; \
+	done; done
+	$(BIN)/fastswitch validate validate/vllm-0.3.3-* validate/fastswitch-* \
+	  --profile validate/machine.json --out validate/checked
+
 # On a machine with a GPU: PART=tests or PART=bench, OUT=a folder; run it again to go on. GPU_PYTHON names
 # an interpreter that has the libraries already.
 gpu-check: $(if $(GPU_PYTHON),,$(BIN)/test)
@@ -84,4 +95,4 @@ format: $(BIN)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo
+	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate

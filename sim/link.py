@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import suppress
 
 import simpy
 
@@ -83,13 +84,13 @@ class _Direction:
         self.slow_rate = slow_rate
         self._queue: deque[Job] = deque()  # the job under way first
         self._awake = env.event()
-        self._changed = env.event()
         self.moving = False
         self.busy_until = 0  # when its queue will be empty, if nothing else comes or slows it
         self._late_ns = 0  # by how much the other direction has delayed this one, in all
         self._rate = _ONE
         self._rate_since = 0
-        env.process(self._serve())
+        self._is_told = False
+        self._process = env.process(self._serve())
 
     def push(self, job: Job) -> None:
         """Queue a job whose submission times are known."""
@@ -121,8 +122,9 @@ class _Direction:
 
     def rate_changed(self) -> None:
         """The other direction started or stopped moving."""
-        if self.moving and not self._changed.triggered:
-            self._changed.succeed()
+        if self.moving and not self._is_told:
+            self._is_told = True
+            self._process.interrupt()
 
     def _serve(self) -> Generator[simpy.Event, object, None]:
         env = self._env
@@ -152,8 +154,9 @@ class _Direction:
         while left > 0:
             rate = self._rate = self.slow_rate if other.moving else _ONE
             begin = self._rate_since = env.now
-            self._changed = env.event()
-            yield env.timeout(-(-left // rate)) | self._changed
+            self._is_told = False
+            with suppress(simpy.Interrupt):  # the other direction starts or stops
+                yield env.timeout(-(-left // rate))
             elapsed = env.now - begin
             left -= elapsed * rate
             late = elapsed * (_ONE - rate) >> 10
