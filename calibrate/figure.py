@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from calibrate.profile import HeldOut, MeasuredPoint, Profile
 from policy.errors import ConfigError
@@ -76,6 +77,10 @@ def _scatter(axes: Axes, points: list[MeasuredPoint]) -> None:
     _dots(axes, points, [point.predicted_ns or 0.0 for point in points], 1e6)
     axes.set(xscale="log", yscale="log", ylabel="predicted, ms")
     axes.set_ylim(ends[0] * 0.7, ends[1] * 1.4)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, fontsize=8)
 
 
