@@ -382,6 +382,8 @@ def _validate_runs(
     """
     if replay == (profile is not None):
         raise ConfigError("validate: say what to check, --replay or --profile P")
+    if replay and out is not None:
+        raise ConfigError("--out: a replay writes nothing; it goes with --profile")
     if profile is not None:
         _predict(runs, profile, out, as_json=as_json)
         return

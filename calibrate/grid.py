@@ -58,7 +58,7 @@ def overhead_points(limits: Limits) -> list[Point]:
 def copy_shapes(limits: Limits) -> Iterator[tuple[int, int]]:
     """(blocks, runs) of jobs."""
     for blocks in _doubling(1, limits.copy_blocks, factor=2):
-        for runs in {1, max(1, blocks // 4), blocks}:
+        for runs in sorted({1, max(1, blocks // 4), blocks}):
             yield blocks, runs
 
 

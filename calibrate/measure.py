@@ -35,6 +35,7 @@ from realrun.model import LoadedModel, load_model
 from realrun.runner import Runner, Work
 from realrun.runtime import Runtime, runtime_for
 from realrun.swap import SwapManager
+from traces.strict import shown_path
 
 REPEATS = 20
 WARM_UP = 2
@@ -127,7 +128,7 @@ def measure(
     for name in ("machine", "model", "device", "dtype"):
         if done.header.get(name) != header.get(name):
             raise ConfigError(
-                f"{path}: holds samples of {name} {done.header.get(name)!r},"
+                f"{shown_path(path)}: holds samples of {name} {done.header.get(name)!r},"
                 f" this is {header.get(name)!r}; give another file"
             )
     wanted = all_points(bench) if points is None else points
@@ -190,11 +191,6 @@ class Timers:
 
     def _prefill(self, point: Point) -> int:
         return self._step([], [(point["tokens"], point["past"])])
-
-    def _mixed(self, point: Point) -> int:
-        batch, kv_tokens = point["batch"], point["kv_tokens"]
-        contexts = contexts_of(batch, kv_tokens, -(-kv_tokens // batch))
-        return self._step(contexts, [(point["tokens"], point["past"])])
 
     def _step(self, contexts: list[int], prompts: list[tuple[int, int]]) -> int:
         work = work_for(contexts, prompts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,12 +61,6 @@ class Points:
         found = [point for point in self.samples if point.kind == kind]
         return sorted(found, key=lambda point: tuple(map(str, point.features)))
 
-    def median_ns(self, point: Point) -> float:
-        """The middle of a point's repeats."""
-        values = sorted(self.samples[point])
-        half = len(values) // 2
-        return float(values[half]) if len(values) % 2 else (values[half - 1] + values[half]) / 2
-
 
 class Journal:
     """Appends samples to a file, each flushed. A new file gets the header first."""
@@ -97,7 +90,6 @@ class Journal:
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row, separators=(",", ":")) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno()) if row.get("format") else None
 
 
 def read(path: Path) -> Points:

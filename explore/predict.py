@@ -110,6 +110,8 @@ def predict(
     for system, recordings in groups.items():
         measured[system] = [one.summary["metrics"] for one in recordings]
         simulated = simulate(as_simulated(recordings[0], profile), decisions=True)
+        for one in recordings:
+            _check_served(one, simulated)
         predicted[system] = simulated.summary["metrics"]
         warnings += [f"{system}: {text}" for text in simulated.summary["warnings"]]
         found = diverges(system, recordings[0], simulated)
@@ -154,7 +156,41 @@ def _groups(runs: Sequence[Path]) -> dict[str, list[Recording]]:
         if one.summary.get("machine") != "real" or one.summary.get("was_stopped"):
             raise ConfigError(f"{shown_path(run)}: is no whole run of a real machine")
         found.setdefault(str(one.summary["system"]), []).append(one)
+    _check_alike([one for group in found.values() for one in group])
     return found
+
+
+def _check_alike(recordings: Sequence[Recording]) -> None:
+    """Raise ConfigError unless all were made from one scenario, the system apart."""
+    first = None
+    for one in recordings:
+        assert one.folder is not None
+        described = scenario.load(str(one.folder / "scenario.yaml")).model_dump(mode="json")
+        described.pop("system")
+        if first is None:
+            first = described
+        names = [name for name in first if first[name] != described[name]]
+        if names:
+            raise ConfigError(
+                f"{shown_path(one.folder)}: differs from the first run in {', '.join(names)};"
+                " runs that are compared differ in their system alone"
+            )
+
+
+def _check_served(recorded: Recording, simulated: Recording) -> None:
+    """Raise ConfigError if the run served something else than its scenario names, as a run with
+    --conversation does."""
+    columns = ["request_id", "input_tokens", "output_tokens"]
+    left, right = (
+        {tuple(row.values()) for row in one.table("workload", columns).to_pylist()}
+        for one in (recorded, simulated)
+    )
+    if left != right:
+        assert recorded.folder is not None
+        raise ConfigError(
+            f"{shown_path(recorded.folder)}: served other turns than its scenario's workload; it"
+            " cannot be predicted"
+        )
 
 
 def _line(system: str, metric: str, values: list[float | None], predicted: float | None) -> Line:

@@ -20,8 +20,8 @@ US = 1000
 BLOCK_TOKENS = 64
 MICROSECOND = BLOCK_TOKENS * 131_072 * 1e6  # bytes per second that move a block in 1,000 ns
 
-#: A step takes 1,000 ns whatever it does, and a block moves in 1,000 ns.
-WHOLE = {
+#: A step takes 1,000 ns whatever it does, and a copy costs what its bytes do.
+FREE = {
     "step.base": 1000.0,
     "step.per_kv_token": 0.0,
     "step.per_sequence": 0.0,
@@ -32,14 +32,19 @@ WHOLE = {
     "transfer.per_call": 0.0,
     "transfer.per_descriptor": 0.0,
     "transfer.lock_growth": 0.0,
-    "transfer.queue_depth": 1e6,
+    "transfer.queue_depth": 100_000.0,
     "transfer.piece_setup": 0.0,
+    "transfer.interference_to_device": 0.0,
+    "transfer.interference_to_host": 0.0,
+}
+#: And a block moves in 1,000 ns.
+WHOLE = {
+    **FREE,
+    "transfer.queue_depth": 1e6,
     "transfer.to_device": MICROSECOND,
     "transfer.to_host": MICROSECOND,
     "transfer.to_device_duplex": MICROSECOND,
     "transfer.to_host_duplex": MICROSECOND,
-    "transfer.interference_to_device": 0.0,
-    "transfer.interference_to_host": 0.0,
 }
 
 

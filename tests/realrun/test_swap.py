@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,7 +130,9 @@ def test_an_idle_engine_is_woken_by_the_end_of_a_copy_and_not_by_the_clock(desks
 
 
 def test_with_nothing_in_flight_news_does_not_come_before_its_time(desks: Any) -> None:
+    begin = time.monotonic()
     desks(threads=1).swap.wait_for_news(0.001)
+    assert time.monotonic() - begin >= 0.001
 
 
 def test_the_record_of_a_copy_says_what_it_moved_when_and_how(desks: Any) -> None:

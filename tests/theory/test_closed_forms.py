@@ -22,37 +22,20 @@ from sim.clock import Clock
 from sim.costs import CopyCosts
 from sim.link import HostLink
 from sim.simulate import simulate
+from tests.helpers.bench import BLOCK_TOKENS, MICROSECOND, WHOLE
 from traces.readers.native import write
 from traces.recording import Recording
 from traces.scenario import build
 from traces.workload import Header, Turn, Workload
 
-BLOCK_TOKENS = 64
 BLOCK = BLOCK_TOKENS * 131_072  # bytes of 64 tokens of Llama-3-8B
-MICROSECOND = BLOCK * 1e6  # bytes per second that move a block in 1,000 ns
 SECOND = 1_000_000_000
 
-FREE = {
-    "step.base": 1000.0,
-    "step.per_kv_token": 0.0,
-    "step.per_sequence": 0.0,
-    "step.per_sequence_beyond": 0.0,
-    "step.per_prefill_token": 0.0,
-    "step.per_prefill_square": 0.0,
-    "transfer.per_job": 0.0,
-    "transfer.per_call": 0.0,
-    "transfer.per_descriptor": 0.0,
-    "transfer.lock_growth": 0.0,
+UNIT = {
+    **WHOLE,
     "transfer.queue_depth": 100_000.0,
-    "transfer.piece_setup": 0.0,
-    "transfer.to_device": MICROSECOND,
-    "transfer.to_host": MICROSECOND,
-    "transfer.to_device_duplex": MICROSECOND,
-    "transfer.to_host_duplex": MICROSECOND,
     "transfer.gather_launch": 0.0,
     "transfer.gather_bandwidth": MICROSECOND * 10,
-    "transfer.interference_to_device": 0.0,
-    "transfer.interference_to_host": 0.0,
 }
 STEPS = {
     "step.per_kv_token": 0.75,
@@ -84,7 +67,7 @@ def run(
         "system": system,
         "order": "priority",
         "profile": "a10-llama-3-8b",
-        "profile_values": {**FREE, **(values or {})},
+        "profile_values": {**UNIT, **(values or {})},
         "pool": {
             "device_blocks": 10,
             "host_blocks": 100,
@@ -384,7 +367,7 @@ LAYOUT = System("link", layout="block_major")
 def link_with(rates: dict[Direction, int]) -> tuple[Clock, HostLink]:
     """A link that moves a block in 1,000 ns, and in rate / 1024 of its speed when both do."""
     given_values = {
-        **FREE,
+        **UNIT,
         "transfer.to_host_duplex": MICROSECOND * rates[Direction.TO_HOST] / 1024,
         "transfer.to_device_duplex": MICROSECOND * rates[Direction.TO_DEVICE] / 1024,
     }

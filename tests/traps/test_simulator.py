@@ -17,6 +17,7 @@ from policy.request import Request
 from policy.state import State
 from sim.clock import Clock
 from sim.simulate import simulate
+from tests.helpers.bench import FREE
 from traces.readers.native import write
 from traces.recording import Recording
 from traces.scenario import build, merge
@@ -25,22 +26,6 @@ from traces.workload import Header, Turn, Workload
 BLOCK = 16
 SECOND = 1_000_000_000
 BLOCK_BYTES = BLOCK * 131_072  # of Llama-3-8B
-
-#: A step takes 1,000 ns whatever it does, and copies cost what a test says and nothing else.
-FREE = {
-    "step.base": 1000.0,
-    "step.per_kv_token": 0.0,
-    "step.per_sequence": 0.0,
-    "step.per_sequence_beyond": 0.0,
-    "step.per_prefill_token": 0.0,
-    "step.per_prefill_square": 0.0,
-    "transfer.per_job": 0.0,
-    "transfer.per_call": 0.0,
-    "transfer.piece_setup": 0.0,
-    "transfer.queue_depth": 100_000.0,
-    "transfer.interference_to_device": 0.0,
-    "transfer.interference_to_host": 0.0,
-}
 
 
 def block_in(nanoseconds: float) -> dict[str, float]:

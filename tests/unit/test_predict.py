@@ -100,6 +100,20 @@ def test_a_simulated_run_is_no_measurement(tmp_path: Path) -> None:
         predict([run], PROFILE)
 
 
+def test_runs_of_different_scenarios_are_not_repeats(tmp_path: Path) -> None:
+    runs = [pretend(tmp_path / "a", "fastswitch"), pretend(tmp_path / "b", "fastswitch", seed=1)]
+    with pytest.raises(ConfigError, match="differs from the first run in seed"):
+        predict(runs, PROFILE)
+
+
+def test_a_run_that_served_something_else_than_its_scenario_is_refused(tmp_path: Path) -> None:
+    run = pretend(tmp_path / "run", "fastswitch")
+    scenario = run / "scenario.yaml"
+    scenario.write_text(scenario.read_text().replace("conversations: 40", "conversations: 39"))
+    with pytest.raises(ConfigError, match="served other turns than its scenario's workload"):
+        predict([run], PROFILE)
+
+
 def test_the_command_writes_table_data_and_figure(tmp_path: Path) -> None:
     run = pretend(tmp_path / "run", "fastswitch")
     out = tmp_path / "checked"
@@ -121,3 +135,6 @@ def test_replay_or_profile_but_not_both(tmp_path: Path) -> None:
         result = CliRunner().invoke(fastswitch.main, ["validate", str(tmp_path), *extra])
         assert result.exit_code == 2
         assert "--replay or --profile P" in result.output
+    result = CliRunner().invoke(fastswitch.main, ["validate", "x", "--replay", "--out", "y"])
+    assert result.exit_code == 2
+    assert "a replay writes nothing" in result.output
