@@ -16,6 +16,8 @@ from calibrate.models import CopyModel
 from calibrate.nnls import Floats
 from calibrate.points import Point, Points, read
 from calibrate.profile import (
+    ONE,
+    Corrections,
     Fit,
     MeasuredPoint,
     Memory,
@@ -57,6 +59,7 @@ def build(points: Points, *, name: str, seed: int = 0, draws: int = DRAWS) -> Pr
         step=_step(fitted),
         transfer=_transfer(fitted),
         valid=_valid(fitted),
+        corrections=_corrections(fitted),
         fit=Fit(
             seed=seed,
             draws=draws,
@@ -92,6 +95,10 @@ def summary(profile: Profile) -> list[str]:
                     f"{field:22} {quantity.value:12.5g} {quantity.unit:9}"
                     f" 95 %: {quantity.low:.4g} to {quantity.high:.4g}"
                 )
+    for name, curve in profile.corrections or ():
+        if curve is not None:
+            ends = (min(curve.factors) / ONE, max(curve.factors) / ONE)
+            found.append(f"corrected by a curve: {name}, factors {ends[0]:.3g} to {ends[1]:.3g}")
     if profile.fit is not None:
         for what, errors in (("steps", profile.fit.steps), ("copies", profile.fit.copies)):
             found.append(
@@ -144,7 +151,9 @@ def _step(fitted: Fitted) -> StepCost:
             source = f"{source}: {own:.6g} ns, and the engine's overhead around it"
         return _measured_quantity(value, draws, "ns", source)
 
-    uneven = "per_uneven_token"
+    def optional(name: str) -> Quantity | None:
+        return quantity(name) if steps.coefficient(name) > 0 else None
+
     return StepCost(
         base=quantity("base"),
         per_kv_token=quantity("per_kv_token"),
@@ -152,8 +161,14 @@ def _step(fitted: Fitted) -> StepCost:
         per_sequence_beyond=quantity("per_sequence_beyond"),
         per_prefill_token=quantity("per_prefill_token"),
         per_prefill_square=quantity("per_prefill_square"),
-        per_uneven_token=quantity(uneven) if steps.coefficient(uneven) > 0 else None,
+        per_uneven_token=optional("per_uneven_token"),
+        per_further_prompt=optional("per_further_prompt"),
     )
+
+
+def _corrections(fitted: Fitted) -> Corrections | None:
+    curves = {**fitted.steps.result.curves, **fitted.copies.result.curves}
+    return Corrections(**curves) if curves else None
 
 
 def _transfer(fitted: Fitted) -> TransferCost:

@@ -20,6 +20,7 @@ BAND = 0.10
 _LOOKS = {
     "decode": ("#0072b2", "o"),
     "prefill": ("#d55e00", "^"),
+    "prompts": ("#e69f00", "P"),
     "mixed": ("#009e73", "D"),
     "copy": ("#000000", "s"),
     "submit": ("#cc79a7", "v"),
@@ -39,7 +40,7 @@ def fit_figure(profile: Profile) -> Figure:
     if profile.fit is None or not profile.points:
         raise ConfigError(f"profile {profile.name}: holds no points to show")
     sides: tuple[tuple[str, set[str], HeldOut], ...] = (
-        ("Steps", {"decode", "prefill", "mixed"}, profile.fit.steps),
+        ("Steps", {"decode", "prefill", "prompts", "mixed"}, profile.fit.steps),
         ("Copies", {"copy", "submit"}, profile.fit.copies),
     )
     with mpl.rc_context(_SETTINGS):

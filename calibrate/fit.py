@@ -107,7 +107,7 @@ def fit(points: Points, *, seed: int = 0, draws: int = DRAWS) -> Fitted:
     cleaner = _Cleaner(points)
     steps = _part(
         cleaner,
-        cleaner.of("decode", "prefill", "mixed"),
+        cleaner.of("decode", "prefill", "prompts", "mixed"),
         StepModel,
         _step_corners,
         seed=seed,

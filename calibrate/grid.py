@@ -26,11 +26,12 @@ COPY_SYSTEMS = ("vllm-0.3.3-keep", "+groups", "fastswitch", "+block-major", "+ba
 
 
 def decode_points(limits: Limits) -> list[Point]:
-    """Batches by doubling times context lengths by fours, even; and batches with one long context
-    among short ones, which tell what unevenness costs."""
+    """Every batch up to eight and some beyond, times context lengths by sixteens, even; and batches
+    with one long context among short ones, which tell what unevenness costs. Small batches one by
+    one: a library may take another way for three than for four."""
     found = []
-    for batch in _doubling(1, limits.max_batch):
-        for context in _doubling(16, limits.max_context, factor=4):
+    for batch in sorted({*range(1, min(8, limits.max_batch) + 1), *_steps(8, limits.max_batch)}):
+        for context in _doubling(16, limits.max_context, factor=16):
             if batch * context <= limits.max_tokens:
                 found.append(Point("decode", (batch, batch * context, context)))
     for batch in _doubling(4, limits.max_batch, factor=2):
@@ -41,13 +42,35 @@ def decode_points(limits: Limits) -> list[Point]:
 
 
 def prefill_points(limits: Limits) -> list[Point]:
-    """Prompts by doubling, alone and behind a prefix."""
-    found = []
-    for tokens in _doubling(8, limits.max_prefill):
-        for past in (0, limits.max_context // 4, limits.max_context // 2):
-            if past + tokens <= limits.max_context:
-                found.append(Point("prefill", (tokens, past)))
+    """Prompts by half doublings, the doublings also behind a prefix."""
+    half = limits.max_context // 2
+    lengths = sorted({1, 2, 4, *_steps(8, limits.max_prefill)})
+    found = [Point("prefill", (tokens, 0)) for tokens in lengths]
+    for tokens in _doubling(1, min(limits.max_prefill, limits.max_context - half)):
+        found.append(Point("prefill", (tokens, half)))
     return found
+
+
+def prompts_points(limits: Limits) -> list[Point]:
+    """Several prompts in one step."""
+    return [
+        Point("prompts", (prompts, tokens, past))
+        for prompts in _doubling(2, min(limits.max_batch, 16), factor=4)
+        for tokens in (8, 64)
+        for past in (0, 64)
+        if prompts * tokens <= limits.max_prefill and past + tokens <= limits.max_context
+    ]
+
+
+def mixed_points(limits: Limits) -> list[Point]:
+    """Decoding requests and a prompt in one step, as engines with chunked prefill run them."""
+    context = min(64, limits.max_context)
+    return [
+        Point("mixed", (batch, batch * context, tokens, 0))
+        for batch in _doubling(2, limits.max_batch // 2, factor=4)
+        for tokens in (16, min(128, limits.max_prefill))
+        if batch * context + tokens <= limits.max_tokens
+    ]
 
 
 def overhead_points(limits: Limits) -> list[Point]:
@@ -60,6 +83,14 @@ def copy_shapes(limits: Limits) -> Iterator[tuple[int, int]]:
     for blocks in _doubling(1, limits.copy_blocks, factor=2):
         for runs in sorted({1, max(1, blocks // 4), blocks}):
             yield blocks, runs
+
+
+def _steps(first: int, last: int) -> Iterator[int]:
+    """By half doublings: 8, 12, 16, 24, ..."""
+    for value in _doubling(first, last):
+        yield value
+        if value + value // 2 < last:
+            yield value + value // 2
 
 
 def _doubling(first: int, last: int, factor: int = 2) -> Iterator[int]:

@@ -23,7 +23,7 @@ from realrun.model import load_model
 from realrun.serve import device_and_dtype, link_rates, room_for_kv
 
 #: Contexts and batches within reach of minutes. A profile is valid inside its own.
-CPU_LIMITS = Limits(max_batch=8, max_context=256, max_tokens=2048, max_prefill=256, copy_blocks=16)
+CPU_LIMITS = Limits(max_batch=32, max_context=256, max_tokens=4096, max_prefill=256, copy_blocks=16)
 CUDA_LIMITS = Limits(
     max_batch=64, max_context=4096, max_tokens=131_072, max_prefill=4096, copy_blocks=256
 )

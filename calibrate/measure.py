@@ -21,8 +21,10 @@ from calibrate.grid import (
     Limits,
     copy_shapes,
     decode_points,
+    mixed_points,
     overhead_points,
     prefill_points,
+    prompts_points,
 )
 from calibrate.overhead import step_overhead_ns
 from calibrate.points import Journal, Point, Points, read
@@ -75,11 +77,21 @@ Timer = Callable[[Point], int]
 
 def all_points(bench: Bench) -> list[Point]:
     """Everything that is timed, each once."""
-    points = decode_points(bench.limits) + prefill_points(bench.limits)
-    points += overhead_points(bench.limits)
+    limits = bench.limits
+    points = decode_points(limits) + prefill_points(limits) + prompts_points(limits)
+    points += mixed_points(limits) + overhead_points(limits)
     points += [point for name in COPY_SYSTEMS for point in copy_points(bench, named_system(name))]
+    if bench.device.type == "cuda":  # on a CPU a call returns when its bytes have moved
+        points += [Point("submit", p.features) for p in points if _is_told_by_calls(p)]
     points += interference_points(bench)
     return list(dict.fromkeys(points))
+
+
+def _is_told_by_calls(point: Point) -> bool:
+    """A copy job whose calls are made in the thread that would time them."""
+    if point.kind != "copy" or point["duplex"]:
+        return False
+    return named_system(point["system"]).dispatch == "main_thread"
 
 
 def copy_points(bench: Bench, system: System) -> list[Point]:
@@ -192,6 +204,15 @@ class Timers:
     def _prefill(self, point: Point) -> int:
         return self._step([], [(point["tokens"], point["past"])])
 
+    def _prompts(self, point: Point) -> int:
+        return self._step([], [(point["tokens"], point["past"])] * point["prompts"])
+
+    def _mixed(self, point: Point) -> int:
+        batch, kv_tokens = point["batch"], point["kv_tokens"]
+        return self._step(
+            contexts_of(batch, kv_tokens, kv_tokens // batch), [(point["tokens"], point["past"])]
+        )
+
     def _step(self, contexts: list[int], prompts: list[tuple[int, int]]) -> int:
         work = work_for(contexts, prompts)
         begin = time.perf_counter_ns()
@@ -217,6 +238,16 @@ class Timers:
             swap.submit(copy)
             swap.wait([copy.copy_id])
             taken = time.perf_counter_ns() - begin
+        _drain(swap)
+        return taken
+
+    def _submit(self, point: Point) -> int:
+        """From the plan that submits a job until its last call is in."""
+        swap = self._swap(named_system(point["system"]))
+        copy = make_job(0, Direction(point["way"]), point["blocks"], point["runs"], first=0)
+        begin = time.perf_counter_ns()
+        swap.submit(copy)
+        taken = time.perf_counter_ns() - begin
         _drain(swap)
         return taken
 

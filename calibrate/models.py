@@ -14,6 +14,7 @@ import numpy as np
 
 from calibrate.nnls import Floats, Mask, nnls
 from calibrate.points import Point
+from calibrate.residual import Left
 from policy.systems import System, named_system
 
 #: `sim.costs.StepCosts.KNEE`: sequences beyond so many cost more each.
@@ -29,6 +30,8 @@ class Model(Protocol):
     names: tuple[str, ...]
     #: Terms that must earn their place.
     optional: tuple[str, ...]
+    #: By which quantity each point may be off from the formulas as its neighbours are.
+    left: Left
 
     def solve(
         self,
@@ -76,6 +79,7 @@ class StepModel(_Linear):
         "per_uneven_token",
         "per_prefill_token",
         "per_prefill_square",
+        "per_further_prompt",
     )
     #: The others every machine has: KV is read and prompts are computed, however few points tell.
     optional: tuple[str, ...] = (
@@ -83,14 +87,26 @@ class StepModel(_Linear):
         "per_sequence_beyond",
         "per_uneven_token",
         "per_prefill_square",
+        "per_further_prompt",
     )
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.matrix = np.array([_step_row(point) for point in points], dtype=np.float64)
+        places = [_step_place(point) for point in points]
+        at = np.array([place for _, place in places], dtype=np.float64)
+        self.left = Left([sort for sort, _ in places], at)
+
+
+def _step_place(point: Point) -> tuple[str | None, int]:
+    if point.kind == "decode":
+        return "decode", point["batch"]
+    if point.kind == "prefill":
+        return "prefill", point["tokens"]
+    return ("prefill", point["prompts"] * point["tokens"]) if point.kind == "prompts" else (None, 1)
 
 
 def _step_row(point: Point) -> tuple[float, ...]:
-    batch = kv_tokens = uneven = new = square = 0
+    batch = kv_tokens = uneven = new = square = further = 0
     if point.kind in ("decode", "mixed"):
         batch, kv_tokens = point["batch"], point["kv_tokens"]
     if point.kind == "decode":
@@ -98,7 +114,11 @@ def _step_row(point: Point) -> tuple[float, ...]:
     if point.kind in ("prefill", "mixed"):
         new = point["tokens"]
         square = new * (2 * point["past"] + new)
-    return (1, kv_tokens, batch, max(0, batch - KNEE), uneven, new, square / 2)
+    if point.kind == "prompts":
+        further = point["prompts"] - 1
+        new = point["prompts"] * point["tokens"]
+        square = new * (2 * point["past"] + point["tokens"])
+    return (1, kv_tokens, batch, max(0, batch - KNEE), uneven, new, square / 2, further)
 
 
 class LineModel(_Linear):
@@ -109,6 +129,7 @@ class LineModel(_Linear):
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.matrix = np.array([(1, point["batch"]) for point in points], dtype=np.float64)
+        self.left = Left([None] * len(points), np.ones(len(points)))
 
 
 class CopyModel:
@@ -140,6 +161,8 @@ class CopyModel:
         ways = [DIRECTIONS.index(point["way"]) for point in points]
         duplex = [bool(point["duplex"]) for point in points]
         self._group = np.where(duplex, ways, -1)
+        sizes = [_piece_bytes(point, layers) for point in points]
+        self.left = Left(["copy_piece"] * len(points), np.array(sizes, dtype=np.float64))
 
     def solve(
         self,
@@ -230,6 +253,10 @@ def _pieces(point: Point, system: System, layers: int) -> int:
     per_run = 2 * layers if system.layout == "layer_major" else 1
     count = point["blocks"] if system.submission == "per_block" else point["runs"]
     return int(count) * per_run
+
+
+def _piece_bytes(point: Point, layers: int) -> int:
+    return int(point["bytes"]) // _pieces(point, named_system(point["system"]), layers)
 
 
 def describe(point: Point) -> str:

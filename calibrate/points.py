@@ -23,6 +23,8 @@ FORMAT = "fastswitch-points/1"
 FEATURES: dict[str, tuple[str, ...]] = {
     "decode": ("batch", "kv_tokens", "longest"),
     "prefill": ("tokens", "past"),
+    # several equal prompts in one step, `tokens` and `past` each
+    "prompts": ("prompts", "tokens", "past"),
     "mixed": ("batch", "kv_tokens", "tokens", "past"),
     "overhead": ("batch",),
     "copy": ("way", "system", "blocks", "runs", "calls", "bytes", "duplex"),

@@ -8,8 +8,10 @@ project's own microbenchmarks. Only the standard library and pydantic are import
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,7 +82,8 @@ class StepCost(_Strict):
     """Time of one iteration, linear: base + per_kv_token * K + per_sequence * B
     + per_sequence_beyond * max(0, B - 64) + per_prefill_token * P + per_prefill_square * Q,
     with Q = sum of L * (past + L / 2). All in nanoseconds. `per_uneven_token`, where a machine pays
-    for batches of uneven lengths, times longest * B - K.
+    for batches of uneven lengths, times longest * B - K; `per_further_prompt`, where it pays for them,
+    times the prompts of a prefill step but one.
     """
 
     base: Quantity
@@ -90,6 +93,46 @@ class StepCost(_Strict):
     per_prefill_token: Quantity
     per_prefill_square: Quantity
     per_uneven_token: Quantity | None = None
+    per_further_prompt: Quantity | None = None
+
+
+#: A factor of one in a curve.
+ONE = 1 << 10
+
+
+class Curve(_Strict):
+    """Factors, in 1/1024, by one quantity: straight between the knots, the last one's beyond them."""
+
+    knots: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    factors: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_factor_for_each_knot(self) -> Curve:
+        if len(self.knots) != len(self.factors):
+            raise ValueError(f"{len(self.knots)} knots and {len(self.factors)} factors")
+        if any(a >= b for a, b in itertools.pairwise(self.knots)):
+            raise ValueError("knots do not rise")
+        return self
+
+    def at(self, value: int) -> int:
+        """The factor there, in 1/1024."""
+        knots, factors = self.knots, self.factors
+        index = bisect_right(knots, value)
+        if index == 0 or index == len(knots):
+            return factors[index - (index > 0)]
+        left, right = knots[index - 1], knots[index]
+        rise = (factors[index] - factors[index - 1]) * (value - left)
+        return factors[index - 1] + rise // (right - left)
+
+
+class Corrections(_Strict):
+    """What the formulas leave over on a measured machine, where it lowers the error on points that
+    were left out: a decode step times `decode` by its batch, a prefill step times `prefill` by its new
+    tokens, a copy job times `copy_piece` by the bytes of a piece."""
+
+    decode: Curve | None = None
+    prefill: Curve | None = None
+    copy_piece: Curve | None = None
 
 
 class TransferCost(_Strict):
@@ -174,12 +217,13 @@ class MeasuredPoint(_Strict):
 #: A profile that is further off than this at P95 says so whenever it is used.
 WORST_P95 = 0.10
 #: Parts that profiles may lack; one without them has the hash it always had.
-_OPTIONAL = ("fit", "points", "provenance")
+_OPTIONAL = ("corrections", "fit", "points", "provenance")
+_OPTIONAL_TERMS = ("per_uneven_token", "per_further_prompt")
 
 
 class Profile(_Strict):
-    """One machine with one model. The last three parts are of measured profiles: how the fit went,
-    what it was made from, and versions, clocks, driver and link in free words."""
+    """One machine with one model. The last four parts are of measured profiles: what formulas leave over,
+    how the fit went, what it was made from, and versions, clocks, driver and link in free words."""
 
     format: Literal["fastswitch-profile/1"]
     name: str
@@ -192,6 +236,7 @@ class Profile(_Strict):
     step: StepCost
     transfer: TransferCost
     valid: ValidRange
+    corrections: Corrections | None = None
     fit: Fit | None = None
     points: tuple[MeasuredPoint, ...] | None = None
     provenance: dict[str, str] | None = None
@@ -202,8 +247,9 @@ class Profile(_Strict):
         for name in _OPTIONAL:
             if data[name] is None:
                 del data[name]
-        if data["step"]["per_uneven_token"] is None:
-            del data["step"]["per_uneven_token"]
+        for name in _OPTIONAL_TERMS:
+            if data["step"][name] is None:
+                del data["step"][name]
         return data
 
     @cached_property

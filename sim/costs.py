@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calibrate.profile import Profile, Quantity
+from calibrate.profile import ONE, Corrections, Curve, Profile, Quantity
 from policy.plan import Copy, Direction
 from policy.systems import System
 
 _SHIFT = 10
 _ONE = 1 << _SHIFT
+#: Coefficients and factors have `_SHIFT` bits behind the point each.
+DECODE_SHIFT = 2 * _SHIFT
 
 
 def _fixed(quantity: Quantity) -> int:
     return round(quantity.value * _ONE)
+
+
+def _optional(quantity: Quantity | None) -> int:
+    return 0 if quantity is None else _fixed(quantity)
+
+
+def _factor(curve: Curve | None, value: int) -> int:
+    return ONE if curve is None else curve.at(value)
 
 
 class StepCosts:
@@ -23,6 +33,8 @@ class StepCosts:
 
     def __init__(self, profile: Profile) -> None:
         step = profile.step
+        corrections = profile.corrections or Corrections()
+        self._decode, self._prefill = corrections.decode, corrections.prefill
         self.base = _fixed(step.base)
         self.per_kv_token = _fixed(step.per_kv_token)
         self._per_sequence = _fixed(step.per_sequence)
@@ -30,17 +42,20 @@ class StepCosts:
         self._per_prefill_token = _fixed(step.per_prefill_token)
         self._per_square = _fixed(step.per_prefill_square)
         #: Times longest * B - K. That does not change while a batch stands: every context grows.
-        self.per_uneven_token = (
-            0 if step.per_uneven_token is None else _fixed(step.per_uneven_token)
-        )
+        self.per_uneven_token = _optional(step.per_uneven_token)
+        self._per_further_prompt = _optional(step.per_further_prompt)
 
-    def decode_base(self, batch: int) -> int:
-        """Everything of a decode step but its KV tokens, in 1/1024 ns."""
-        return self.base + self._per_sequence * batch + self._beyond * max(0, batch - self.KNEE)
+    def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:
+        """A decode step of so many as a line over its KV tokens: (at none, per token), both in
+        2**-DECODE_SHIFT ns. `uneven`: longest * B - K, which stays while a batch stands."""
+        fixed = self.base + self._per_sequence * batch + self._beyond * max(0, batch - self.KNEE)
+        factor = _factor(self._decode, batch)
+        return factor * (fixed + self.per_uneven_token * uneven), factor * self.per_kv_token
 
-    def decode_ns(self, batch: int, kv_tokens: int) -> int:
+    def decode_ns(self, batch: int, kv_tokens: int, uneven: int = 0) -> int:
         """A step of `batch` decoding requests that read `kv_tokens` tokens of KV."""
-        return (self.decode_base(batch) + self.per_kv_token * kv_tokens) >> _SHIFT
+        at_none, per_token = self.decode_line(batch, uneven)
+        return (at_none + per_token * kv_tokens) >> DECODE_SHIFT
 
     def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:
         """A step that prefills prompts of (new tokens, tokens already there)."""
@@ -50,7 +65,9 @@ class StepCosts:
             tokens += new
             squares += new * (2 * past + new)
         linear = self.base + self._per_prefill_token * tokens
-        return (2 * linear + self._per_square * squares) >> _SHIFT + 1
+        linear += self._per_further_prompt * (len(lengths) - 1)
+        cost = 2 * linear + self._per_square * squares
+        return cost * _factor(self._prefill, tokens) >> 2 * _SHIFT + 1
 
 
 class CopyCost(NamedTuple):
@@ -98,9 +115,23 @@ class CopyCosts:
             Direction.TO_DEVICE: _fixed(transfer.interference_to_device),
             Direction.TO_HOST: _fixed(transfer.interference_to_host),
         }
+        self._curve = None if profile.corrections is None else profile.corrections.copy_piece
 
     def cost(self, copy: Copy) -> CopyCost:
         """The cost of one job."""
+        found = self._by_formula(copy)
+        if self._curve is None:
+            return found
+        factor = self._curve.at(found.bytes // self.pieces(copy))
+        times = [time * factor >> _SHIFT for time in found[:4]]
+        return CopyCost(times[0], times[1], times[2], times[3], found.calls, found.bytes)
+
+    def pieces(self, copy: Copy) -> int:
+        """What moves as one: a block or a run, of each layer and side under `layer_major`."""
+        per_block = self.submission == "per_block"
+        return (copy.num_blocks if per_block else len(copy.runs)) * self.pieces_per_run
+
+    def _by_formula(self, copy: Copy) -> CopyCost:
         size = copy.num_blocks * self.block_bytes
         wire = size * self._per_byte[copy.direction] >> 40
         if self.submission == "gather":
@@ -109,8 +140,7 @@ class CopyCosts:
             setup = self._piece_setup >> _SHIFT
             submit = self.per_job_ns + self._gather_launch + call
             return CopyCost(submit, submit, pack + setup + wire, wire, 2, size)
-        per_block = self.submission == "per_block"
-        pieces = (copy.num_blocks if per_block else len(copy.runs)) * self.pieces_per_run
+        pieces = self.pieces(copy)
         setup = pieces * self._piece_setup >> _SHIFT
         if self.submission == "batched":
             submit = self.per_job_ns + ((self._per_call + pieces * self._per_descriptor) >> _SHIFT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from policy.plan import Batch, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from sim.costs import StepCosts
+from sim.costs import DECODE_SHIFT, StepCosts
 from traces.workload import Turn
 
 
@@ -49,7 +49,7 @@ class Device:
         self.batch: Batch | None = None
         self.batch_size = 0
         self.kv_tokens = 0
-        self.decode_base = 0
+        self._at_none = self._per_token = 0  # of a decode step as a line over its KV tokens
         self._done_at: dict[int, dict[str, None]] = {}
         self.largest_batch = 0
         self._largest_kv_tokens = 0  # of the batches before this one
@@ -66,7 +66,7 @@ class Device:
             self.kv_tokens += self.batch_size
         else:
             self._change(batch)
-        return (self.decode_base + self._costs.per_kv_token * self.kv_tokens) >> 10
+        return (self._at_none + self._per_token * self.kv_tokens) >> DECODE_SHIFT
 
     def prefill_ns(self, plan: Plan) -> int:
         """Duration of a prefill step."""
@@ -137,9 +137,9 @@ class Device:
         self.batch = batch
         self.batch_size = len(batch.decode)
         self.kv_tokens = batch.kv_tokens
-        self.decode_base = self._costs.decode_base(self.batch_size)
+        uneven = 0
         if self._costs.per_uneven_token:
             longest = max(map(self._scheduler.num_tokens, batch.decode))
             uneven = longest * self.batch_size - self.kv_tokens
-            self.decode_base += self._costs.per_uneven_token * uneven
+        self._at_none, self._per_token = self._costs.decode_line(self.batch_size, uneven)
         self.largest_batch = max(self.largest_batch, self.batch_size)

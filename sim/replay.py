@@ -310,10 +310,10 @@ class _NoCosts(StepCosts):
     """The times are known, so nothing is computed and no profile needed."""
 
     def __init__(self) -> None:
-        self.base = self.per_kv_token = self.per_uneven_token = 0
+        self.per_uneven_token = 0
 
-    def decode_base(self, batch: int) -> int:  # noqa: ARG002
-        return 0
+    def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:  # noqa: ARG002
+        return 0, 0
 
     def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:  # noqa: ARG002
         return 0

@@ -13,6 +13,7 @@ from calibrate.grid import (
     decode_points,
     overhead_points,
     prefill_points,
+    prompts_points,
 )
 from calibrate.points import Point, Points
 from calibrate.profile import Profile, load
@@ -57,6 +58,7 @@ def header(profile: Profile) -> dict[str, Any]:
 def grid(profile: Profile) -> list[Point]:
     """What a calibration times."""
     found = decode_points(LIMITS) + prefill_points(LIMITS) + overhead_points(LIMITS)
+    found += prompts_points(LIMITS)
     for name in COPY_SYSTEMS:
         pieces = 2 * profile.model.layers if named_system(name).layout == "layer_major" else 1
         for blocks, runs in copy_shapes(LIMITS):
@@ -78,9 +80,11 @@ def true_ns(profile: Profile, point: Point) -> int:
     if point.kind == "decode":
         batch, kv_tokens = point["batch"], point["kv_tokens"]
         uneven = max(0, point["longest"] * batch - kv_tokens)
-        return costs.decode_ns(batch, kv_tokens) + (costs.per_uneven_token * uneven >> 10)
+        return costs.decode_ns(batch, kv_tokens, uneven)
     if point.kind == "prefill":
         return costs.prefill_ns([(point["tokens"], point["past"])])
+    if point.kind == "prompts":
+        return costs.prefill_ns([(point["tokens"], point["past"])] * int(point["prompts"]))
     if point.kind == "overhead":
         return OVERHEAD[0] + OVERHEAD[1] * int(point["batch"])
     if point.kind == "interference":

@@ -67,8 +67,7 @@ class NaiveDevice(Device):
             assert self._scheduler.num_tokens(request_id) == expected
         self.batch_size = len(plan.batch.decode)
         self.kv_tokens = sum(map(self._scheduler.num_tokens, plan.batch.decode))
-        base = self._costs.decode_base(self.batch_size)
-        return (base + self._costs.per_kv_token * self.kv_tokens) >> 10
+        return self._costs.decode_ns(self.batch_size, self.kv_tokens)
 
     def end(self, plan: Plan, lost: set[str], end_ns: int) -> tuple[str, ...]:
         """Who is done."""

@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Iterator
@@ -39,9 +40,28 @@ def target() -> machine.Target:
     return machine.prepare("random:tiny", "cpu", limits=SMALL)
 
 
-def test_every_kind_of_point_but_mixed_and_submit_is_timed(target: machine.Target) -> None:
+def test_every_kind_of_point_but_submit_is_timed_on_a_cpu(target: machine.Target) -> None:
     kinds = {point.kind for point in all_points(target.bench)}
-    assert kinds == set(FEATURES) - {"mixed", "submit"}
+    assert kinds == set(FEATURES) - {"submit"}
+
+
+def test_on_a_device_the_calls_of_a_job_are_timed_apart_from_its_bytes(
+    target: machine.Target,
+) -> None:
+    on_cuda = dataclasses.replace(target.bench, device=torch.device("cuda"))
+    points = all_points(on_cuda)
+    submits = [point for point in points if point.kind == "submit"]
+    assert submits and {point.features for point in submits} < {
+        point.features for point in points if point.kind == "copy"
+    }
+    assert {point["system"] for point in submits} == {
+        "vllm-0.3.3-keep", "+groups", "+block-major", "+batched"
+    }  # fmt: skip
+    timers = Timers(target.bench)
+    try:  # on a CPU the same code takes as long as the copy, which it also is
+        assert 0 < timers(submits[0]) < 10**9
+    finally:
+        timers.close()
 
 
 def test_a_stopped_calibration_goes_on_and_no_sample_is_taken_twice(

@@ -8,6 +8,7 @@ import numpy as np
 
 from calibrate.inference import choose_terms, find_wild, split
 from calibrate.nnls import Floats
+from calibrate.residual import Left
 
 
 class Rote:
@@ -18,6 +19,7 @@ class Rote:
 
     def __init__(self, true: Floats) -> None:
         self.true = true
+        self.left = Left([None] * len(true), np.ones(len(true)))
 
     def solve(
         self, times: Floats, weights: Floats, terms: Collection[str], start: Floats | None = None
