@@ -309,7 +309,11 @@ def _stopping_on_interrupt() -> Iterator[Callable[[Callable[[], None]], None]]:
     help="Fit this points file again; nothing is measured.",
 )
 @click.option("--repeats", type=click.IntRange(min=5), default=20, show_default=True)
-@click.option("--budget", type=click.FloatRange(min=1), help="Seconds; no new round after it.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=1),
+    help="Seconds; no new round of samples after it.  [default: 180 on a CPU, 300 on a GPU]",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.json")
 def _calibrate(
@@ -354,15 +358,26 @@ def _measure(
     machine = _needing_torch("calibrate.machine")
     target = machine.prepare(model, device, dtype)
     click.echo("\n".join(machine.roofline(target)))
+    seconds = machine.BUDGET_S[device] if budget is None else budget
     with _progress(target.num_samples(repeats), "samples") as advance:
-        machine.run(target, points, repeats=repeats, budget_s=budget, progress=advance)
+        try:
+            found = machine.run(target, points, repeats=repeats, budget_s=seconds, progress=advance)
+        except KeyboardInterrupt:
+            click.echo(f"stopped; samples so far are in {points}, run it again to go on", err=True)
+            raise
+    fewest = min(len(values) for values in found.samples.values())
+    if fewest < repeats:
+        click.echo(
+            f"time ran out with {fewest} of {repeats} samples a point; run it again to go on",
+            err=True,
+        )
 
 
 @main.command("validate")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--replay", is_flag=True, help="Make every decision again; all must be equal.")
 @click.option("--profile", help="Predict these real runs with this profile.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the prediction.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for page, tables and figures.")
 @_json
 def _validate_runs(
     *, runs: tuple[str, ...], replay: bool, profile: str | None, out: Path | None, as_json: bool
@@ -372,7 +387,8 @@ def _validate_runs(
     With --replay the simulated machine runs again with only the recorded times. Every line of
     decisions.jsonl must come out equal; if not, the first that differs is shown, and the exit code
     is 4. With --profile what real runs served is simulated, and prediction and measurement are laid
-    side by side; runs of one system are repeats.
+    side by side; runs of one scenario and system are repeats. Every recorded step and copy goes through
+    the cost model too, so that an error can be laid at its door or at queueing's.
 
     \b
     Examples:
@@ -403,15 +419,16 @@ def _validate_runs(
 
 
 def _predict(runs: tuple[str, ...], profile: str, out: Path | None, *, as_json: bool) -> None:
-    from explore import output, predict
+    from explore import output, predict, predict_text
 
     with _progress(None, "systems") as advance:
         found = predict.predict([Path(run) for run in runs], profile, advance)
-    as_text = predict.as_text(found)
-    click.echo(json.dumps(predict.as_json(found), indent=1) if as_json else as_text)
+    as_text = predict_text.as_text(found)
+    click.echo(json.dumps(predict_text.as_json(found), indent=1) if as_json else as_text)
     if out is not None:
-        output.write_prediction(found, out)
-        click.echo(f"written: {out / 'prediction.txt'}, .json and .png", err=True)
+        command = "fastswitch " + " ".join(sys.argv[1:])
+        output.write_validation(found, out, command)
+        click.echo(f"written: {out / 'validation.html'}, .txt, .json and figures", err=True)
 
 
 # ---------------------------------------------------------------------- trace

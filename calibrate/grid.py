@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,43 +22,47 @@ class Limits(NamedTuple):
     copy_blocks: int
 
 
+_SHORT = 16
+
 #: The systems whose copies are timed: how they submit and lay out is all that matters.
 COPY_SYSTEMS = ("vllm-0.3.3-keep", "+groups", "fastswitch", "+block-major", "+batched")
 
 
 def decode_points(limits: Limits) -> list[Point]:
-    """Every batch up to eight and some beyond, times context lengths by sixteens, even; and batches
-    with one long context among short ones, which tell what unevenness costs. Small batches one by
-    one: a library may take another way for three than for four."""
+    """Batches by half doublings with short and long contexts, even, the smallest also with middling
+    ones, since a library may take another way for three than for four; and batches with one long context
+    among short ones, which tell what unevenness costs."""
     found = []
-    for batch in sorted({*range(1, min(8, limits.max_batch) + 1), *_steps(8, limits.max_batch)}):
-        for context in _doubling(16, limits.max_context, factor=16):
-            if batch * context <= limits.max_tokens:
-                found.append(Point("decode", (batch, batch * context, context)))
-    for batch in _doubling(4, limits.max_batch, factor=2):
-        short, long = 16, limits.max_context
-        if (batch - 1) * short + long <= limits.max_tokens:
-            found.append(Point("decode", (batch, (batch - 1) * short + long, long)))
+    middle = math.isqrt(_SHORT * limits.max_context)
+    contexts = sorted({_SHORT, middle, limits.max_context})
+    for batch in _steps(1, limits.max_batch):
+        fitting = [context for context in contexts if batch * context <= limits.max_tokens]
+        if batch > 4:
+            fitting = sorted({fitting[0], fitting[-1]})
+        found += [Point("decode", (batch, batch * context, context)) for context in fitting]
+    for batch in _doubling(4, limits.max_batch, factor=4):
+        longest = limits.max_context
+        if (batch - 1) * _SHORT + longest <= limits.max_tokens:
+            found.append(Point("decode", (batch, (batch - 1) * _SHORT + longest, longest)))
     return found
 
 
 def prefill_points(limits: Limits) -> list[Point]:
-    """Prompts by half doublings, the doublings also behind a prefix."""
+    """Prompts by half doublings, some also behind a prefix."""
     half = limits.max_context // 2
-    lengths = sorted({1, 2, 4, *_steps(8, limits.max_prefill)})
-    found = [Point("prefill", (tokens, 0)) for tokens in lengths]
-    for tokens in _doubling(1, min(limits.max_prefill, limits.max_context - half)):
+    found = [Point("prefill", (tokens, 0)) for tokens in _steps(1, limits.max_prefill)]
+    for tokens in _doubling(1, min(limits.max_prefill, limits.max_context - half), factor=4):
         found.append(Point("prefill", (tokens, half)))
     return found
 
 
 def prompts_points(limits: Limits) -> list[Point]:
     """Several prompts in one step."""
+    short, long, half = limits.max_prefill // 16, limits.max_prefill // 4, limits.max_context // 2
+    shapes = ((2, short, 0), (2, short, half), (2, long, 0), (4, short, 0), (8, short, 0))
     return [
         Point("prompts", (prompts, tokens, past))
-        for prompts in _doubling(2, min(limits.max_batch, 16), factor=4)
-        for tokens in (8, 64)
-        for past in (0, 64)
+        for prompts, tokens, past in shapes
         if prompts * tokens <= limits.max_prefill and past + tokens <= limits.max_context
     ]
 
@@ -65,10 +70,10 @@ def prompts_points(limits: Limits) -> list[Point]:
 def mixed_points(limits: Limits) -> list[Point]:
     """Decoding requests and a prompt in one step, as engines with chunked prefill run them."""
     context = min(64, limits.max_context)
+    short, long = limits.max_prefill // 16, limits.max_prefill // 4
     return [
         Point("mixed", (batch, batch * context, tokens, 0))
-        for batch in _doubling(2, limits.max_batch // 2, factor=4)
-        for tokens in (16, min(128, limits.max_prefill))
+        for batch, tokens in ((2, short), (limits.max_batch // 2, long), (limits.max_batch, short))
         if batch * context + tokens <= limits.max_tokens
     ]
 
@@ -86,10 +91,10 @@ def copy_shapes(limits: Limits) -> Iterator[tuple[int, int]]:
 
 
 def _steps(first: int, last: int) -> Iterator[int]:
-    """By half doublings: 8, 12, 16, 24, ..."""
+    """By half doublings: 1, 2, 3, 4, 6, 8, 12, ..."""
     for value in _doubling(first, last):
         yield value
-        if value + value // 2 < last:
+        if value > 1 and value + value // 2 < last:
             yield value + value // 2
 
 

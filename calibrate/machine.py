@@ -16,17 +16,19 @@ from pathlib import Path
 import torch
 
 from calibrate.grid import Limits
-from calibrate.measure import BLOCK, REPEATS, Bench, all_points, measure
+from calibrate.measure import BLOCK, REPEATS, Bench, Timers, all_points, measure
 from calibrate.points import Points
 from calibrate.profile import Model
 from realrun.model import load_model
 from realrun.serve import device_and_dtype, link_rates, room_for_kv
 
 #: Contexts and batches within reach of minutes. A profile is valid inside its own.
-CPU_LIMITS = Limits(max_batch=32, max_context=256, max_tokens=4096, max_prefill=256, copy_blocks=16)
+CPU_LIMITS = Limits(max_batch=16, max_context=256, max_tokens=2048, max_prefill=96, copy_blocks=16)
 CUDA_LIMITS = Limits(
     max_batch=64, max_context=4096, max_tokens=131_072, max_prefill=4096, copy_blocks=256
 )
+#: Seconds after which `fastswitch calibrate` begins no new round of samples.
+BUDGET_S = {"cpu": 180.0, "cuda": 300.0}
 #: Bytes read to find the device's memory rate, and rows of the product that finds its arithmetic's.
 _READ_BYTES = 256 << 20
 _ROWS = 1024
@@ -65,8 +67,10 @@ def run(
     repeats: int = REPEATS,
     budget_s: float | None = None,
     progress: Callable[[], None] | None = None,
+    timers: Timers | None = None,
 ) -> Points:
-    """Time everything, going on where an earlier run with the same file stopped."""
+    """Time everything, going on where an earlier run with the same file stopped. `timers`: warm ones,
+    which stay open."""
     return measure(
         target.bench,
         points_path,
@@ -74,6 +78,7 @@ def run(
         repeats=repeats,
         budget_s=budget_s,
         progress=progress,
+        timers=timers,
     )
 
 

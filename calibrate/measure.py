@@ -42,6 +42,9 @@ from traces.strict import shown_path
 REPEATS = 20
 WARM_UP = 2
 BLOCK = 16
+#: Copies of smaller blocks too: what a small piece costs is no line through larger ones.
+SMALL_BLOCK = 4
+SMALL_BLOCK_SYSTEMS = ("vllm-0.3.3-keep", "fastswitch")
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ class Bench:
         ragged = self.limits.max_batch  # a context need not end with a block
         return max(self.limits.max_tokens // BLOCK + ragged + 1, 2 * self.limits.copy_blocks)
 
-    def store(self, layout: str) -> KVStore:
-        """Memory of one layout."""
+    def store(self, layout: str, block_size: int = BLOCK) -> KVStore:
+        """Memory of one layout; for copies alone if its blocks are small."""
+        blocks = self.blocks() if block_size == BLOCK else 2 * self.limits.copy_blocks
         return KVStore(
             self.model.config,
             layout=layout,
-            device_blocks=self.blocks(),
-            host_blocks=self.blocks(),
-            block_size=BLOCK,
+            device_blocks=blocks,
+            host_blocks=blocks,
+            block_size=block_size,
             dtype=self.dtype,
             device=self.device,
         )
@@ -95,16 +99,21 @@ def _is_told_by_calls(point: Point) -> bool:
 
 
 def copy_points(bench: Bench, system: System) -> list[Point]:
-    """Jobs of one system, each alone and while the other direction is busy."""
+    """Jobs of one system, each alone and while the other direction is busy, and some alone with
+    small blocks."""
     pieces = bench.model.config.layers * 2 if system.layout == "layer_major" else 1
-    block_bytes = bench.model.config.token_elements * bench.dtype.itemsize * BLOCK
+    token_bytes = bench.model.config.token_elements * bench.dtype.itemsize
+    sorts = [(BLOCK, 0), (BLOCK, 1)]
+    if system.name in SMALL_BLOCK_SYSTEMS:
+        sorts.append((SMALL_BLOCK, 0))
     found = []
     for blocks, runs in copy_shapes(bench.limits):
         calls = {"per_block": blocks * pieces, "merged": runs * pieces, "batched": 1}
         count = calls[system.submission]
         for way in DIRECTIONS:
-            for duplex in (0, 1):
-                features = (way, system.name, blocks, runs, count, blocks * block_bytes, duplex)
+            for block_size, duplex in sorts:
+                size = blocks * token_bytes * block_size
+                features = (way, system.name, blocks, runs, count, size, duplex)
                 found.append(Point("copy", features))
     return found
 
@@ -130,10 +139,11 @@ def measure(
     seed: int = 0,
     progress: Callable[[], None] | None = None,
     points: list[Point] | None = None,
+    timers: Timers | None = None,
 ) -> Points:
     """Time every point `repeats` times and append the samples to `path`; return all that is there.
 
-    `budget_s`: start no new round after so long. Raises ConfigError if `path` holds another
+    `budget_s`: start no new round after so long. `timers`: warm ones, which stay open. Raises ConfigError if `path` holds another
     machine's or model's samples.
     """
     done = read(path) if path.exists() and path.stat().st_size else Points(dict(header))
@@ -144,7 +154,7 @@ def measure(
                 f" this is {header.get(name)!r}; give another file"
             )
     wanted = all_points(bench) if points is None else points
-    timers = Timers(bench)
+    own = Timers(bench) if timers is None else timers
     journal = Journal(path, header)
     begin = time.monotonic()
     rng = random.Random(seed)
@@ -156,14 +166,15 @@ def measure(
                     break
                 rng.shuffle(due)
                 for point in due:
-                    taken = timers(point)
+                    taken = own(point)
                     journal.sample(point, taken)
                     done.samples.setdefault(point, []).append(taken)
                     if progress is not None:
                         progress()
     finally:
         journal.close()
-        timers.close()
+        if timers is None:
+            own.close()
     return done
 
 
@@ -172,12 +183,16 @@ class Timers:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._stores = {layout: bench.store(layout) for layout in ("layer_major", "block_major")}
-        self._runner = Runner(bench.model.decoder, self._stores["layer_major"].device)
+        self._stores = {
+            (layout, size): bench.store(layout, size)
+            for layout in ("layer_major", "block_major")
+            for size in (BLOCK, SMALL_BLOCK)
+        }
+        self._runner = Runner(bench.model.decoder, self._stores["layer_major", BLOCK].device)
         self.runtime = runtime_for(bench.device)
         self._tiny: LoadedModel | None = None
         self._warm: set[Point] = set()
-        self._swaps: dict[str, SwapManager] = {}
+        self._swaps: dict[tuple[str, KVStore], SwapManager] = {}
 
     def __call__(self, point: Point) -> int:
         """One sample; the first time after some that are thrown away."""
@@ -229,9 +244,8 @@ class Timers:
 
     def _copy(self, point: Point) -> int:
         """From the plan that submits a job until its end is seen."""
-        system = named_system(point["system"])
         way = Direction(point["way"])
-        swap = self._swap(system)
+        swap = self._swap_of(point)
         with self._busy(swap, _other(way), on=bool(point["duplex"])):
             copy = make_job(0, way, point["blocks"], point["runs"], first=0)
             begin = time.perf_counter_ns()
@@ -243,7 +257,7 @@ class Timers:
 
     def _submit(self, point: Point) -> int:
         """From the plan that submits a job until its last call is in."""
-        swap = self._swap(named_system(point["system"]))
+        swap = self._swap_of(point)
         copy = make_job(0, Direction(point["way"]), point["blocks"], point["runs"], first=0)
         begin = time.perf_counter_ns()
         swap.submit(copy)
@@ -258,16 +272,23 @@ class Timers:
         with self._busy(swap, Direction(point["way"]), on=bool(point["with_copy"])):
             return self._step(contexts, [])
 
-    def _swap(self, system: System) -> SwapManager:
-        if system.name not in self._swaps:
-            self._swaps[system.name] = SwapManager(
-                self._stores[system.layout],
+    def _swap_of(self, point: Point) -> SwapManager:
+        config = self._bench.model.config
+        block_bytes = point["bytes"] // point["blocks"]
+        size = block_bytes // (config.token_elements * self._bench.dtype.itemsize)
+        return self._swap(named_system(point["system"]), size)
+
+    def _swap(self, system: System, block_size: int = BLOCK) -> SwapManager:
+        store = self._stores[system.layout, block_size]
+        if (system.name, store) not in self._swaps:
+            self._swaps[system.name, store] = SwapManager(
+                store,
                 self.runtime,
                 submission=system.submission,
                 threads=system.threads if system.dispatch == "worker_threads" else 0,
                 clock=time.perf_counter_ns,
             )
-        return self._swaps[system.name]
+        return self._swaps[system.name, store]
 
     def _busy(self, swap: SwapManager, way: Direction, *, on: bool) -> Background:
         """Copies in one direction, one after another, until the block ends."""

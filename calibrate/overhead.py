@@ -125,7 +125,7 @@ def step_times(
     return rows[2:-1]
 
 
-def step_overhead_ns(model: LoadedModel, batch: int, device: str, steps: int = 40) -> int:
+def step_overhead_ns(model: LoadedModel, batch: int, device: str, steps: int = 20) -> int:
     """Median time of a decode step outside the runner."""
     times = step_times(model, batch, steps, device, _the_runner)
     return round(statistics.median(row.whole_ns - row.inside_ns for row in times))

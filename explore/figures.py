@@ -20,7 +20,7 @@ from explore.series import TAIL
 #: Okabe and Ito's colours, told apart by most colour-blind readers; line styles repeat the cue.
 COLOURS = ("#000000", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#0072b2", "#cc79a7", "#999999")
 STYLES = ("-", "--", "-.", ":")
-_SETTINGS: dict[Any, Any] = {
+SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "fastswitch",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -31,7 +31,7 @@ _SETTINGS: dict[Any, Any] = {
 
 def tails(comparison: Comparison) -> Figure:
     """Share of turns (TTFT) and of gaps (TBT) that take longer than x; both axes logarithmic."""
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         for axes, key, title in (
@@ -69,7 +69,7 @@ def _tail(axes: Axes, comparison: Comparison, name: str, key: str, index: int) -
 def timeline(comparison: Comparison) -> Figure:
     """Pools, link and batch of the first run, for the first and the last interesting system."""
     names = _two_systems(comparison)
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10, 2.6 * len(names)), layout="constrained")
         grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)
         for row, name in enumerate(names):
@@ -111,14 +111,14 @@ def _two_systems(comparison: Comparison) -> list[str]:
 def save(figure: Figure, path: Path) -> None:
     """PNG or SVG by suffix, without date."""
     metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure.savefig(path, dpi=150, metadata=metadata)
 
 
 def as_svg(figure: Figure) -> str:
     """The SVG element alone, to be put into a page."""
     buffer = io.StringIO()
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     head, _, rest = text[text.index("<svg") :].partition("<metadata>")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from explore import figures, page, predict, predict_figure, tables
+from explore import figures, page, predict_figure, predict_page, predict_text, tables
 from explore.compare import Comparison
-from explore.predict import Prediction
+from explore.predict import Validation
 from policy.errors import ConfigError
 
 
@@ -31,13 +32,19 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     return _write(folder, texts, pictures)
 
 
-def write_prediction(found: Prediction, folder: Path) -> list[Path]:
-    """All files of a prediction. Raises ConfigError if they cannot be written."""
+def write_validation(found: Validation, folder: Path, command: str) -> list[Path]:
+    """All files of a validation. Raises ConfigError if they cannot be written."""
     texts = {
-        "prediction.json": json.dumps(predict.as_json(found), indent=1) + "\n",
-        "prediction.txt": predict.as_text(found) + "\n",
+        "validation.json": json.dumps(predict_text.as_json(found), indent=1) + "\n",
+        "validation.txt": predict_text.as_text(found) + "\n",
+        "validation.html": predict_page.page(found, command),
     }
-    return _write(folder, texts, {"prediction.png": predict_figure.figure(found)})
+    pictures = {}
+    for one in found.predictions:
+        name = re.sub(r"[^\w.+-]", "_", one.scenario)
+        pictures[f"scatter-{name}.png"] = predict_figure.scatter(one)
+        pictures[f"residuals-{name}.png"] = predict_figure.residuals(one)
+    return _write(folder, texts, pictures)
 
 
 def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]) -> list[Path]:

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
-from explore import figures, words
+from explore import figures, html, words
 from explore.compare import SPEEDUPS, Comparison, worth
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-p.lead { font-size: 1.05rem; } .note { border-left: 3px solid #d55e00; padding-left: .8rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .82rem; }
-th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { vertical-align: bottom; } td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
-tbody tr:hover { background: var(--soft); } .better { color: #00785a; } .worse { color: #b3400a; }
-@media (prefers-color-scheme: dark) { .better { color: #3fd0a5; } .worse { color: #ff9d66; } }
-figure { margin: 1rem 0; background: #fff; border-radius: 4px; padding: .5rem; }
-@media print { body { max-width: none; } .scroll { overflow: visible; }
-  table { font-size: .62rem; } th, td { padding: .15rem .3rem; } }
-figure svg { width: 100%; height: auto; } figcaption { color: #333; font-size: .85rem; }
-details { margin: 1rem 0; } code { font-size: .9em; overflow-wrap: anywhere; }
-"""
 
 
 def page(comparison: Comparison, command: str) -> str:
@@ -39,7 +21,7 @@ def page(comparison: Comparison, command: str) -> str:
         f"<p>{escape(words.load(comparison))}</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
         "<h2>Tails</h2>",
-        _figure(
+        html.figure(
             figures.as_svg(figures.tails(comparison)),
             "Share of turns and of gaps between tokens that take longer than x. Lines: mean over"
             " runs; bands, for two systems: smallest to largest run.",
@@ -48,22 +30,14 @@ def page(comparison: Comparison, command: str) -> str:
         *_speedup_tables(comparison),
         _worth(comparison),
         "<h2>Memory and link over time</h2>",
-        _figure(
+        html.figure(
             figures.as_svg(figures.timeline(comparison)),
             "First run. Share of blocks in use, and share of time in which a direction of the link"
             " moves bytes.",
         ),
         _fine_print(comparison, command),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy"'
-        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
-    )
+    return html.document(title, body)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -88,7 +62,9 @@ def _metric_tables(comparison: Comparison) -> Iterable[str]:
             [(name, ""), *((words.estimate(comparison.estimate(name, m), m), "") for m in metrics)]
             for name in comparison.systems
         ]
-        yield f"<h2>{escape(title)}</h2>" + _table(["system", *map(words.heading, metrics)], rows)
+        yield f"<h2>{escape(title)}</h2>" + html.table(
+            ["system", *map(words.heading, metrics)], rows
+        )
 
 
 def _speedup_tables(comparison: Comparison) -> Iterable[str]:
@@ -104,7 +80,7 @@ def _speedup_tables(comparison: Comparison) -> Iterable[str]:
                 cells.append((words.ratio(found), kind))
             rows.append(cells)
         if rows:
-            yield f"<h2>Times better than {escape(baseline)}</h2>" + _table(
+            yield f"<h2>Times better than {escape(baseline)}</h2>" + html.table(
                 ["system", *(words.HEADINGS[m][0] for m in SPEEDUPS)], rows
             )
 
@@ -139,24 +115,3 @@ def _fine_print(comparison: Comparison, command: str) -> str:
             else ""
         )
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
-            for text, kind in row
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
-    )
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -7,12 +7,17 @@ its spread, below which no error means anything.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calibrate import profile as profiles
+from calibrate.profile import Profile
+from explore.blame import PARTS, Cause, responsible, unbiased
+from explore.divergence import Divergence, diverges
+from explore.step_replay import Compared, CostErrors, compare, errors, merged
+from explore.validate import replay
 from policy.errors import ConfigError
 from sim.simulate import simulate
 from traces import recording, scenario
@@ -44,13 +49,22 @@ BAR_SHARE, BAR_SPREADS = 0.10, 1.5
 
 @dataclass(frozen=True)
 class Line:
-    """One number twice. None: too few samples. `spread` None: a single run."""
+    """One number twice: the mean of what was measured, with the smallest and largest of the runs, and
+    what was predicted. None: too few samples."""
 
     system: str
     metric: str
     measured: float | None
-    spread: float | None
+    low: float | None
+    high: float | None
     predicted: float | None
+
+    @property
+    def spread(self) -> float | None:
+        """Largest minus smallest of the repeats; None for a single run."""
+        if self.low is None or self.high is None:
+            return None
+        return self.high - self.low
 
     @property
     def error(self) -> float | None:
@@ -77,71 +91,59 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """How far the simulated decisions are the recorded ones, times aside. `first`: the first line
-    that is not, with what it holds that the other does not."""
-
-    system: str
-    equal_lines: int
-    lines: int
-    first: str
-
-
-@dataclass(frozen=True)
 class Prediction:
-    """Systems in the order given; `ratios` against the first of them."""
+    """One scenario. Systems in the order given; `ratios` against the first of them. `replays`: whether
+    every decision of a system's first run could be made again, None without what a replay needs.
+    `costs`: each system's steps and copies alone; `causes`: of the lines outside their bars."""
 
-    profile: str
+    scenario: str
     repeats: dict[str, int]
     lines: tuple[Line, ...]
     ratios: tuple[Line, ...]
     divergences: tuple[Divergence, ...]
+    replays: dict[str, bool | None]
+    costs: dict[str, tuple[CostErrors, ...]]
+    causes: tuple[Cause, ...]
+    #: Every step and copy compared, for figures.
+    compared: dict[str, list[Compared]] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All scenarios that there are runs of, with one profile."""
+
+    profile: str
+    predictions: tuple[Prediction, ...]
     warnings: tuple[str, ...]
 
 
 def predict(
     runs: Sequence[Path], profile: str, progress: Callable[[], None] | None = None
-) -> Prediction:
+) -> Validation:
     """Simulate what each group of real runs served. Raises ConfigError, InputError."""
-    groups = _groups(runs)
-    measured: dict[str, list[dict[str, Any]]] = {}
-    predicted: dict[str, dict[str, Any]] = {}
-    divergences, warnings = [], []
-    for system, recordings in groups.items():
-        measured[system] = [one.summary["metrics"] for one in recordings]
-        simulated = simulate(as_simulated(recordings[0], profile), decisions=True)
-        for one in recordings:
-            _check_served(one, simulated)
-        predicted[system] = simulated.summary["metrics"]
-        warnings += [f"{system}: {text}" for text in simulated.summary["warnings"]]
-        found = diverges(system, recordings[0], simulated)
-        if found is not None:
-            divergences.append(found)
-        if progress is not None:
-            progress()
-    lines = [
-        _line(system, metric, [m.get(metric) for m in found], predicted[system].get(metric))
-        for system, found in measured.items()
-        for metric in METRICS
-    ]
-    return Prediction(
-        profile,
-        {system: len(found) for system, found in measured.items()},
-        tuple(lines),
-        tuple(_ratios(measured, predicted)),
-        tuple(divergences),
-        tuple(dict.fromkeys(warnings)),
-    )
+    loaded = profiles.load(profile)
+    predictions, warnings = [], loaded.warnings()
+    for name, groups in _by_scenario(runs).items():
+        systems = [_System(system, found, loaded) for system, found in groups.items()]
+        for one in systems:
+            one.predict()
+            warnings += [f"{name}, {one.name}: {text}" for text in one.warnings()]
+            if progress is not None:
+                progress()
+        predictions.append(_prediction(name, systems))
+    return Validation(profile, tuple(predictions), tuple(dict.fromkeys(warnings)))
 
 
-def as_simulated(recorded: Recording, profile: str) -> Scenario:
-    """The scenario of a real run, with the run's own memory sizes and this profile."""
+def as_simulated(recorded: Recording, profile: Profile) -> Scenario:
+    """The scenario of a real run, with the run's own memory sizes and this profile's name; numbers that
+    it put over another profile's are not this one's."""
     summary = recorded.summary
     assert recorded.folder is not None
     return scenario.load(
         str(recorded.folder / "scenario.yaml"),
         {
-            "profile": profile,
+            "profile": profile.name,
+            "profile_values": {},
             "pool.device_blocks": summary["device_blocks"],
             "pool.host_blocks": summary["host_blocks"],
             "limits.max_model_len": summary["max_model_len"],
@@ -149,14 +151,120 @@ def as_simulated(recorded: Recording, profile: str) -> Scenario:
     )
 
 
-def _groups(runs: Sequence[Path]) -> dict[str, list[Recording]]:
-    found: dict[str, list[Recording]] = {}
+# ---------------------------------------------------------------------- one system
+
+
+class _System:
+    """The real runs of one system, and the same simulated."""
+
+    def __init__(self, name: str, runs: list[Recording], profile: Profile) -> None:
+        self.name = name
+        self.runs = runs
+        self.measured: list[dict[str, Any]] = [one.summary["metrics"] for one in runs]
+        self.predicted: dict[str, Any] = {}
+        #: With the bias of one part's costs taken out.
+        self.without: dict[str, dict[str, Any]] = {}
+        self.costs: tuple[CostErrors, ...] = ()
+        self.compared: list[Compared] = []
+        self.divergence: Divergence | None = None
+        self.replay_is_exact: bool | None = None
+        self._profile = profile
+        self._scenario = as_simulated(runs[0], profile)
+        self._warnings: list[str] = []
+
+    def predict(self) -> None:
+        """Simulate, compare, and look for causes."""
+        simulated = simulate(self._scenario, decisions=True, profile=self._profile)
+        for one in self.runs:
+            _check_served(one, simulated)
+        self.predicted = simulated.summary["metrics"]
+        of_profile = self._profile.warnings()
+        self._warnings = [w for w in simulated.summary["warnings"] if w not in of_profile]
+        self._warnings += _unlike(self.runs, self._profile)
+        self.divergence = diverges(self.name, self.runs[0], simulated)
+        self.replay_is_exact = _replays(self.runs[0])
+        system = self._scenario.resolve_system()
+        self.compared = merged([compare(one, self._profile, system) for one in self.runs])
+        spans = [float(one.summary["metrics"]["makespan_s"]) * 1e9 for one in self.runs]
+        self.costs = tuple(errors(self.compared, round(sum(spans))))
+        for part in PARTS:
+            profile = unbiased(self._profile, self.costs, part)
+            again = simulate(self._scenario, profile=profile)
+            self.without[part] = again.summary["metrics"]
+
+    def warnings(self) -> list[str]:
+        """What the simulation warned of, and how the runs differ from the calibration."""
+        return self._warnings
+
+    def lines(self) -> list[Line]:
+        """One for every metric."""
+        return [
+            _line(self.name, metric, [m.get(metric) for m in self.measured], self.predicted)
+            for metric in METRICS
+        ]
+
+    def causes(self) -> list[Cause]:
+        """Of the errors that are outside their bars."""
+        found = []
+        for line in self.lines():
+            if line.is_within is not False or line.error is None or line.bar is None:
+                continue
+            without = {
+                part: _line(line.system, line.metric, [line.measured], metrics).error
+                for part, metrics in self.without.items()
+            }
+            who = responsible(line.error, line.bar, without, replay_is_exact=self.replay_is_exact)
+            found.append(Cause(self.name, line.metric, line.error, without, who))
+        return found
+
+
+def _prediction(name: str, systems: Sequence[_System]) -> Prediction:
+    return Prediction(
+        name,
+        {one.name: len(one.runs) for one in systems},
+        tuple(line for one in systems for line in one.lines()),
+        tuple(_ratios(systems)),
+        tuple(one.divergence for one in systems if one.divergence is not None),
+        {one.name: one.replay_is_exact for one in systems},
+        {one.name: one.costs for one in systems},
+        tuple(cause for one in systems for cause in one.causes()),
+        {one.name: one.compared for one in systems},
+    )
+
+
+def _replays(recorded: Recording) -> bool | None:
+    assert recorded.folder is not None
+    if not all((recorded.folder / f"{name}.jsonl").is_file() for name in ("decisions", "replay")):
+        return None
+    return replay(recorded.folder).difference is None
+
+
+def _unlike(runs: Sequence[Recording], profile: Profile) -> list[str]:
+    """How the machine of the runs is not the one that was calibrated."""
+    found = []
+    known = profile.provenance or {}
+    for key in ("threads", "torch", "cuda"):
+        there = {str(one.summary.get("provenance", {}).get(key)) for one in runs} - {"None"}
+        if key in known and there and there != {known[key]}:
+            found.append(f"{key}: runs had {', '.join(sorted(there))}, the profile {known[key]}")
+    return found
+
+
+# ---------------------------------------------------------------------- groups of runs
+
+
+def _by_scenario(runs: Sequence[Path]) -> dict[str, dict[str, list[Recording]]]:
+    """Scenario name -> system -> its runs, in the order given. Raises ConfigError for runs that cannot
+    be compared."""
+    found: dict[str, dict[str, list[Recording]]] = {}
     for run in runs:
         one = recording.load(run)
         if one.summary.get("machine") != "real" or one.summary.get("was_stopped"):
             raise ConfigError(f"{shown_path(run)}: is no whole run of a real machine")
-        found.setdefault(str(one.summary["system"]), []).append(one)
-    _check_alike([one for group in found.values() for one in group])
+        groups = found.setdefault(str(one.summary["scenario"]), {})
+        groups.setdefault(str(one.summary["system"]), []).append(one)
+    for groups in found.values():
+        _check_alike([one for group in groups.values() for one in group])
     return found
 
 
@@ -172,17 +280,17 @@ def _check_alike(recordings: Sequence[Recording]) -> None:
         names = [name for name in first if first[name] != described[name]]
         if names:
             raise ConfigError(
-                f"{shown_path(one.folder)}: differs from the first run in {', '.join(names)};"
-                " runs that are compared differ in their system alone"
+                f"{shown_path(one.folder)}: differs from the first run of {described['name']} in"
+                f" {', '.join(names)}; runs that are compared differ in their system alone"
             )
 
 
 def _check_served(recorded: Recording, simulated: Recording) -> None:
     """Raise ConfigError if the run served something else than its scenario names, as a run with
     --conversation does."""
-    columns = ["request_id", "input_tokens", "output_tokens"]
+    names = ["request_id", "input_tokens", "output_tokens"]
     left, right = (
-        {tuple(row.values()) for row in one.table("workload", columns).to_pylist()}
+        {tuple(row.values()) for row in one.table("workload", names).to_pylist()}
         for one in (recorded, simulated)
     )
     if left != right:
@@ -193,109 +301,33 @@ def _check_served(recorded: Recording, simulated: Recording) -> None:
         )
 
 
-def _line(system: str, metric: str, values: list[float | None], predicted: float | None) -> Line:
+# ---------------------------------------------------------------------- lines
+
+
+def _line(
+    system: str, metric: str, values: Sequence[float | None], predicted: dict[str, Any]
+) -> Line:
     known = [value for value in values if value is not None]
+    foretold = predicted.get(metric)
     if not known or len(known) < len(values):
-        return Line(system, metric, None, None, predicted)
-    spread = max(known) - min(known) if len(known) > 1 else None
-    return Line(system, metric, sum(known) / len(known), spread, predicted)
+        return Line(system, metric, None, None, None, foretold)
+    several = len(known) > 1
+    low, high = (min(known), max(known)) if several else (None, None)
+    return Line(system, metric, sum(known) / len(known), low, high, foretold)
 
 
-def _ratios(
-    measured: dict[str, list[dict[str, Any]]], predicted: dict[str, dict[str, Any]]
-) -> list[Line]:
+def _ratios(systems: Sequence[_System]) -> list[Line]:
     """Every system against the first: its metric as a multiple of that one's, repeat by repeat."""
-    base, *others = measured
+    base, *others = systems
     found = []
-    for system in others:
+    for one in others:
         for metric in RATIOS:
-            pairs = zip(measured[system], measured[base], strict=False)
+            pairs = zip(one.measured, base.measured, strict=False)
             values = [_quotient(a.get(metric), b.get(metric)) for a, b in pairs]
-            ratio = _quotient(predicted[system].get(metric), predicted[base].get(metric))
-            found.append(_line(f"{system} / {base}", metric, values, ratio))
+            ratio = _quotient(one.predicted.get(metric), base.predicted.get(metric))
+            found.append(_line(f"{one.name} / {base.name}", metric, values, {metric: ratio}))
     return found
 
 
 def _quotient(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
-
-
-# ---------------------------------------------------------------------- decisions
-
-
-def diverges(system: str, recorded: Recording, simulated: Recording) -> Divergence | None:
-    """Where the two logs part, if the run has one. Times are left out: they always differ."""
-    assert recorded.folder is not None
-    if not (recorded.folder / "decisions.jsonl").is_file():
-        return None
-    left = [json.loads(line) for line in recorded.decision_lines()]
-    right = [json.loads(line) for line in simulated.decision_lines()]
-    for number, (one, other) in enumerate(zip(left, right, strict=False)):
-        names = [name for name in one if name != "now_ns" and one[name] != other.get(name)]
-        if names:
-            return Divergence(system, number, len(left), _parting(names, one, other))
-    same = min(len(left), len(right))
-    return Divergence(system, same, len(left), "" if len(left) == len(right) else "one log ends")
-
-
-def _parting(names: list[str], recorded: dict[str, Any], simulated: dict[str, Any]) -> str:
-    """In words: who is in a list of one log and not of the other's."""
-    name = names[0]
-    one, other = recorded[name], simulated[name]
-    if not isinstance(one, list):
-        return f"step {recorded['step']}: {name} is {one}, simulated {other}"
-    only_real = [item for item in one if item not in other]
-    only_simulated = [item for item in other if item not in one]
-    return (
-        f"step {recorded['step']}: {name}: really {json.dumps(only_real)},"
-        f" simulated {json.dumps(only_simulated)}: something ended or arrived on the other side"
-        " of this step's beginning"
-    )
-
-
-# ---------------------------------------------------------------------- as text and data
-
-
-def as_json(found: Prediction) -> dict[str, Any]:
-    """Everything, with each line's error and bar."""
-
-    def one(line: Line) -> dict[str, Any]:
-        return {
-            **asdict(line),
-            "error": line.error,
-            "bar": line.bar,
-            "is_within": line.is_within,
-        }
-
-    return {
-        **asdict(found),
-        "lines": [one(line) for line in found.lines],
-        "ratios": [one(line) for line in found.ratios],
-    }
-
-
-def as_text(found: Prediction) -> str:
-    """A table for people."""
-    head = f"{'system':34} {'metric':26} {'measured':>11} {'spread':>9} {'predicted':>11} {'error':>8} {'bar':>7}"
-    text = [f"profile {found.profile}", "", head, "-" * len(head)]
-    for line in (*found.lines, *found.ratios):
-        text.append(
-            f"{line.system:34} {line.metric:26} {_number(line.measured):>11} {_number(line.spread):>9}"
-            f" {_number(line.predicted):>11} {_percent(line.error):>8} {_percent(line.bar, 0):>7}"
-            f" {'' if line.is_within is not False else 'outside'}".rstrip()
-        )
-    inside = [line.is_within for line in (*found.lines, *found.ratios)]
-    text += ["", f"{inside.count(True)} within their bars, {inside.count(False)} outside"]
-    for one in found.divergences:
-        text.append(
-            f"{one.system}: {one.equal_lines} of {one.lines} decisions foreseen; {one.first or 'all equal'}"
-        )
-    return "\n".join([*text, *(f"warning: {warning}" for warning in found.warnings)])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f} %"

@@ -37,9 +37,12 @@ class Setup(Serving):
     profile: Profile
 
 
-def prepare(scenario: Scenario) -> Setup:
-    """Resolve names, sizes and the workload. Raises ConfigError or InputError."""
-    profile = profiles.load(scenario.profile)
+def prepare(scenario: Scenario, profile: Profile | None = None) -> Setup:
+    """Resolve names, sizes and the workload; `profile` in place of the scenario's.
+
+    Raises ConfigError or InputError.
+    """
+    profile = profile or profiles.load(scenario.profile)
     if scenario.profile_values:
         profile = profile.with_values(scenario.profile_values)
     streams = Streams(scenario.seed, scenario.run)
@@ -61,15 +64,16 @@ def simulate(
     decisions: bool = False,
     check: str = "counts",
     order: Order | None = None,
+    profile: Profile | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Recording:
-    """Run a scenario on the simulated machine.
+    """Run a scenario on the simulated machine, or on that of `profile`.
 
     With `out` the recording is a folder, written under a temporary name and renamed at the end;
     without, it is in memory. Where vLLM 0.3.3 would abort or stall for ever the run ends there and
     its summary has a `verdict`. Raises ConfigError, InputError, or InvariantError from the checks.
     """
-    setup = prepare(scenario)
+    setup = prepare(scenario, profile)
     scheduler = make_scheduler(setup, order)
     if out is None:
         return _record(setup, scheduler, None, decisions, check, progress)

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +169,30 @@ def test_the_command_makes_a_profile_that_the_simulator_takes(
     assert result.exit_code == 0, result.output
     assert "24 finished" in result.output
     assert "measured profile cpu" in result.output
+
+
+def test_ctrl_c_keeps_every_sample_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "mine.json"
+    points = tmp_path / "mine.points.jsonl"
+    arguments = ["calibrate", "--model", "random:tiny", "--repeats", "1000", "--out", str(out)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fastswitch", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        while child.poll() is None and (not points.exists() or points.stat().st_size < 20_000):
+            threading.Event().wait(0.02)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, said
+    assert "run it again to go on" in said
+    assert "Traceback" not in said
+    kept = read(points)
+    assert not kept.problems
+    assert sum(map(len, kept.samples.values())) > 100
+    assert not out.exists()
