@@ -11,7 +11,7 @@ VLLM := .cache/vllm
 PYTHON312 ?= python3.12
 OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench gpu-check validate format clean
+.PHONY: demo test test-full check bench gpu-check validate validate-full format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,7 +60,7 @@ test-full: test $(BIN)/test-full
 	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python $(PYTEST)
 
 $(BIN)/test-full: $(BIN)/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full]' '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full,notebooks]' '$(TORCH)'
 	touch $@
 
 # The libraries of the first interpreter without torch: equal bytes need equal writers.
@@ -75,24 +75,23 @@ bench: $(BIN)/core
 	$(BIN)/python benchmarks/sim_speed.py
 
 # The one-command experiment: calibrate this machine, serve for real, predict, print the error. Run again to go on.
-REPEATS ?= 1
+VALIDATION := -m benchmarks.validation
 validate: $(BIN)/test
-	$(BIN)/fastswitch calibrate --out validate/machine.json
-	for system in vllm-0.3.3 fastswitch; do for n in $$(seq $(REPEATS)); do \
-	  run=validate/$$system-$$n; test -e $$run/run.json || { rm -rf $$run; \
-	  $(BIN)/fastswitch realrun cpu-smoke --set system=$$system --decisions --out $$run; } || exit 1; \
-	done; done
-	$(BIN)/fastswitch validate validate/vllm-0.3.3-* validate/fastswitch-* \
-	  --profile validate/machine.json --out validate/checked
+	$(BIN)/python $(VALIDATION) --out validate
 
-# On a machine with a GPU: PART=tests or PART=bench, OUT=a folder; run it again to go on. GPU_PYTHON names
-# an interpreter that has the libraries already.
+# Three workloads of 200 turns and more, three repeats of each with both systems.
+validate-full: $(BIN)/test
+	$(BIN)/python $(VALIDATION) --full --out validate-full
+
+# On a machine with a GPU: PART=tests, bench, calibrate or validate, OUT=a folder; run it again to go on.
+# GPU_PYTHON names an interpreter that has the libraries already; DEVICE=cpu tries the last two without a GPU.
+DEVICE ?= cuda
 gpu-check: $(if $(GPU_PYTHON),,$(BIN)/test)
-	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_check --part '$(PART)' --out '$(OUT)'
+	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_check --part '$(PART)' --out '$(OUT)' --device '$(DEVICE)'
 
 format: $(BIN)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate
+	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate validate-full

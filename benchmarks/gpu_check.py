@@ -1,7 +1,11 @@
-"""What only a GPU can say, in two parts of at most nine minutes each on one machine.
+"""What only a GPU can say, in parts of at most nine minutes each on one machine.
 
     make gpu-check PART=tests OUT=DIR      every gpu test, and the Triton kernels' tests on the device
     make gpu-check PART=bench OUT=DIR      decode, swapping, FastSwitch against vLLM 0.3.3
+    make gpu-check PART=calibrate OUT=DIR  a cost profile of the card, with Llama-3-8B's shapes
+    make gpu-check PART=validate OUT=DIR   four systems served for real and predicted with it
+
+The last two are `benchmarks.validation` in DIR/validation; with DEVICE=cpu they run on a CPU with SmolLM2.
 
 Every finished test and point is a line of DIR/points.jsonl and is not run again, so a part that was cut
 off goes on where it was: run it again until nothing is left. Failed ones are tried again. DIR/gpu-check.json
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import platform
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "bench")
+#: Parts that another script carries out, on a CPU too.
+EXPERIMENT = ("calibrate", "validate")
 #: A part stops starting things after this, so that it ends within nine minutes.
 BUDGET_S = 500.0
 DECODE_GOAL, SWAP_GOAL = 0.80, 0.90
@@ -703,13 +710,16 @@ def why_not() -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--part", choices=(*PARTS, *EXPERIMENT), required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args(arguments)
-    why = why_not()
+    why = None if options.device == "cpu" and options.part in EXPERIMENT else why_not()
     if why is not None:
         print(f"gpu-check: nothing was measured: {why}", file=sys.stderr)
         return 2
+    if options.part in EXPERIMENT:
+        return experiment(options.part, options.out, options.device)
     ledger = Ledger(options.out)
     why = claim(ledger, this_machine())
     if why is not None:
@@ -725,6 +735,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     write(ledger, options.out)
     return verdict(options.part, ledger, left)
+
+
+def experiment(part: str, out: Path, device: str) -> int:
+    """Calibrate, or serve and predict; exit codes as above."""
+    validation = importlib.import_module("benchmarks.validation")  # scripts have two names to mypy
+    code: int = validation.main(
+        ["--full", "--device", device, "--part", part, "--budget", str(BUDGET_S)]
+        + ["--out", str(out / "validation")]
+    )
+    return code
 
 
 def verdict(part: str, ledger: Ledger, left: Sequence[str]) -> int:

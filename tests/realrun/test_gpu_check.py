@@ -201,7 +201,7 @@ def test_the_page_says_what_was_not_measured_and_needs_nothing_else(tmp_path: Pa
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("part", gpu_check.PARTS)
+@pytest.mark.parametrize("part", [*gpu_check.PARTS, *gpu_check.EXPERIMENT])
 def test_without_a_gpu_it_says_so_in_a_line_and_writes_nothing(
     part: str, tmp_path: Path, capsys: Any
 ) -> None:

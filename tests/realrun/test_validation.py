@@ -1,0 +1,141 @@
+"""The one-command experiment, on a CPU with a tiny model: stopped, resumed, reported."""
+
+# ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch", reason="the executor needs torch")
+for _needed in ("safetensors", "tokenizers", "gguf"):
+    pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
+
+from benchmarks import gpu_check, validation, validation_workloads
+from calibrate import machine
+from calibrate.grid import Limits
+from calibrate.points import Point, Points, read
+from tests.helpers.swapping import one_thread
+from traces.readers.catalog import read_workload
+from traces.scenario import SCENARIOS
+
+SMALL = Limits(max_batch=4, max_context=64, max_tokens=256, max_prefill=32, copy_blocks=4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def small_scenario(folder: Path) -> Path:
+    """Eight requests with room for three of them."""
+    rows = [{"format": "fastswitch-workload/1", "timing": "open"}]
+    rows += [
+        {
+            "request_id": f"r{index}",
+            "session_id": f"r{index}",
+            "turn": 1,
+            "input_tokens": 6 + index,
+            "output_tokens": 10,
+            "arrival_s": 0.002 * index,
+        }
+        for index in range(8)
+    ]  # fmt: skip
+    (folder / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "name": "small",
+        "workload": "w.jsonl",
+        "profile": "a10-llama-3-8b",
+        "priority": {"pattern": "random", "frequency": 0.5},
+        "pool": {"block_size": 4, "device_blocks": 16, "host_blocks": 200, "aging": "none"},
+        "limits": {"max_model_len": 40, "max_num_seqs": 4},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_it_goes_on_where_time_ran_out_and_ends_with_every_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "CPU_LIMITS", SMALL)
+    monkeypatch.setattr(validation, "SAMPLES", 6)
+    scenario = str(small_scenario(tmp_path))
+    out = tmp_path / "out"
+    same = ["--out", str(out), "--model", "random:tiny", "--scenarios", scenario, "--repeats", "2"]
+    assert validation.main([*same, "--budget", "0"]) == 3
+    assert "left: calibration" in capsys.readouterr().out
+    assert validation.main([*same, "--part", "calibrate"]) == 0
+    points = out / "machine.points.jsonl"
+    taken = points.read_bytes()
+    assert {len(values) for values in read(points).samples.values()} == {6}
+    assert validation.main([*same, "--part", "validate", "--budget", "0"]) == 3
+    assert "left: 4 runs" in capsys.readouterr().out
+
+    assert validation.main(same) == 0
+    assert points.read_bytes() == taken
+    text = capsys.readouterr().out
+    found = json.loads(text.splitlines()[-1])
+    [prediction] = found["predictions"]
+    assert prediction["repeats"] == {"vllm-0.3.3": 2, "fastswitch": 2}
+    assert prediction["replays"] == {"vllm-0.3.3": True, "fastswitch": True}
+    assert len(found["drift"]) == 2
+    assert (out / "validation.html").is_file()
+
+    run = out / "runs" / scenario.replace("/", "_") / "fastswitch-2"
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("run.json")}
+    assert run / "run.json" in kept and len(kept) == 4
+    (run / "run.json").unlink()  # as if it had been killed
+    assert validation.main([*same, "--budget", "600"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept if path.parent != run} == {
+        path: time for path, time in kept.items() if path.parent != run
+    }
+    assert (run / "run.json").is_file()
+    shutil.rmtree(out)
+
+
+def test_drift_is_how_slow_each_round_was() -> None:
+    points = Points({})
+    for index in range(5):
+        base = 1000 * (index + 1)
+        points.samples[Point("decode", (index + 1, 16, 16))] = [base] * 4 + [2 * base] * 2
+    assert validation.drift(points, 3) == [1.0, 1.0, 2.0]
+    assert validation.drift(Points({}), 2) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["chat", "agent", "bursty"])
+def test_the_workloads_that_ship_are_those_the_script_makes_with_200_turns(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["validation_workloads", str(tmp_path)])
+    validation_workloads.main()
+    file = f"validate-{name}.jsonl"
+    assert (tmp_path / file).read_bytes() == (SCENARIOS / file).read_bytes()
+    turns = list(read_workload(SCENARIOS / file))
+    assert len(turns) >= 200
+    context: dict[str, int] = {}
+    for turn in turns:
+        assert turn.input_tokens == context.get(turn.session_id, 0) + (turn.new_input_tokens or 0)
+        context[turn.session_id] = turn.input_tokens + turn.output_tokens
+    assert max(context.values()) <= 256
+
+
+def test_the_gpu_checks_parts_can_be_tried_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "CPU_LIMITS", SMALL)
+    monkeypatch.setattr(validation, "SAMPLES", 6)
+    monkeypatch.setitem(validation.MODELS, "cpu", "random:tiny")
+    monkeypatch.setitem(validation.SCENARIOS, "cpu", (str(small_scenario(tmp_path)),))
+    same = ["--device", "cpu", "--out", str(tmp_path / "out")]
+    assert gpu_check.main(["--part", "calibrate", *same]) == 0
+    assert "error on" in capsys.readouterr().out
+    assert (tmp_path / "out" / "validation" / "machine.json").is_file()
+    assert gpu_check.main(["--part", "validate", *same]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["predictions"][0]["repeats"] == {"vllm-0.3.3": 3, "fastswitch": 3}
