@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from calibrate.facts import cpu_facts, gpu_facts
 from calibrate.grid import Limits
 from calibrate.measure import BLOCK, REPEATS, Bench, Timers, all_points, measure
 from calibrate.points import Points
@@ -112,6 +113,8 @@ def _header(bench: Bench, spec: str) -> dict[str, object]:
             "cuda": str(torch.version.cuda),
             "python": platform.python_version(),
             "threads": str(torch.get_num_threads()),
+            **(gpu_facts(device.index or 0) if device.type == "cuda" else {}),
+            **cpu_facts(),
         },
     }
 
