@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policy.errors import ConfigError, FastSwitchError
+from traces.commands import trace
+from traces.progress import progress
 
 if TYPE_CHECKING:
     from traces.scenario import Scenario
@@ -71,6 +73,8 @@ def main(*, debug: bool) -> None:
     """What does preemption cost an LLM server, and which policy pays?"""
 
 
+main.add_command(trace)
+
 _set = click.option(
     "--set",
     "values",
@@ -122,7 +126,7 @@ def _compare(
 
     names = [name.strip() for name in systems.split(",")] if systems else None
     total = study.num_jobs(loaded, names, runs)
-    with _progress(total, "runs") as advance:
+    with progress(total, "runs") as advance:
         found = study.compare(loaded, names, runs, workers, advance)
     click.echo(json.dumps(tables.as_json(found), indent=1) if as_json else tables.as_text(found))
     if out is not None:
@@ -157,7 +161,7 @@ def _simulate(
     loaded = _load(scenario, values)
     from sim.simulate import simulate as run
 
-    with _progress(None, "turns") as advance:
+    with progress(None, "turns") as advance:
         recording = run(
             loaded, out=out, decisions=decisions, check=check, progress=lambda _: advance()
         )
@@ -252,7 +256,7 @@ def _realrun(
     serve = _needing_torch("realrun.serve")
     sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
     options = serve.Options(device, model, dtype, deterministic, sampling, conversation)
-    with _progress(None, "turns") as advance, _stopping_on_interrupt() as interruptible:
+    with progress(None, "turns") as advance, _stopping_on_interrupt() as interruptible:
         recording = serve.serve(
             loaded,
             options,
@@ -359,7 +363,7 @@ def _measure(
     target = machine.prepare(model, device, dtype)
     click.echo("\n".join(machine.roofline(target)))
     seconds = machine.BUDGET_S[device] if budget is None else budget
-    with _progress(target.num_samples(repeats), "samples") as advance:
+    with progress(target.num_samples(repeats), "samples") as advance:
         try:
             found = machine.run(target, points, repeats=repeats, budget_s=seconds, progress=advance)
         except KeyboardInterrupt:
@@ -406,7 +410,7 @@ def _validate_runs(
     from explore import validate
 
     found = []
-    with _progress(len(runs), "runs") as advance:
+    with progress(len(runs), "runs") as advance:
         for run in runs:
             found.append((run, validate.replay(Path(run))))
             advance()
@@ -421,7 +425,7 @@ def _validate_runs(
 def _predict(runs: tuple[str, ...], profile: str, out: Path | None, *, as_json: bool) -> None:
     from explore import output, predict, predict_text
 
-    with _progress(None, "systems") as advance:
+    with progress(None, "systems") as advance:
         found = predict.predict([Path(run) for run in runs], profile, advance)
     as_text = predict_text.as_text(found)
     click.echo(json.dumps(predict_text.as_json(found), indent=1) if as_json else as_text)
@@ -429,85 +433,6 @@ def _predict(runs: tuple[str, ...], profile: str, out: Path | None, *, as_json: 
         command = "fastswitch " + " ".join(sys.argv[1:])
         output.write_validation(found, out, command)
         click.echo(f"written: {out / 'validation.html'}, .txt, .json and figures", err=True)
-
-
-# ---------------------------------------------------------------------- trace
-
-
-@main.group()
-def trace() -> None:
-    """Make workloads and say what is in them."""
-
-
-@trace.command("generate")
-@click.argument("generator", type=click.Choice(["chat"]))
-@click.option("--conversations", type=click.IntRange(min=1), default=1000, show_default=True)
-@click.option(
-    "--rate", type=float, default=0.2, show_default=True, help="Conversations per second."
-)
-@click.option("--context-cap", type=click.IntRange(min=2), default=8192, show_default=True)
-@click.option("--uncapped", is_flag=True, help="Let conversations grow without limit.")
-@click.option(
-    "--think",
-    type=click.Choice(["human", "none", "exponential"]),
-    default="human",
-    show_default=True,
-)
-@click.option("--think-mean", type=float, default=10.0, show_default=True, help="Seconds.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--run", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="NAME.jsonl or .jsonl.gz"
-)
-def _generate(
-    *,
-    generator: str,
-    conversations: int,
-    rate: float,
-    context_cap: int,
-    uncapped: bool,
-    think: str,
-    think_mean: float,
-    seed: int,
-    run: int,
-    out: Path,
-) -> None:
-    """Write a generated workload.
-
-    \b
-    Examples:
-      fastswitch trace generate chat --conversations 200 --out chat.jsonl
-      fastswitch trace generate chat --think none --seed 7 --out chat.jsonl.gz
-    """
-    from traces.draw import Streams
-    from traces.generators.chat import Chat
-    from traces.readers.native import write
-
-    chat = Chat(
-        conversations, rate, None if uncapped else context_cap, think=think, think_mean_s=think_mean
-    )
-    count = write(chat.workload(Streams(seed, run)), out)
-    click.echo(f"{count} turns in {conversations} conversations written to {out} ({generator})")
-
-
-@trace.command("describe")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "name", help="The file's format; default: found from its first line.")
-@_json
-def _describe(*, file: Path, name: str | None, as_json: bool) -> None:
-    """Say what is in a workload file: lengths, turns, gaps, arrivals.
-
-    \b
-    Examples:
-      fastswitch trace describe chat.jsonl
-      fastswitch trace describe AzureLLMInferenceTrace_conv.csv --json
-    """
-    from traces.describe import as_text
-    from traces.describe import describe as statistics
-    from traces.readers.catalog import read_workload
-
-    found = statistics(read_workload(file, name))
-    click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
 
 
 # ---------------------------------------------------------------------- config
@@ -560,22 +485,6 @@ def _load(scenario: str, values: tuple[str, ...]) -> Scenario:
     from traces.scenario import load, parse_settings
 
     return load(scenario, parse_settings(values))
-
-
-@contextmanager
-def _progress(total: int | None, unit: str) -> Iterator[Callable[[], None]]:
-    """A progress bar after two seconds, silent when stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", delay=2, leave=False) as bar:
-
-        def advance() -> None:
-            bar.update(1)
-
-        yield advance
 
 
 if __name__ == "__main__":
