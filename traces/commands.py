@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
+
+from policy.errors import ConfigError
+from traces.progress import progress
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -19,20 +23,25 @@ def trace() -> None:
 
 
 @trace.command("generate")
-@click.argument("generator", type=click.Choice(["chat"]))
-@click.option("--conversations", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.argument("generator")
+@click.option("--conversations", type=int, help="Sessions; default 1000, or a fitted file's own.")
+@click.option("--rate", type=float, help="Sessions per second; default 0.2, or the file's own.")
 @click.option(
-    "--rate", type=float, default=0.2, show_default=True, help="Conversations per second."
+    "--arrivals",
+    metavar="LAW",
+    help="poisson; gamma,cv=3; weibull,cv=3; modulated,swing=0.24,memory_s=600; clients,clients=50.",
 )
-@click.option("--context-cap", type=click.IntRange(min=2), default=8192, show_default=True)
-@click.option("--uncapped", is_flag=True, help="Let conversations grow without limit.")
-@click.option(
-    "--think",
-    type=click.Choice(["human", "none", "exponential"]),
-    default="human",
-    show_default=True,
-)
+@click.option("--context-cap", type=int, help="Tokens; default 8192 (agent: 131072).")
+@click.option("--uncapped", is_flag=True, help="Let sessions grow without limit.")
+@click.option("--think", help="human, agent, exponential or none; default: the generator's own.")
 @click.option("--think-mean", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--system-tokens", type=int, help="A shared system prompt before every session.")
+@click.option("--hash-block", type=int, help="Give prefix ids of blocks of so many tokens.")
+@click.option("--priority", metavar="SHARES", help="Static priorities, e.g. 0.1,0.9.")
+@click.option(
+    "--priority-by", type=click.Choice(["session", "client"]), default="session", show_default=True
+)
+@click.option("--priority-process", help="The order that the workload is meant for, e.g. markov.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--run", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -41,32 +50,69 @@ def trace() -> None:
 def _generate(
     *,
     generator: str,
-    conversations: int,
-    rate: float,
-    context_cap: int,
+    conversations: int | None,
+    rate: float | None,
+    arrivals: str | None,
+    context_cap: int | None,
     uncapped: bool,
-    think: str,
+    think: str | None,
     think_mean: float,
+    system_tokens: int | None,
+    hash_block: int | None,
+    priority: str | None,
+    priority_by: str,
+    priority_process: str | None,
     seed: int,
     run: int,
     out: Path,
 ) -> None:
-    """Write a generated workload.
+    """Write a generated workload: chat, agent, code, or a file that `trace fit` wrote.
 
     \b
     Examples:
       fastswitch trace generate chat --conversations 200 --out chat.jsonl
-      fastswitch trace generate chat --think none --seed 7 --out chat.jsonl.gz
+      fastswitch trace generate agent --rate 0.01 --hash-block 64 --out agent.jsonl.gz
+      fastswitch trace generate code --rate 2.5 --arrivals gamma,cv=13 --out code.jsonl
     """
     from traces.draw import Streams
-    from traces.generators.chat import Chat
+    from traces.generators.catalog import make_generator
     from traces.readers.native import write
+    from traces.workload import watched
+    from traces.workload_spec import build_spec, is_generator_file, parse_law
 
-    chat = Chat(
-        conversations, rate, None if uncapped else context_cap, think=think, think_mean_s=think_mean
+    from_file = is_generator_file(generator)
+    spec = build_spec(
+        {
+            "generator": generator,
+            "conversations": conversations if conversations or from_file else 1000,
+            "rate": rate if rate is not None or from_file else 0.2,
+            "arrivals": None if arrivals is None else parse_law(arrivals),
+            "context_cap": context_cap,
+            "uncapped": uncapped,
+            "think": think,
+            "think_mean_s": think_mean,
+            "system_tokens": system_tokens,
+            "hash_block": hash_block,
+            "priority": _priority(priority, priority_by),
+            "priority_process": priority_process,
+        }
     )
-    count = write(chat.workload(Streams(seed, run)), out)
-    click.echo(f"{count} turns in {conversations} conversations written to {out} ({generator})")
+    made = make_generator(spec)
+    with progress(None, "turns") as advance:
+        count = write(watched(made.workload(Streams(seed, run)), advance), out)
+    click.echo(
+        f"{count} turns in {made.conversations} conversations written to {out} ({generator})"
+    )
+
+
+def _priority(shares: str | None, by: str) -> dict[str, Any] | None:
+    """`0.1,0.9` as a workload's section. Raises ConfigError."""
+    if shares is None:
+        return None
+    try:
+        return {"shares": [float(share) for share in shares.split(",")], "by": by}
+    except ValueError:
+        raise ConfigError(f"--priority: {shares[:60]!r} must be like 0.1,0.9") from None
 
 
 @trace.command("describe")

@@ -15,48 +15,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from policy.errors import ConfigError
 from policy.orders.catalog import ORDERS, OrderSettings
 from policy.rates import Rates
 from policy.systems import System, custom_system, named_system
 from traces.strict import MAX_DIGITS, MAX_SECONDS, quoted, reason, shown, shown_path
+from traces.workload_spec import (
+    Count,
+    Positive,
+    Section,
+    WorkloadSpec,
+    first_problem,
+    is_generator_file,
+)
 
 SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-#: Per second; per step. Beyond these, times are beyond all clocks.
-Rate = Annotated[float, Field(ge=1e-9, le=1e9)]
+#: Per step. Beyond these, times are beyond all clocks.
 Frequency = Annotated[float, Field(ge=1e-9, le=1)]
 Seconds = Annotated[float, Field(ge=1e-9, le=MAX_SECONDS)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class WorkloadSpec(_Section):
-    """A file (`file`, `format`) or a generator (`generator`, `conversations`, `rate`, ...).
-
-    For a file, `rate` and `think` fill in session arrivals and think times that it lacks.
-    """
-
-    file: str | None = None
-    format: str | None = None
-    generator: Literal["chat"] | None = None
-    conversations: Positive | None = None
-    rate: Rate | None = None
-    context_cap: Positive | None = None
-    think: Literal["human", "none", "exponential"] | None = None
-    think_mean_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
-
-
-class PrioritySpec(_Section):
+class PrioritySpec(Section):
     """A replayed priority pattern. `frequency`: updates per step; `period_s`: by the clock."""
 
     pattern: Literal["none", "random", "markov"] = "none"
@@ -66,7 +51,7 @@ class PrioritySpec(_Section):
     stay: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
 
-class PoolSpec(_Section):
+class PoolSpec(Section):
     """Block pools. Sizes default to what the profile's memory holds."""
 
     device_blocks: Positive | None = None
@@ -76,7 +61,7 @@ class PoolSpec(_Section):
     aging: Literal["none", "churn", "shuffle"] = "churn"
 
 
-class LimitSpec(_Section):
+class LimitSpec(Section):
     """vLLM 0.3.3's limits. `max_model_len` defaults to the model's, `max_num_batched_tokens` to
     max(max_model_len, 2048) as in that release."""
 
@@ -86,7 +71,7 @@ class LimitSpec(_Section):
     max_model_len: Positive | None = None
 
 
-class GroupSpec(_Section):
+class GroupSpec(Section):
     """Dynamic block groups: blocks sought for a first prefill, for growth, beside a host copy."""
 
     initial_blocks: Positive = 60
@@ -94,7 +79,7 @@ class GroupSpec(_Section):
     host_increment_blocks: Count = 16
 
 
-class HysteresisSpec(_Section):
+class HysteresisSpec(Section):
     """Who is not a victim yet (planner rule 10)."""
 
     min_run_steps: Count = 0
@@ -102,7 +87,7 @@ class HysteresisSpec(_Section):
     token_quantum: Positive = 16
 
 
-class VtcSpec(_Section):
+class VtcSpec(Section):
     """Virtual token counter: head start of a resident, weights, steps between refreshes."""
 
     head_start: Count = 60
@@ -111,7 +96,7 @@ class VtcSpec(_Section):
     update_steps: Positive = 16
 
 
-class RateSpec(_Section):
+class RateSpec(Section):
     """Start values of the rates that policies learn from outcomes; never taken from a profile."""
 
     step_ns: Positive = 30_000_000
@@ -127,7 +112,7 @@ class RateSpec(_Section):
         )
 
 
-class Scenario(_Section):
+class Scenario(Section):
     """Everything a run depends on.
 
     `last_turn_known`: the engine is told with its last turn that a conversation ends, and keeps
@@ -142,7 +127,7 @@ class Scenario(_Section):
     order: str | None = None
     priority: PrioritySpec = PrioritySpec()
     profile: str
-    profile_values: dict[str, float] = {}
+    profile_values: dict[str, float] = Field(default={})
     pool: PoolSpec = PoolSpec()
     limits: LimitSpec = LimitSpec()
     groups: GroupSpec = GroupSpec()
@@ -210,8 +195,7 @@ class Scenario(_Section):
 
     def as_yaml(self) -> str:
         """The resolved scenario, every default written out."""
-        text: str = yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-        return text
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 # ---------------------------------------------------------------------- loading
@@ -312,6 +296,12 @@ def parse_yaml(text: str, where: str) -> Any:
         loader.dispose()
 
 
+def dump_yaml(data: Any) -> str:
+    """Plain data as a YAML document that both YAML 1.1 and 1.2 read back as it was."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+    return text
+
+
 def find(name_or_path: str) -> Path:
     """A scenario that ships, by name, or a path. Raises ConfigError listing the names."""
     shipped = SCENARIOS / f"{name_or_path}.yaml"
@@ -348,16 +338,18 @@ def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
 
 
 def _find_beside(data: dict[str, Any], path: Path) -> None:
+    if isinstance(data.get("workload"), str):
+        data["workload"] = {"file": data["workload"]}
     spec = data.get("workload")
-    name = spec if isinstance(spec, str) else spec.get("file") if isinstance(spec, dict) else None
-    if not isinstance(name, str) or os.path.isabs(name) or os.path.exists(name):
+    if not isinstance(spec, dict):
         return
-    beside = path.parent / name
-    if os.path.exists(beside):
-        if isinstance(spec, dict):
-            spec["file"] = str(beside)
-        else:
-            data["workload"] = str(beside)
+    for key in ("file", "generator"):
+        name = spec.get(key)
+        if not isinstance(name, str) or os.path.isabs(name) or os.path.exists(name):
+            continue
+        beside = path.parent / name
+        if os.path.exists(beside) and (key == "file" or is_generator_file(name)):
+            spec[key] = str(beside)
 
 
 def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -385,10 +377,7 @@ def build(data: dict[str, Any], where: str) -> Scenario:
     try:
         scenario = Scenario.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        named = f"{shown(field)}: " if field else ""
-        raise ConfigError(f"{where}: {named}{shown(first['msg'], 300)}") from None
+        raise ConfigError(f"{where}: {first_problem(error)}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {reason(error)}") from None
     _check(scenario, where)
@@ -396,11 +385,9 @@ def build(data: dict[str, Any], where: str) -> Scenario:
 
 
 def _check(scenario: Scenario, where: str) -> None:
-    spec = scenario.workload
-    if (spec.file is None) == (spec.generator is None):
-        raise ConfigError(f"{where}: workload: give a file or a generator, one of the two")
-    if spec.generator is not None and (spec.conversations is None or spec.rate is None):
-        raise ConfigError(f"{where}: workload: generator chat needs conversations and rate")
+    problem = scenario.workload.problem()
+    if problem is not None:
+        raise ConfigError(f"{where}: workload: {shown(problem, 300)}")
     if scenario.order_name not in ORDERS:
         raise ConfigError(
             f"{where}: order: {quoted(scenario.order_name)} is not one of {', '.join(ORDERS)}"

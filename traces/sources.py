@@ -5,30 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from policy.errors import ConfigError
-from traces.compose import with_times
+from traces.compose import with_priorities, with_times
 from traces.draw import Streams
-from traces.generators.chat import Chat
+from traces.generators.catalog import arrivals_of, make_generator, priorities_of, think_of
 from traces.readers.catalog import read_workload
-from traces.scenario import WorkloadSpec
 from traces.workload import Workload
+from traces.workload_spec import ArrivalSpec, WorkloadSpec
 
 
 def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
     """The turns a scenario serves. Raises ConfigError or InputError."""
-    if spec.file is not None:
-        if spec.think == "exponential" or spec.conversations or spec.context_cap:
-            raise ConfigError(
-                "workload: a file takes rate and think (human, none);"
-                " conversations, context_cap and exponential think are the generator's"
-            )
-        return with_times(
-            read_workload(Path(spec.file), spec.format), streams, spec.rate, spec.think
-        )
-    assert spec.conversations is not None and spec.rate is not None
-    chat = Chat(conversations=spec.conversations, rate=spec.rate, think_mean_s=spec.think_mean_s)
+    if spec.file is None:
+        return make_generator(spec).workload(streams)
+    workload = read_workload(Path(spec.file), spec.format)
+    arrivals = think = None
+    if spec.rate is not None:
+        arrivals = arrivals_of(spec.arrivals or ArrivalSpec(), spec.rate)
     if spec.think is not None:
-        chat = replace(chat, think=spec.think)
-    if spec.context_cap is not None:
-        chat = replace(chat, context_cap=spec.context_cap)
-    return chat.workload(streams)
+        think = think_of(spec.think, spec.think_mean_s)
+    workload = with_times(workload, streams, arrivals, think)
+    priorities = priorities_of(spec.priority)
+    if priorities is not None:
+        workload = with_priorities(workload, streams, priorities)
+    if spec.priority_process is not None:
+        header = replace(workload.header, priority_process=spec.priority_process)
+        workload = Workload(header, workload.source)
+    return workload

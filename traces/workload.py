@@ -73,6 +73,7 @@ class Header:
     composed_from: tuple[str, ...] = ()
     seed: int | None = None
     notes: str = ""
+    priority_process: str = ""
     lost: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -103,3 +104,14 @@ class Workload:
         """A workload held in memory."""
         kept = list(turns)
         return Workload(header or Header(), lambda: iter(kept))
+
+
+def watched(workload: Workload, advance: Callable[[], None]) -> Workload:
+    """The same workload, which calls `advance` at every turn that is read."""
+
+    def turns() -> Iterator[Turn]:
+        for turn in workload:
+            advance()
+            yield turn
+
+    return Workload(workload.header, turns)

@@ -32,12 +32,13 @@ from policy.systems import System
 from policy.target import Room, Target, choose_target
 from policy.views import Draw, RequestView
 from sim.simulate import prepare, simulate
+from tests.helpers.chats import chat_of
 from tests.helpers.scripted import NEVER, Watched
 from tests.helpers.shadow import ShadowMachine, Turn, serve
 from tests.helpers.small import draw, random_scheduler, random_turns, scheduler, variant
 from traces import workload
 from traces.draw import Streams
-from traces.generators.chat import ASSISTANT, ASSISTANT_ALIKE, Chat
+from traces.generators.chat import ASSISTANT, ASSISTANT_ALIKE
 from traces.generators.laws import draw_mixture, mixture_at
 from traces.readers.native import write
 from traces.recording import Recording
@@ -340,7 +341,7 @@ def test_m9_a_next_turn_seen_after_the_plan_of_its_instant_loses_its_place(
     """The mistake is a nanosecond of thinking: the slot is given away and preempted back."""
     values = {"workload__think": "none", "priority__pattern": "markov"}
     proper = measured(system, **values)
-    monkeypatch.setattr(Chat, "_think_ns", lambda *_: 1)
+    monkeypatch.setattr("traces.generators.sessions.wait_ns", lambda *_: 1)
     late = mistaken(system, **values)
     assert late["preemptions"] > 1.3 * proper["preemptions"]
     assert late["blocks_in"] > 2 * proper["blocks_in"]
@@ -533,12 +534,14 @@ def ratios(values: list[float]) -> tuple[float, float]:
 
 
 def first_replies(cap: int | None) -> list[float]:
-    chat = Chat(8000, rate=1.0, context_cap=cap)
+    chat = chat_of(8000, rate=1.0, context_cap=cap)
     return [turn.output_tokens for turn in chat.workload(Streams(3, 0)) if turn.turn == 1]
 
 
 def all_replies(cap: int | None) -> list[float]:
-    return [turn.output_tokens for turn in Chat(3000, 1.0, context_cap=cap).workload(Streams(3, 0))]
+    return [
+        turn.output_tokens for turn in chat_of(3000, 1.0, context_cap=cap).workload(Streams(3, 0))
+    ]
 
 
 def shifted(streams: Streams, k: int) -> float:
@@ -563,6 +566,8 @@ def test_m16_an_offset_on_top_of_the_mixture_moves_the_law() -> None:
 def test_m16_a_cap_makes_another_population_and_the_header_names_it() -> None:
     capped, uncapped = all_replies(2048), all_replies(None)
     assert quantile(capped, 0.99) < 0.9 * quantile(uncapped, 0.99)
-    headers = [Chat(1, 1.0, context_cap=cap).workload(Streams(3, 0)).header for cap in (2048, None)]
+    headers = [
+        chat_of(1, 1.0, context_cap=cap).workload(Streams(3, 0)).header for cap in (2048, None)
+    ]
     assert ["2048-token cap" in " ".join(h.composed_from) for h in headers] == [True, False]
     assert "uncapped" in " ".join(headers[1].composed_from)

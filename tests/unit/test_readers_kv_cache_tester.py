@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from policy.errors import ConfigError, InputError
 from traces.compose import with_times
 from traces.draw import Streams
+from traces.generators.arrivals import Poisson
+from traces.generators.catalog import think_of
 from traces.readers import kv_cache_tester
 from traces.readers.catalog import read_workload
 from traces.readers.kv_cache_tester import MAX_BLOCKS, expand_ranges
@@ -149,18 +151,18 @@ def test_what_the_table_lacks_is_composed_by_a_law_that_was_given_and_by_no_othe
         cells(turn="3", think_time="7.0"),
     )
     workload, streams = read_workload(path), Streams(0)
-    composed = list(with_times(workload, streams, 1.0, "human"))
+    composed = list(with_times(workload, streams, Poisson(1.0), think_of("human")))
     assert composed[0].arrival_ns is not None
     assert composed[1].think_ns is not None and composed[1].think_ns > 0
     assert composed[2].think_ns == 7_000_000_000
     with pytest.raises(
         ConfigError, match=r"^workload\.think: .* s/2 has no think time; give human"
     ):
-        list(with_times(workload, streams, 1.0, None))
+        list(with_times(workload, streams, Poisson(1.0), None))
     with pytest.raises(ConfigError, match=r"^workload\.rate: .* s/1 has no arrival time; give"):
-        list(with_times(workload, streams, None, "none"))
+        list(with_times(workload, streams, None, think_of("none")))
     with pytest.raises(ConfigError, match=r"^workload\.rate: 1e-09 per second: session 1 would"):
-        list(with_times(workload, streams, 1e-9, "none"))
+        list(with_times(workload, streams, Poisson(1e-9), think_of("none")))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ _HEADER: dict[str, Callable[[Any, str, Place], Any]] = {
     "composed_from": _list_of_words,
     "seed": _seed,
     "notes": _words,
+    "priority_process": _words,
     "lost": _list_of_words,
 }
 

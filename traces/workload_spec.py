@@ -1,0 +1,175 @@
+"""The `workload` section of a scenario: a file, or a generator and what it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from policy.errors import ConfigError
+from traces.generators.arrivals import MAX_CV, MIN_CV
+from traces.generators.laws import Values
+from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, shown
+from traces.workload import MAX_TOKENS
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+#: Per second. Beyond these, times are beyond all clocks.
+Rate = Annotated[float, Field(ge=1e-9, le=1e9)]
+Tokens = Annotated[int, Field(ge=0, lt=MAX_TOKENS)]
+
+ThinkLaw = Literal["human", "agent", "exponential", "none"]
+#: Generators that are there without a file.
+GENERATORS = ("chat", "agent", "code")
+Process = Literal["fcfs", "priority", "random", "markov", "vtc"]
+
+
+class Section(BaseModel):
+    """A mapping of a file: strict types, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+#: Law of arrivals -> keys it takes beside `law`; those in capitals it cannot do without.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "poisson": (),
+    "gamma": ("CV",),
+    "weibull": ("CV",),
+    "modulated": ("swing", "memory_s"),
+    "clients": ("clients", "skew", "client_law", "cv_log_mean", "cv_log_deviation"),
+    "fitted": ("OF_RATE", "GAPS"),
+}
+
+
+class ArrivalSpec(Section):
+    """When sessions begin; the rate stands beside it. See `traces.generators.arrivals`."""
+
+    law: Literal["poisson", "gamma", "weibull", "modulated", "clients", "fitted"] = "poisson"
+    cv: Annotated[float, Field(ge=MIN_CV, le=MAX_CV)] | None = None
+    swing: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    memory_s: Annotated[float, Field(ge=1e-3, le=1e7)] | None = None
+    clients: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    skew: Annotated[float, Field(ge=0, le=5)] | None = None
+    client_law: Literal["gamma", "weibull"] | None = None
+    cv_log_mean: Annotated[float, Field(ge=-4, le=4)] | None = None
+    cv_log_deviation: Annotated[float, Field(ge=0, le=4)] | None = None
+    of_rate: Rate | None = None
+    gaps: Values | None = None
+
+    @model_validator(mode="after")
+    def _keys_are_the_laws(self) -> ArrivalSpec:
+        takes = [key.lower() for key in _KEYS[self.law]]
+        given = [key for key, value in self if key != "law" and value is not None]
+        for key in given:
+            if key not in takes:
+                known = f"takes {', '.join(takes)}" if takes else "takes nothing else"
+                raise ValueError(f"{key}: law {self.law} {known}")
+        for key in _KEYS[self.law]:
+            if key.isupper() and key.lower() not in given:
+                raise ValueError(f"{key.lower()}: law {self.law} needs it")
+        return self
+
+
+class PriorityShares(Section):
+    """Static priorities given at generation: level 0, the most urgent, has the first share."""
+
+    shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+    by: Literal["session", "client"] = "session"
+
+
+class WorkloadSpec(Section):
+    """A file (`file`, `format`) or a generator: `chat`, `agent`, `code` or a fitted one's file.
+
+    For a file, `rate`, `arrivals` and `think` fill in session arrivals and think times that it
+    lacks, and `priority` gives priorities. `priority_process` names the order that the workload is
+    meant for. `context_cap` is the generator's own when not given; `uncapped` takes it away.
+    """
+
+    file: str | None = None
+    format: str | None = None
+    generator: str | None = None
+    conversations: Positive | None = None
+    rate: Rate | None = None
+    arrivals: ArrivalSpec | None = None
+    context_cap: Annotated[int, Field(ge=2)] | None = None
+    uncapped: bool = False
+    think: ThinkLaw | None = None
+    think_mean_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0
+    system_tokens: Tokens | None = None
+    hash_block: Annotated[int, Field(ge=1, le=MAX_BLOCK_SIZE)] | None = None
+    priority: PriorityShares | None = None
+    priority_process: Process | None = None
+
+    @field_validator("generator")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is None or name in GENERATORS or is_generator_file(name):
+            return name
+        known = ", ".join(GENERATORS)
+        raise ValueError(f"{shown(name)!r} is not one of {known}, and no .yaml file")
+
+    def problem(self) -> str | None:
+        """What is wrong with the keys together, or None."""
+        if (self.file is None) == (self.generator is None):
+            return "give a file or a generator, one of the two"
+        if self.file is not None:
+            own = ("conversations", "context_cap", "system_tokens", "hash_block")
+            given = [name for name in own if getattr(self, name) is not None]
+            if given or self.uncapped:
+                return f"{(given or ['uncapped'])[0]} is a generator's; a file has its own"
+            if self.arrivals is not None and self.rate is None:
+                return "arrivals needs rate, in sessions per second"
+        elif not is_generator_file(self.generator) and None in (self.conversations, self.rate):
+            return f"generator {self.generator} needs conversations and rate"
+        if self.uncapped and self.context_cap is not None:
+            return "give context_cap or uncapped, not both"
+        return None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing wrong, on one line: its field and its limit."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return (f"{shown(field)}: " if field else "") + shown(first["msg"], 300)
+
+
+def build_spec(values: Mapping[str, Any]) -> WorkloadSpec:
+    """A workload from what a command line gave; None: not given. Raises ConfigError."""
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        spec = WorkloadSpec.model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from None
+    problem = spec.problem()
+    if problem is not None:
+        raise ConfigError(problem)
+    return spec
+
+
+def parse_law(text: str) -> dict[str, Any]:
+    """`gamma,cv=3` as a mapping with `law`. Raises ConfigError."""
+    law, *pairs = text.split(",")
+    values: dict[str, Any] = {"law": law}
+    for pair in pairs:
+        key, equals, number = pair.partition("=")
+        try:
+            values[key] = json.loads(number)
+        except ValueError:
+            values[key] = number
+        if not equals or not key:
+            raise ConfigError(f"{shown(text, 60)!r}: must be like gamma,cv=3")
+    return values
+
+
+def is_generator_file(name: Any) -> bool:
+    """Whether a generator's name is that of a file."""
+    return isinstance(name, str) and name.endswith((".yaml", ".yml"))
