@@ -116,20 +116,61 @@ def _priority(shares: str | None, by: str) -> dict[str, Any] | None:
 
 
 @trace.command("describe")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "name", help="The file's format; default: found from its first line.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE2]")
+@click.option("--format", "name", help="The files' format; default: found from the first line.")
+@click.option("--cache", "sizes", metavar="BLOCKS", help="Sizes of LRU caches, e.g. 1000,50000.")
+@click.option("--figure", "picture", type=click.Path(path_type=Path), help="NAME.png or NAME.svg")
 @_json
-def _describe(*, file: Path, name: str | None, as_json: bool) -> None:
-    """Say what is in a workload file: lengths, turns, gaps, arrivals.
+def _describe(
+    *,
+    files: tuple[str, ...],
+    name: str | None,
+    sizes: str | None,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what is in a workload file, or in two side by side: lengths, turns, gaps, arrivals,
+    clients, and what a prefix cache could reuse.
 
     \b
     Examples:
       fastswitch trace describe chat.jsonl
       fastswitch trace describe AzureLLMInferenceTrace_conv.csv --json
+      fastswitch trace describe conversation_trace.jsonl --cache 1000,10000,50000
+      fastswitch trace describe chat.jsonl azure.csv --figure both.png
     """
-    from traces.describe import as_text
-    from traces.describe import describe as statistics
+    from traces.describe import described, distances
+    from traces.describe_text import as_text, distances_as_text
     from traces.readers.catalog import read_workload
 
-    found = statistics(read_workload(file, name))
-    click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
+    if len(files) > 2:
+        raise ConfigError(f"trace describe: {len(files)} files; takes one or two")
+    if picture is not None and picture.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--figure: {picture} ends neither in .png nor in .svg")
+    with progress(None, "requests") as advance:
+        found = [
+            described(read_workload(Path(file), name), _cache_sizes(sizes), advance)
+            for file in files
+        ]
+    both = distances(found[0][0], found[1][0]) if len(found) == 2 else None
+    if as_json:
+        shown = [one for _, one in found]
+        data = shown[0] if both is None else {"workloads": shown, "distances": both}
+        click.echo(json.dumps(data, indent=1))
+    else:
+        click.echo(as_text(*(one for _, one in found)))
+        if both is not None:
+            click.echo(distances_as_text(both))
+    if picture is not None:
+        from traces.describe_figure import figure, save_figure
+
+        names = [Path(file).name.partition(".")[0] for file in files]
+        save_figure(figure([columns for columns, _ in found], names), picture)
+
+
+def _cache_sizes(text: str | None) -> list[int]:
+    """`1000,50000`. Raises ConfigError."""
+    parts = text.split(",") if text else []
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 40 for part in parts):
+        raise ConfigError(f"--cache: {str(text)[:60]!r} must be numbers of blocks, like 1000,50000")
+    return [int(part) for part in parts]
