@@ -115,6 +115,44 @@ def _priority(shares: str | None, by: str) -> dict[str, Any] | None:
         raise ConfigError(f"--priority: {shares[:60]!r} must be like 0.1,0.9") from None
 
 
+@trace.command("fit")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "name", help="The file's format; default: found from its first line.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="GENERATOR.yaml")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_json
+def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool) -> None:
+    """Fit a generator to a workload file and print how far from the data it is.
+
+    A generator fitted on one random half of the sessions is compared with the other half; beside
+    each distance stands that between the two halves. What is written is fitted on all sessions.
+
+    \b
+    Examples:
+      fastswitch trace fit sharegpt_turn_lengths.csv -o mine.yaml
+      fastswitch trace generate mine.yaml --rate 0.2 --think human --out mine.jsonl
+    """
+    from traces import fit
+    from traces.columns import collect
+    from traces.generators.files import save_generator
+    from traces.readers.catalog import read_workload
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--out: {out} does not end in .yaml")
+    with progress(None, "requests") as advance:
+        columns = collect(read_workload(file, name), advance=advance)
+        fitted = fit.fit(columns, out.stem)
+        found = fit.held_out_distances(columns, out.stem, seed)
+    save_generator(fitted, out)
+    if as_json:
+        click.echo(json.dumps({"fitted_on": fitted.fitted_on, "distances": found}, indent=1))
+    else:
+        click.echo(fit.as_text(found))
+    for note in fitted.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"written: {out}, fitted on {fitted.conversations} sessions", err=True)
+
+
 @trace.command("describe")
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE2]")
 @click.option("--format", "name", help="The files' format; default: found from the first line.")

@@ -280,4 +280,4 @@ class Generator:
             factor = reset.sizes[low] + (place - low) * (reset.sizes[low + 1] - reset.sizes[low])
             kept = min(reset.kept_tokens, prompt_before)
             return kept, max(1, round(factor * prompt_before) - kept)
-        return history, max(1, round(model.later.draw(streams, "user", name, turn)))
+        return history, round(model.later.draw(streams, "user", name, turn))
