@@ -115,6 +115,92 @@ def _priority(shares: str | None, by: str) -> dict[str, Any] | None:
         raise ConfigError(f"--priority: {shares[:60]!r} must be like 0.1,0.9") from None
 
 
+@trace.command("compose")
+@click.argument("lengths", type=click.Path(path_type=Path))
+@click.option("--format", "name", help="The format of LENGTHS; default: found from its first line.")
+@click.option("--sample", type=float, help="Keep each session with this chance.")
+@click.option(
+    "--gaps", metavar="FILE|LAW", help="Think times: human, agent, none, exponential,mean=25."
+)
+@click.option("--arrivals", metavar="FILE|LAW", help="Session starts: as for generate.")
+@click.option("--rate", type=float, help="Sessions per second, for a law.")
+@click.option("--shuffle", is_flag=True, help="Deal the sessions out to the starts anew.")
+@click.option("--scale-rate", type=float, help="Arrivals so many times as often.")
+@click.option("--window", metavar="A:B", help="Sessions that begin in these seconds.")
+@click.option("--scale-tokens", type=float, help="Prompts and replies so many times as long.")
+@click.option("--cap", type=int, help="Stop sessions before a context of more tokens.")
+@click.option("--priority", metavar="SHARES", help="Static priorities, e.g. 0.1,0.9.")
+@click.option(
+    "--priority-by", type=click.Choice(["session", "client"]), default="session", show_default=True
+)
+@click.option(
+    "--priority-process", "process", help="The order that the workload is meant for, e.g. markov."
+)
+@click.option(
+    "--merge", type=click.Path(path_type=Path), multiple=True, help="Another tenant's file."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--run", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="NAME.jsonl or .jsonl.gz"
+)
+def _compose(
+    *,
+    lengths: Path,
+    name: str | None,
+    window: str | None,
+    priority: str | None,
+    priority_by: str,
+    process: str | None,
+    seed: int,
+    run: int,
+    out: Path,
+    **asked: Any,
+) -> None:
+    """Compose a workload: lengths from one file, gaps and arrivals from others or from laws, then
+    changed. The header says what was done, in the order in which it is done, that of the options.
+
+    \b
+    Examples:
+      fastswitch trace compose sharegpt_turn_lengths.csv --gaps human --rate 0.2 --out chat.jsonl
+      fastswitch trace compose chat.jsonl --arrivals azure.csv --cap 8192 --out bursty.jsonl
+      fastswitch trace compose chat.jsonl --merge agent.jsonl --out tenants.jsonl
+    """
+    from traces.draw import Streams
+    from traces.readers.native import write
+    from traces.recipes import Recipe
+    from traces.workload import watched
+    from traces.workload_spec import build_spec
+
+    given = {"priority": _priority(priority, priority_by), "priority_process": process}
+    spec = build_spec({"file": str(lengths), **given})
+    recipe = Recipe(
+        lengths,
+        name,
+        window=_window(window),
+        priority=spec.priority,
+        priority_process=spec.priority_process,
+        **asked,
+    )
+    made = recipe.workload(Streams(seed, run))
+    with progress(None, "turns") as advance:
+        count = write(watched(made, advance), out)
+    click.echo(f"{count} turns written to {out}")
+    for part in made.header.composed_from:
+        click.echo(f"  {part}")
+
+
+def _window(text: str | None) -> tuple[float, float] | None:
+    """`600:1200`. Raises ConfigError."""
+    if text is None:
+        return None
+    begin, _, end = text.partition(":")
+    try:
+        return float(begin), float(end)
+    except ValueError:
+        raise ConfigError(f"--window: {text[:60]!r} must be like 600:1200, in seconds") from None
+
+
 @trace.command("fit")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "name", help="The file's format; default: found from its first line.")
