@@ -1,6 +1,6 @@
 """A workload as compact columns: what describing, fitting and comparing read.
 
-One pass; some 70 bytes a row whatever its ids are, since ids become 64-bit digests and are let go.
+One pass; 104 bytes a row whatever its ids are, since ids become 64-bit digests and are let go.
 Two ids of a million would share a digest once in 37 million workloads.
 """
 

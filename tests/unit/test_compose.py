@@ -182,6 +182,17 @@ def test_scaled_histories_add_up(factor: float, source: str) -> None:
     assert {"hash_ids", "components"} <= set(scaled.header.lost)
 
 
+def test_a_prompt_that_said_it_repeats_everything_still_does_when_scaled() -> None:
+    rows = [
+        Turn("a/1", "a", 1, 11, 11, arrival_ns=0),
+        Turn("a/2", "a", 2, 30, 11, think_ns=S, parent_prefix_tokens=22, new_input_tokens=8),
+    ]
+    scaled = transform.scale_tokens(Workload.of(rows, Header(timing="closed")), 0.5)
+    first, second = scaled
+    assert second.parent_prefix_tokens == first.input_tokens + first.output_tokens == 12
+    assert second.input_tokens == 16
+
+
 def test_scaling_by_one_changes_no_length() -> None:
     for source in (chats, agents, opened, launched):
         assert lengths(transform.scale_tokens(source(), 1.0)) == lengths(source())
@@ -242,6 +253,20 @@ def test_gaps_are_taken_from_those_after_a_reply_that_ended_alike() -> None:
     for turns in sessions(given_to):
         for before, after in pairwise(turns):
             assert after.think_ns == (2 * S if before.stop == "tool_use" else 90 * S)
+
+
+def test_an_open_donors_gaps_run_from_request_to_request() -> None:
+    donor = [
+        Turn(f"d/{k}", "d", k, 9 * k, 9, arrival_ns=arrival * S)
+        for k, arrival in enumerate((5, 7, 20), start=1)
+    ]
+    taken = compose.with_gaps_of(
+        chats(), Streams(1), Workload.of(donor, Header(source="d", timing="open"))
+    )
+    assert {turn.think_ns for turn in taken if turn.turn > 1} == {2 * S, 13 * S}
+    assert taken.header.composed_from[-1].endswith(
+        "the gaps of d, measured from request to request"
+    )
 
 
 def test_a_donor_without_gaps_or_with_too_few_starts_is_refused() -> None:

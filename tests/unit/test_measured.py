@@ -65,6 +65,14 @@ def test_a_clients_gaps_are_as_bursty_as_its_windows_say(law: str) -> None:
     assert gaps.std() / gaps.mean() == pytest.approx(3, rel=0.15)
 
 
+def test_a_gap_goes_on_through_the_windows_that_follow() -> None:
+    """Even gaps of 100 s through windows of 10 s."""
+    windows = tuple(Span(10.0 * k, 0.01, 0.05) for k in range(600))
+    gaps = np.diff([turn.arrival_ns or 0 for turn in rows(One("a", windows))]) / NS
+    assert gaps.mean() == pytest.approx(100, rel=0.05)
+    assert gaps.std() < 10
+
+
 def test_an_absurd_cv_and_an_unknown_law_end_too() -> None:
     made = rows(One("a", (Span(0, 1.0, 1038.0),)), One("b", (Span(0, 1.0, 0.0, None),)))
     assert {turn.client_id for turn in made} >= {"b"}
