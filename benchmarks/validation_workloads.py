@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from traces.draw import Streams
-from traces.generators.chat import Chat
 from traces.readers.native import write
+from traces.sources import open_workload
 from traces.workload import Header, Turn, Workload
+from traces.workload_spec import build_spec
 
 SCALE = 64
 TURNS = 200
@@ -30,12 +31,22 @@ SEED = 11
 def chat() -> Workload:
     """Conversations with tokens and times of the chat generator, divided."""
     streams = Streams(SEED, 0)
-    made = Chat(conversations=52, rate=5.0, think="exponential", think_mean_s=0.5, context_cap=4096)
+    spec = build_spec(
+        {
+            "generator": "chat",
+            "conversations": 52,
+            "rate": 5.0,
+            "think": "exponential",
+            "think_mean_s": 0.5,
+            "context_cap": 4096,
+        }
+    )
+    made = open_workload(spec, streams)
     sent: dict[str, int] = {}  # session -> tokens of its context
 
     def turns() -> Iterator[Turn]:
         sent.clear()
-        for turn in made.workload(streams):
+        for turn in made:
             new = min(32, max(2, (turn.new_input_tokens or 0) // SCALE))
             reply = min(20, max(2, turn.output_tokens // SCALE))
             before = sent.get(turn.session_id, 0)
