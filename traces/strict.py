@@ -1,7 +1,8 @@
 """Strict, streaming input: every way a file can be broken ends in one InputError that names it.
 
-Limits: a line of 1 MiB (JSON documents 256 MiB), 4 GiB unpacked, 200:1 after the first MiB, ids of
-128 characters, 2**24 tokens, numbers of 32 digits, times of ten years.
+Limits: a line of 1 MiB (JSON documents 256 MiB, items of a JSON list 16 MiB), 4 GiB unpacked, 200:1
+after the first MiB, ids of 128 characters, 2**24 tokens, numbers of 32 digits, times of ten years.
+Files may be plain, gzip or zstd; which they are is told by their first bytes.
 
 `count_of` and `nanoseconds_of` also take the text of a CSV cell; in JSON a number in quotes is not
 a number, so readers of JSON use `json_count_of`, `json_nanoseconds_of` and `block_ids_of`.
@@ -18,6 +19,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +29,7 @@ from traces.workload import MAX_ID, MAX_TOKENS
 
 MAX_LINE = 1 << 20
 MAX_DOCUMENT = 1 << 28
+MAX_ITEM = 1 << 24
 MAX_UNPACKED = 1 << 32
 MAX_RATIO = 200
 MAX_DIGITS = 32
@@ -37,9 +40,11 @@ MAX_BLOCK_SIZE = 1 << 16
 
 _CHUNK = 1 << 16
 _GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _SECOND = 1_000_000_000
 #: A time in CSV: no sign, no blanks, no underscores, ASCII digits alone; no exponent that overflows.
 _DECIMAL = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
+_BLANKS = re.compile(r"[ \t\r\n]*")
 #: Digits enough that a product of any such time is exact, and is rounded once.
 _EXACT = Context(prec=4 * MAX_DIGITS)
 
@@ -87,14 +92,24 @@ class Place:
 
 
 class _Guarded(io.RawIOBase):
-    """Bytes of an open file, gzip or plain, that stop at the unpacking limits."""
+    """Bytes of an open file, plain, gzip or zstd, that stop at the unpacking limits."""
 
     def __init__(self, raw: io.BufferedReader, place: Place) -> None:
         super().__init__()
         self._place = place
         self._packed = os.fstat(raw.fileno()).st_size
         self._unpacked = 0
-        self._file: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP else raw
+        begin = raw.peek(4)[:4]
+        self._kind = ""
+        self._file: Any = raw
+        if begin[:2] == _GZIP:
+            self._kind = "gzip"
+            self._file = gzip.GzipFile(fileobj=raw)
+        elif begin == _ZSTD:
+            import pyarrow as pa  # noqa: PLC0415  # slow to import, and seldom needed
+
+            self._kind = "zstd"
+            self._file = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
 
     def readable(self) -> bool:
         return True
@@ -104,6 +119,10 @@ class _Guarded(io.RawIOBase):
             data: bytes = self._file.read(min(len(buffer), _CHUNK))
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             self._place.fail(f"broken gzip after {self._unpacked} bytes: {error}")
+        except OSError as error:  # pyarrow raises nothing narrower
+            if self._kind != "zstd":
+                raise
+            self._place.fail(f"broken zstd after {self._unpacked} bytes: {error}")
         self._unpacked += len(data)
         if self._unpacked > MAX_UNPACKED:
             self._place.fail(f"unpacks to more than {MAX_UNPACKED} bytes")
@@ -114,29 +133,26 @@ class _Guarded(io.RawIOBase):
 
 
 def open_lines(path: Path, place: Place, limit: int = MAX_LINE) -> Iterator[str]:
-    """Lines of a UTF-8 file, gzip or plain, without their ends; `place.line` follows.
+    """Lines of a UTF-8 file, packed or plain, without their ends; `place.line` follows.
 
     Raises InputError for a file that cannot be read, and for a line of more than `limit` bytes.
     """
-    try:
-        with path.open("rb") as raw, io.BufferedReader(_Guarded(raw, place), _CHUNK) as reader:
-            first = True
-            while line := reader.readline(limit + 1):
-                place.line += 1
-                if len(line) > limit:
-                    place.fail(f"line is longer than {limit} bytes")
-                try:
-                    text = line.decode("utf-8-sig" if first else "utf-8")
-                except UnicodeDecodeError as error:
-                    place.fail(f"not UTF-8: {error.reason} at byte {error.start}")
-                first = False
-                yield text.rstrip("\r\n")
-    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-        place.fail(f"cannot be read: {reason(error)}")
+    with _opened(path, place) as reader:
+        first = True
+        while line := reader.readline(limit + 1):
+            place.line += 1
+            if len(line) > limit:
+                place.fail(f"line is longer than {limit} bytes")
+            try:
+                text = line.decode("utf-8-sig" if first else "utf-8")
+            except UnicodeDecodeError as error:
+                place.fail(f"not UTF-8: {error.reason} at byte {error.start}")
+            first = False
+            yield text.rstrip("\r\n")
 
 
 def read_document(path: Path, place: Place, limit: int = MAX_DOCUMENT) -> str:
-    """All of a UTF-8 file, gzip or plain, for formats that are not read line by line.
+    """All of a UTF-8 file, packed or plain, for formats that are not read line by line.
 
     Raises InputError for what `open_lines` does, and for more than `limit` characters.
     """
@@ -149,6 +165,115 @@ def read_document(path: Path, place: Place, limit: int = MAX_DOCUMENT) -> str:
             place.fail(f"document is longer than {limit} bytes")
     place.line = 0
     return "\n".join(lines)
+
+
+def head_of(path: Path, place: Place, limit: int = MAX_LINE) -> str | None:
+    """What a file's format is told by: its first line, or its first 64 if that one is no more than
+    a bracket, in at most `limit` bytes. None for an empty file. Raises InputError as `open_lines`.
+    """
+    with _opened(path, place) as reader:
+        line = reader.readline(limit)
+        if line.strip(b"\xef\xbb\xbf \t\r\n") in (b"{", b"["):
+            line += b"".join(reader.readline(limit // 64) for _ in range(63))
+    if not line:
+        return None
+    place.line = 1
+    is_whole = line.endswith(b"\n") or len(line) < limit
+    try:
+        text = line.decode("utf-8-sig", "strict" if is_whole else "ignore")
+    except UnicodeDecodeError as error:
+        place.fail(f"not UTF-8: {error.reason} at byte {error.start}")
+    return text.rstrip("\r\n")
+
+
+def array_items(path: Path, place: Place, limit: int = MAX_ITEM) -> Iterator[tuple[int, Any]]:
+    """Items of a file that is one JSON list of objects, with their numbers, one at a time.
+
+    Raises InputError for what `parse_json` does, for anything but a list of objects, and for an
+    item of more than `limit` characters.
+    """
+    decoder = json.JSONDecoder(
+        parse_constant=lambda word: place.fail(f"{word} is not a number"),
+        parse_int=lambda digits: _integer(digits, place),
+        parse_float=lambda digits: _float(digits, place),
+        object_pairs_hook=lambda pairs: _object(pairs, place),
+    )
+    with _opened(path, place) as reader:
+        text = _Text(io.TextIOWrapper(reader, "utf-8-sig"), place)
+        if text.skip_blanks() != "[":
+            place.fail("not a JSON list")
+        text.at += 1
+        number = 0
+        while (mark := text.skip_blanks()) != "]":
+            if number:
+                if mark != ",":
+                    place.fail(f"{quoted(mark)} where a comma was due after item {number - 1}")
+                text.at += 1
+                mark = text.skip_blanks()
+            if mark != "{":
+                place.fail(f"{quoted(mark)} where an object was due", f"[{number}]")
+            yield number, text.item(decoder, number, limit)
+            number += 1
+        text.at += 1
+        if text.skip_blanks():
+            place.fail("more after the end of the list")
+
+
+class _Text:
+    """Text of a file that is looked at piece by piece; what was taken is forgotten."""
+
+    def __init__(self, file: io.TextIOWrapper, place: Place) -> None:
+        self._file = file
+        self._place = place
+        self._text = ""
+        self.at = 0
+
+    def _more(self, size: int) -> bool:
+        """Read on by `size` characters; False at the end of the file."""
+        try:
+            piece = self._file.read(size)
+        except UnicodeDecodeError as error:
+            self._place.fail(f"not UTF-8: {error.reason}")
+        self._text = self._text[self.at :] + piece
+        self.at = 0
+        return bool(piece)
+
+    def skip_blanks(self) -> str:
+        """The next character that is no blank, which stays; "" at the end of the file."""
+        while True:
+            match = _BLANKS.match(self._text, self.at)
+            self.at = match.end() if match else self.at
+            if self.at < len(self._text):
+                return self._text[self.at]
+            if not self._more(_CHUNK):
+                return ""
+
+    def item(self, decoder: json.JSONDecoder, number: int, limit: int) -> Any:
+        """The object that begins here. A piece that is no whole object is tried again only when
+        there is twice as much of it, so the work stays in proportion."""
+        while True:
+            try:
+                value, self.at = decoder.raw_decode(self._text, self.at)
+            except json.JSONDecodeError as error:
+                have = len(self._text) - self.at
+                if have > limit:
+                    self._place.fail(f"item is longer than {limit} characters", f"[{number}]")
+                if not self._more(max(have, _CHUNK)):
+                    self._place.fail(f"not JSON: {error.msg}", f"[{number}]")
+            except RecursionError:
+                self._place.fail("nested too deeply", f"[{number}]")
+            else:
+                return value
+
+
+@contextmanager
+def _opened(path: Path, place: Place) -> Iterator[io.BufferedReader[_Guarded]]:
+    """A file's bytes, unpacked, within the limits. Raises InputError."""
+    try:
+        with path.open("rb") as raw, io.BufferedReader(_Guarded(raw, place), _CHUNK) as reader:
+            yield reader
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        place.fail(f"cannot be read: {reason(error)}")
 
 
 def csv_rows(lines: Iterator[str], place: Place) -> Iterator[list[str]]:
@@ -266,6 +391,8 @@ def json_nanoseconds_of(value: Any, field: str, place: Place, per_unit: int = _S
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         place.fail(f"{quoted(value)} is not a number", field)
     if isinstance(value, float):
+        if not math.isfinite(value):  # no JSON has such, but other containers
+            place.fail(f"{value} is not a finite number", field)
         return _in_ns(Decimal(repr(value)), field, place, per_unit)
     return _in_ns(Decimal(value), field, place, per_unit)
 

@@ -6,12 +6,15 @@ lengths may be missing: a reader fills what its source has and invents nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 FORMAT = "fastswitch-workload"
-VERSION = 1
+#: 2 added `priority_process`, `may_lack_last_block` and run-length block ids.
+VERSION = 2
+READABLE = (1, 2)
 
 Timing = Literal["open", "closed", "gap"]
 
@@ -29,7 +32,10 @@ class Turn:
     start) drives a turn after the first. `parent_id` None means the turn before it in the session.
     `parent_prefix_tokens`: how much of the parent's context, prompt and reply, this prompt repeats
     from its start; None: all. `cancel_ns`: the client leaves this long after its arrival unless
-    served. `priority`: lower is more urgent.
+    served. `priority`: lower is more urgent; `priority_process` names how it changes afterwards.
+    `service_ns`: what serving took at the source, for checking a model, never for driving one.
+    `stop`: how the reply ended, as `end_turn` or `tool_use`. `components`: ordered parts of the
+    prompt as (kind, id, tokens).
     """
 
     request_id: str
@@ -54,6 +60,7 @@ class Turn:
     stop: str | None = None
     hash_ids: tuple[int, ...] | None = None
     components: tuple[tuple[str, str, int], ...] | None = None
+    priority_process: str | None = None
 
 
 TURN_FIELDS = tuple(f.name for f in fields(Turn))
@@ -61,7 +68,12 @@ TURN_FIELDS = tuple(f.name for f in fields(Turn))
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a workload is and where it comes from. `lost`: what the source had and this has not."""
+    """What a workload is and where it comes from.
+
+    `hash_scope`: where an id of a block means the same block. `may_lack_last_block`: the last block
+    of a prompt may have no id if it is not full. `priority_process`: of turns that name none.
+    `lost`: what the source has, or a reader of it would expect, and this has not.
+    """
 
     source: str = ""
     licence: str = ""
@@ -70,6 +82,8 @@ class Header:
     time_resolution_s: float = 1e-9
     block_size: int | None = None
     hash_scope: Literal["global", "session"] | None = None
+    may_lack_last_block: bool = False
+    priority_process: str = ""
     composed_from: tuple[str, ...] = ()
     seed: int | None = None
     notes: str = ""
@@ -90,11 +104,13 @@ class Workload:
     """A header and a way to iterate over the turns, again and again, in bounded memory.
 
     Order: open workloads by arrival; closed ones by the arrival of turn 1, each session's turns
-    together.
+    together (`traces.rules`). `left_out`: records of the source that are no requests, by reason,
+    counted anew by every iteration.
     """
 
     header: Header
     source: Callable[[], Iterator[Turn]] = field(repr=False)
+    left_out: Counter[str] = field(default_factory=Counter, repr=False)
 
     def __iter__(self) -> Iterator[Turn]:
         return self.source()

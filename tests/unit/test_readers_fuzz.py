@@ -6,49 +6,18 @@ import gzip
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policy.errors import InputError
+from tests.helpers.formats import AIDS, VALID, num_rows
 from traces.readers.catalog import READERS, read_workload
 from traces.readers.native import write
 from traces.workload import MAX_TOKENS, Turn
 
 NAMES = [reader.name for reader in READERS]
-VALID = {
-    "native": (
-        '{"format": "fastswitch-workload/1", "source": "a test", "timing": "open", "seed": 3}\n'
-        '{"request_id": "a", "turn": 1, "input_tokens": 5, "output_tokens": 6, "arrival_s": 0.5}\n'
-        '{"request_id": "b", "input_tokens": 20, "output_tokens": 6, "arrival_s": 1e0,'
-        ' "priority": -1, "hash_ids": [1, 2], "components": [["user", "c", 5]], "model": "m"}\n'
-    ),
-    "azure": (
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-        "2023-11-16 18:15:46.6805900,374,44\n"
-        "2023-11-16 18:15:50.9951690,396,109\n"
-    ),
-    "mooncake": (
-        '{"timestamp": 0, "input_length": 513, "output_length": 5, "hash_ids": [0, 14]}\n'
-        '{"timestamp": 3000.5, "input_length": 512, "output_length": 0, "session_id": "s"}\n'
-    ),
-    "sharegpt": "conversation_id,turn,user_tokens,assistant_tokens\na,1,33,255\na,2,35,328\n",
-    "kv-cache-tester-table": (
-        "id,turn,t,type,model,in,out,api_time,think_time,stop,block_size,tool_tokens,"
-        "system_tokens,n_blocks,shared_prefix_blocks,hash_id_ranges\n"
-        "s,1,0.0,n,m,130,9,7.34,0.0,tool_use,64,40,20,3,0,1-3\n"
-        "s,2,19.0,n,m,200,8,9.19,12.0,end_turn,64,40,20,4,3,1-3;9\n"
-    ),
-    "kv-cache-tester": (
-        '{"id": "s", "models": ["m"], "block_size": 64, "requests": [\n'
-        '{"t": 0.0, "type": "n", "model": "m", "in": 130, "out": 9, "hash_ids": [1, 2, 3]},\n'
-        '{"t": 2.0, "type": "subagent", "agent_id": "x", "requests": [\n'
-        '{"t": 0.0, "type": "n", "in": 64, "out": 1, "hash_ids": [1], "api_time": 0.5}]},\n'
-        '{"t": 9.0, "type": "n", "in": 64, "out": 8, "hash_ids": [1], "think_time": 1}]}\n'
-    ),
-}
 #: What a value, a key or a separator may be replaced by.
 HOSTILE = [
     *("", " ", "0", "-0", "-1", "1.5", "7", "1e5", "1e999", "1e-999", "1e999999", "-1e999999"),
@@ -69,30 +38,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(path: Path, name: str | None) -> list[Turn] | None:
     """All turns, or None if the file is refused as it should be."""
     try:
-        return list(read_workload(path, name))
+        return list(read_workload(path, name, AIDS))
     except InputError as error:
         message = str(error)
         num_lines = len(message.splitlines())
         assert num_lines <= 5 and message.startswith(str(path))
         return None
-
-
-def num_requests(requests: list[dict[str, Any]]) -> int:
-    """Requests of a session, those of its sub-agents included."""
-    return sum(
-        num_requests(request["requests"]) if request.get("type") == "subagent" else 1
-        for request in requests
-    )
-
-
-def num_rows(name: str, data: bytes) -> int:
-    """How many turns a file of that format must hold, counted without the reader."""
-    text = data.decode("utf-8-sig")
-    if name == "kv-cache-tester":
-        return num_requests(json.loads(text)["requests"])
-    lines = text.removesuffix("\n").split("\n")
-    has_header = name != "mooncake" and (name != "native" or "format" in json.loads(lines[0]))
-    return len(lines) - has_header
 
 
 # ---------------------------------------------------------------------- arbitrary bytes
@@ -143,7 +94,7 @@ def test_a_mutated_file_gives_every_row_or_is_refused(
     path.write_bytes(text.encode())
     turns = read(path, name)
     if turns is not None:
-        assert len(turns) == num_rows(name, text.encode())
+        assert len(turns) == num_rows(name, text, json.loads)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,10 +105,11 @@ def test_what_survives_a_mutation_is_a_workload_that_can_be_kept(
     path.write_bytes(data.draw(mutated(VALID[name])).encode())
     turns = read(path, name)
     if turns is not None:
-        workload = read_workload(path, name)
-        write(workload, path.with_name("kept.jsonl"))
-        again = read_workload(path.with_name("kept.jsonl"))
-        assert (again.header, list(again)) == (workload.header, turns)
+        workload = read_workload(path, name, AIDS)
+        for kept in (path.with_name("kept.jsonl"), path.with_name("kept.parquet")):
+            write(workload, kept)
+            again = read_workload(kept)
+            assert (again.header, list(again)) == (workload.header, turns)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,4 +126,4 @@ def test_flipped_and_cut_bytes_are_refused_or_leave_every_row(
     path.write_bytes(changed[:cut])
     turns = read(path, name)
     if turns is not None and not is_packed:
-        assert len(turns) == num_rows(name, bytes(changed[:cut]))
+        assert len(turns) == num_rows(name, changed[:cut].decode("utf-8-sig"), json.loads)

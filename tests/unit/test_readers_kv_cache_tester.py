@@ -17,8 +17,8 @@ from traces.draw import Streams
 from traces.generators.arrivals import Poisson
 from traces.generators.catalog import think_of
 from traces.readers import kv_cache_tester
+from traces.readers.base import MAX_BLOCKS, expand_ranges
 from traces.readers.catalog import read_workload
-from traces.readers.kv_cache_tester import MAX_BLOCKS, expand_ranges
 from traces.strict import Place
 from traces.workload import Header, Turn
 
@@ -33,7 +33,13 @@ HEADER = Header(
     time_resolution_s=1e-3,
     block_size=64,
     hash_scope="session",
+    may_lack_last_block=True,
+    lost=(
+        "when sessions began",
+        "input_types and output_types: what a request held and a reply was made of",
+    ),
 )
+PARTS = (("tools", "a", 40), ("system", "a", 20))
 
 
 def file_of(folder: Path, text: str) -> Path:
@@ -108,6 +114,7 @@ def test_rows_of_the_table_become_closed_turns_that_repeat_their_predecessors_bl
             kind="agent",
             stop="tool_use",
             hash_ids=(1, 2, 3),
+            components=PARTS,
         ),
         Turn(
             *("a/2", "a", 2, 200, 8),
@@ -116,6 +123,7 @@ def test_rows_of_the_table_become_closed_turns_that_repeat_their_predecessors_bl
             model="opus",
             kind="agent",
             hash_ids=(1, 2, 3, 9),
+            components=PARTS,
         ),
         Turn(
             *("a/3", "a", 3, 64, 7),
@@ -126,6 +134,7 @@ def test_rows_of_the_table_become_closed_turns_that_repeat_their_predecessors_bl
             kind="agent",
             stop="end_turn",
             hash_ids=(1,),
+            components=PARTS,
         ),
         Turn("b/1", "b", 1, 0, 0, service_ns=10**9, kind="agent", hash_ids=()),
     ]
@@ -260,7 +269,7 @@ def test_columns_must_be_the_tables_own(tmp_path: Path, names: str, where: str) 
     [("", ()), ("7", (7,)), ("1-3;9", (1, 2, 3, 9)), ("5-5;0", (5, 0)), ("2;1;2", (2, 1, 2))],
 )
 def test_ranges_expand_to_the_ids_they_stand_for(text: str, ids: tuple[int, ...]) -> None:
-    assert expand_ranges(text, Place(Path("f"))) == ids
+    assert expand_ranges(text, Place(Path("f")), "hash_id_ranges") == ids
 
 
 @pytest.mark.parametrize(
@@ -273,11 +282,12 @@ def test_ranges_expand_to_the_ids_they_stand_for(text: str, ids: tuple[int, ...]
 )
 def test_what_is_not_a_list_of_ranges_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^f:3: hash_id_ranges: "):
-        expand_ranges(text, Place(Path("f"), 3))
+        expand_ranges(text, Place(Path("f"), 3), "hash_id_ranges")
 
 
 def test_ranges_may_be_as_long_as_the_longest_prompt() -> None:
-    assert expand_ranges(f"1-{MAX_BLOCKS}", Place(Path("f"))) == tuple(range(1, MAX_BLOCKS + 1))
+    found = expand_ranges(f"1-{MAX_BLOCKS}", Place(Path("f")), "hash_id_ranges")
+    assert found == tuple(range(1, MAX_BLOCKS + 1))
 
 
 # ---------------------------------------------------------------------- the JSON
@@ -596,6 +606,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_table_and_the_json_of_one_session_give_the_same_turns(
     folder: Path, requests: list[dict[str, Any]]
 ) -> None:
-    from_json = list(read_workload(session_of(folder, *requests)))
+    parts = {"tool_tokens": int(CELLS["tool_tokens"]), "system_tokens": int(CELLS["system_tokens"])}
+    from_json = list(read_workload(session_of(folder, *requests, **parts)))
     assert [turn.input_tokens for turn in from_json] == [found["in"] for found in requests]
     assert list(read_workload(table_of(folder, *as_rows(requests)))) == from_json

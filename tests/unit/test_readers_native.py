@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from policy.errors import ConfigError, InputError
 from traces.readers.catalog import read_workload
-from traces.readers.native import turn_as_json, write
+from traces.readers.native import write
+from traces.readers.rows import row_of
 from traces.strict import MAX_SECONDS
 from traces.workload import Header, Turn, Workload
 
@@ -53,11 +54,9 @@ FULL_ROW = {
     "request_id": "s/2",
     "session_id": "s",
     "turn": 2,
-    "input_tokens": 130,
+    "input_tokens": 3,
     "output_tokens": 9,
-    "arrival_s": 1.5,
-    "think_s": 0.000000001,
-    "gap_s": 2,
+    "gap_s": 2.000000001,
     "parent_id": "s/1",
     "parent_prefix_tokens": 128,
     "new_input_tokens": 2,
@@ -72,16 +71,15 @@ FULL_ROW = {
     "stop": "tool_use",
     "hash_ids": [1, 2, 9],
     "components": [["system", "c0", 100], ["user", "c1", 30]],
+    "priority_process": "markov(0.04)",
 }
 FULL_TURN = Turn(
     "s/2",
     "s",
     2,
-    130,
+    3,
     9,
-    arrival_ns=1_500_000_000,
-    think_ns=1,
-    gap_ns=2_000_000_000,
+    gap_ns=2_000_000_001,
     parent_id="s/1",
     parent_prefix_tokens=128,
     new_input_tokens=2,
@@ -96,46 +94,71 @@ FULL_TURN = Turn(
     stop="tool_use",
     hash_ids=(1, 2, 9),
     components=(("system", "c0", 100), ("user", "c1", 30)),
+    priority_process="markov(0.04)",
 )
+#: The turn that the full one extends.
+FIRST_ROW = {
+    "request_id": "s/1",
+    "session_id": "s",
+    "turn": 1,
+    "input_tokens": 64,
+    "output_tokens": 9,
+    "arrival_s": 1.5,
+    "hash_ids": "7-70",
+}
+FIRST_TURN = Turn("s/1", "s", 1, 64, 9, arrival_ns=1_500_000_000, hash_ids=tuple(range(7, 71)))
 FULL_HEADER = Header(
     source="a test",
     licence="CC0-1.0",
     tokenizer="none",
     timing="gap",
     time_resolution_s=0.001,
-    block_size=64,
+    block_size=1,
     hash_scope="session",
+    may_lack_last_block=True,
+    priority_process="random(0.1)",
     composed_from=("lengths: here", "gaps: there"),
     seed=7,
     notes="none",
     lost=("tools",),
 )
 
+FULL_TURNS = [FIRST_TURN, FULL_TURN]
+#: One name for every container.
+NAMES = ["w.jsonl", "w.jsonl.gz", "w.jsonl.zst", "w.parquet"]
+
 
 def test_every_column_and_header_key_is_read(tmp_path: Path) -> None:
     header = {
-        "format": "fastswitch-workload/1",
+        "format": "fastswitch-workload/2",
         "source": "a test",
         "licence": "CC0-1.0",
         "tokenizer": "none",
         "timing": "gap",
         "time_resolution_s": 0.001,
-        "block_size": 64,
+        "block_size": 1,
         "hash_scope": "session",
+        "may_lack_last_block": True,
+        "priority_process": "random(0.1)",
         "composed_from": ["lengths: here", "gaps: there"],
         "seed": 7,
         "notes": "none",
         "lost": ["tools"],
     }
-    workload = read_workload(file_of(tmp_path, json.dumps(header), json.dumps(FULL_ROW)))
+    rows = [json.dumps(row) for row in (header, FIRST_ROW, FULL_ROW)]
+    workload = read_workload(file_of(tmp_path, *rows))
     assert workload.header == FULL_HEADER
-    assert list(workload) == [FULL_TURN]
+    assert list(workload) == FULL_TURNS
+    missing = {field.name for field in fields(Turn) if getattr(FULL_TURN, field.name) is None}
+    assert missing == {"arrival_ns", "think_ns"}
 
 
 def test_a_turn_is_written_as_the_row_it_was_read_from() -> None:
-    assert turn_as_json(FULL_TURN) == FULL_ROW
+    assert row_of(FULL_TURN) == FULL_ROW
+    assert row_of(FIRST_TURN) == FIRST_ROW
+    assert row_of(FIRST_TURN, runs=False)["hash_ids"] == list(range(7, 71))
     bare = Turn("a", "a", 1, 2, 3)
-    assert turn_as_json(bare) == {
+    assert row_of(bare) == {
         "request_id": "a",
         "session_id": "a",
         "turn": 1,
@@ -156,7 +179,7 @@ def test_a_row_may_leave_out_all_but_its_id_and_its_lengths(tmp_path: Path) -> N
 
 def test_a_file_without_a_header_is_open_loop(tmp_path: Path) -> None:
     workload = read_workload(file_of(tmp_path, row(request_id="a"), row(request_id="b")))
-    assert workload.header == Header(timing="open")
+    assert workload.header == Header(timing="open", may_lack_last_block=True)
     assert [turn.request_id for turn in workload] == ["a", "b"]
 
 
@@ -195,7 +218,7 @@ def test_a_header_alone_is_a_workload_of_no_turns(tmp_path: Path) -> None:
         (row(arrival_s=True), "arrival_s: "),
         (row(arrival_s=1e300), "arrival_s: "),
         (row(arrival_s=0.5), "arrival_s: "),
-        (row(think_s=-1), "think_s: "),
+        (row(think_s=-1), "think_s: -1"),
         (row(gap_s=[]), "gap_s: "),
         (row(cancel_s=MAX_SECONDS + 1), "cancel_s: "),
         (row(slo_ttft_s="fast"), "slo_ttft_s: "),
@@ -212,7 +235,15 @@ def test_a_header_alone_is_a_workload_of_no_turns(tmp_path: Path) -> None:
         (row(priority="0"), "priority: "),
         (row(priority=True), "priority: "),
         (row(priority=1 << 40), "priority: "),
-        (row(hash_ids="1-3"), "hash_ids: "),
+        (row(hash_ids="3-1"), "hash_ids: "),
+        (row(hash_ids=""), "hash_ids: "),
+        (row(hash_ids="0-99999999999"), "hash_ids: "),
+        (row(turn=2), "turn: 2 where 1 was due"),
+        (row(parent_id="z"), "parent_id: 'z' does not come before"),
+        (row(parent_id="b"), "parent_id: 'b' does not come before"),
+        (row(think_s=1), "think_s: given of a turn that has no parent"),
+        (row(parent_id="a/1", think_s=1, arrival_s=None), "think_s: given in open loop"),
+        (row(priority_process=1), "priority_process: "),
         (row(hash_ids=[-1]), "hash_ids: "),
         (row(hash_ids=["1"]), "hash_ids: "),
         (row(hash_ids=[True]), "hash_ids: "),
@@ -276,7 +307,10 @@ def test_block_hashes_must_cover_the_prompt_in_blocks_of_the_header(
 @pytest.mark.parametrize(
     ("values", "where"),
     [
-        ({"format": "fastswitch-workload/2"}, "format: "),
+        ({"format": "fastswitch-workload/3"}, "format: "),
+        ({"may_lack_last_block": 1}, "may_lack_last_block: "),
+        ({"priority_process": None, "surprise": 1}, "surprise: "),
+        ({"priority_process": 1}, "priority_process: "),
         ({"format": "fastswitch-workload"}, "format: "),
         ({"format": "fastswitch-workload/1.0"}, "format: "),
         ({"format": "other/1"}, "format: "),
@@ -328,7 +362,8 @@ def test_a_hostile_key_cannot_make_its_message_long(
 IDS = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1, max_size=128)
 TOKENS = st.integers(0, 1 << 24)
 TIMES = st.integers(0, 10**15)
-BLOCKS = st.integers(0, 1 << 62)
+BLOCKS = st.integers(0, (1 << 62) - 40)
+RUNS = st.tuples(BLOCKS, st.integers(0, 40)).map(lambda at: tuple(range(at[0], sum(at))))
 COMPONENTS = st.lists(st.tuples(IDS, IDS, TOKENS), max_size=3).map(tuple)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 EXTRAS = st.fixed_dictionaries(
@@ -338,6 +373,7 @@ EXTRAS = st.fixed_dictionaries(
         "new_input_tokens": TOKENS,
         "client_id": IDS,
         "priority": st.integers(-(1 << 31), 1 << 31),
+        "priority_process": IDS,
         "cancel_ns": TIMES,
         "slo_ttft_ns": TIMES,
         "slo_tbt_ns": TIMES,
@@ -360,6 +396,8 @@ def headers(draw: st.DrawFn) -> Header:
         time_resolution_s=draw(st.floats(1e-9, 60)),
         block_size=draw(st.none() | st.just(16)),
         hash_scope=draw(st.sampled_from(["global", "session", None])),
+        may_lack_last_block=draw(st.booleans()),
+        priority_process=draw(TEXTS),
         composed_from=tuple(draw(st.lists(TEXTS, max_size=3))),
         seed=draw(st.none() | st.integers(0, 1 << 64)),
         notes=draw(TEXTS),
@@ -378,7 +416,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     turns = []
     for name, length in zip(names, lengths, strict=True):
         for turn in range(1, length + 1):
-            blocks = draw(st.none() | st.lists(BLOCKS, max_size=4).map(tuple))
+            blocks = draw(st.none() | st.lists(BLOCKS, max_size=4).map(tuple) | RUNS)
             made = Turn(
                 f"{next(numbers)} {name[:100]}",
                 name,
@@ -404,7 +442,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("native")
 
 
-@given(workloads(), st.sampled_from(["w.jsonl", "w.jsonl.gz"]))
+@given(workloads(), st.sampled_from(NAMES))
 def test_what_is_written_is_what_is_read(folder: Path, workload: Workload, name: str) -> None:
     turns = list(workload)
     assert write(workload, folder / name) == len(turns)
@@ -418,7 +456,7 @@ def test_what_is_written_is_what_is_read(folder: Path, workload: Workload, name:
 def test_times_survive_to_the_nanosecond_below_2_to_the_23_seconds(
     folder: Path, times: list[int]
 ) -> None:
-    turns = [Turn(str(k), "s", 1, 0, 0, cancel_ns=ns) for k, ns in enumerate(times)]
+    turns = [Turn(str(k), str(k), 1, 0, 0, cancel_ns=ns) for k, ns in enumerate(times)]
     write(Workload.of(turns), folder / "times.jsonl")
     assert list(read_workload(folder / "times.jsonl")) == turns
 
@@ -452,8 +490,8 @@ def test_a_name_that_leaves_no_room_for_the_number_of_a_turn_is_refused(tmp_path
 
 
 def test_a_name_that_ends_in_gz_is_compressed_and_other_turns_may_be_given(tmp_path: Path) -> None:
-    workload = Workload.of([FULL_TURN], FULL_HEADER)
-    others = [Turn(str(k), "s", 1, k, 0) for k in range(3)]
+    workload = Workload.of(FULL_TURNS, FULL_HEADER)
+    others = [Turn(str(k), str(k), 1, k, 0) for k in range(3)]
     assert write(workload, tmp_path / "w.jsonl.gz", others) == 3
     lines = gzip.decompress((tmp_path / "w.jsonl.gz").read_bytes()).decode().splitlines()
     assert [json.loads(line).get("input_tokens") for line in lines] == [None, 0, 1, 2]
@@ -464,13 +502,13 @@ def test_a_name_that_ends_in_gz_is_compressed_and_other_turns_may_be_given(tmp_p
 
 def broken_workload() -> Workload:
     def turns() -> Iterator[Turn]:
-        yield FULL_TURN
+        yield FIRST_TURN
         raise InputError("the source broke")
 
     return Workload(FULL_HEADER, turns)
 
 
-@pytest.mark.parametrize("name", ["w.jsonl", "w.jsonl.gz"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_source_that_breaks_leaves_the_folder_as_it_was(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="the source broke"):
         write(broken_workload(), tmp_path / name)
@@ -490,7 +528,7 @@ def test_a_place_that_cannot_be_written_is_a_config_error_and_nothing_is_left(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError) as caught:
-        write(Workload.of([FULL_TURN], FULL_HEADER), tmp_path / name)
+        write(Workload.of(FULL_TURNS, FULL_HEADER), tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: cannot be written: ")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "file",

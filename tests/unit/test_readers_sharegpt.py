@@ -34,7 +34,11 @@ def refusal(path: Path) -> str:
 def test_a_prompt_is_all_that_was_said_before_and_the_new_words(tmp_path: Path) -> None:
     path = file_of(tmp_path, NAMES, "a,1,33,255", "a,2,35,328", "a,3,0,1", "b,1,0,7", "b,2,5,0")
     workload = read_workload(path)
-    assert workload.header == Header(source="ShareGPT turn lengths", timing="closed")
+    assert workload.header == Header(
+        source="ShareGPT turn lengths",
+        timing="closed",
+        lost=("when anything was said", "the text"),
+    )
     assert list(workload) == [
         Turn("a/1", "a", 1, 33, 255, new_input_tokens=33),
         Turn("a/2", "a", 2, 323, 328, new_input_tokens=35),

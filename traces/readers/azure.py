@@ -1,7 +1,9 @@
 """Azure LLM inference traces: TIMESTAMP, ContextTokens, GeneratedTokens.
 
-Source: Azure/AzurePublicDataset, AzureLLMInferenceTrace_{conv,code}.csv (2023, CC-BY-4.0). No
-sessions: every row is a conversation of one turn.
+Source: Azure/AzurePublicDataset, AzureLLMInferenceTrace_{conv,code}.csv (2023) and their week of
+2024, AzureLLMInferenceTrace_{conv,code}_1week.csv (CC-BY-4.0; cite Splitwise, ISCA'24, and
+DynamoLLM, HPCA'25). Both have the same columns; the second writes its times with an offset, which
+is always zero. No sessions: every row is a conversation of one turn.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from traces.readers.base import table_rows
+from traces.readers.base import row_name, table_rows
 from traces.strict import MAX_SECONDS, Place, count_of, quoted
 from traces.workload import Header, Turn
 
@@ -32,11 +34,13 @@ class AzureReader:
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""
+        first = next(table_rows(path, COLUMNS, Place(path)), ("",))
+        year = "2024" if str(first[0]).startswith("2024") else "2023"
         header = Header(
-            source="Azure LLM inference trace 2023",
+            source=f"Azure LLM inference trace {year}",
             licence="CC-BY-4.0",
             timing="open",
-            time_resolution_s=1e-7,
+            time_resolution_s=1e-6 if year == "2024" else 1e-7,
         )
         return header, self._turns(path)
 
@@ -56,7 +60,7 @@ class AzureReader:
             if at - start > MAX_SECONDS * 1_000_000_000:
                 place.fail(f"more than {MAX_SECONDS} seconds after the first row", "TIMESTAMP")
             before = at
-            request_id = f"r{number:07d}"
+            request_id = row_name(number)
             yield Turn(
                 request_id,
                 request_id,

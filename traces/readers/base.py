@@ -1,27 +1,87 @@
-"""What a reader is, and checks that every row goes through."""
+"""What a reader is, and what several of them need: ids, tables, blocks, order in time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from heapq import heappop, heappush
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from traces.strict import Place, csv_rows, open_lines
+from policy.errors import ConfigError
+from traces.strict import (
+    MAX_BLOCK_ID,
+    MAX_LINE,
+    MAX_SECONDS,
+    Place,
+    count_of,
+    csv_rows,
+    json_nanoseconds_of,
+    open_lines,
+    parse_json,
+    quoted,
+    text_of,
+)
 from traces.workload import MAX_ID, Header, Turn
+
+#: Most blocks of one prompt.
+MAX_BLOCKS = 1 << 20
+#: Most rows that a reader sorts by time in memory: about half a gigabyte.
+MAX_SORTED = 1 << 20
+
+#: Names of rows, and what stands for such names of sessions: one `s` more keeps all apart.
+_ROW_NAME = re.compile(r"s*r[0-9]{7,}")
+
+Encode = Callable[[str], Sequence[int]]
+
+
+class Aids(NamedTuple):
+    """What a file alone does not say. `companions`: files of the publisher beside it."""
+
+    tokenizer: Encode | None = None
+    companions: tuple[Path, ...] = ()
 
 
 class Reader(Protocol):
     """One format. Readers are stateless; `read` streams."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the format is called."""
 
-    def claims(self, first_line: str) -> bool:
+    def claims(self, head: str) -> bool:
         """Whether a file that begins with this line is of this format."""
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """Header and turns. Raises InputError for anything that is not the format, and for a
         request id that came before; no row is dropped."""
+
+
+def needs_tokenizer(tokenizer: Encode | None, what: str) -> Encode:
+    """The tokenizer. Raises ConfigError if there is none."""
+    if tokenizer is None:
+        raise ConfigError(
+            f"tokenizer: {what} is text, its tokens must be counted; convert it once with"
+            " fastswitch trace convert FILE --tokenizer tokenizer.json -o OUT"
+        )
+    return tokenizer
+
+
+def encoded(text: Any, field: str, place: Place, encode: Encode) -> Sequence[int]:
+    """The tokens of a text. Raises InputError for what is none, or is too long."""
+    if not isinstance(text, str):
+        place.fail(f"{quoted(text)} is not a string", field)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        place.fail("has half a character", field)
+    tokens = encode(text)
+    count_of(len(tokens), field, place)
+    return tokens
+
+
+# ---------------------------------------------------------------------- ids
 
 
 def unique(turns: Iterable[Turn], place: Place) -> Iterator[Turn]:
@@ -35,6 +95,25 @@ def unique(turns: Iterable[Turn], place: Place) -> Iterator[Turn]:
         yield turn
 
 
+def row_name(number: int) -> str:
+    """The id of a request whose source has none: the number of its row."""
+    return f"r{number:07d}"
+
+
+def id_of(value: Any, field: str, place: Place) -> str:
+    """An id that a source gives as text or as a whole number."""
+    return text_of(str(value) if type(value) is int else value, field, place)
+
+
+def session_of(value: Any, field: str, place: Place) -> str:
+    """A session's name; one that looks like the name of a row gets an `s` in front, so that a row
+    without a session, which is its own, is never taken for it."""
+    name = id_of(value, field, place)
+    if _ROW_NAME.fullmatch(name):
+        name = f"s{name}"
+    return text_of(name, field, place)
+
+
 def id_within(name: str, part: int | str, field: str, place: Place) -> str:
     """`name/part`, the id of a part of what `name` is. Raises InputError if it is longer than an
     id may be: the workload could be written and not read back."""
@@ -44,33 +123,120 @@ def id_within(name: str, part: int | str, field: str, place: Place) -> str:
     return made
 
 
-def check_blocks(
-    ids: tuple[int, ...], tokens: int, size: int, field: str, place: Place, *, may_lack_last: bool
-) -> None:
-    """Raise InputError unless the block ids cover a prompt of `tokens` in blocks of `size`.
-    `may_lack_last`: the last block may have no id if it is not full."""
-    most = -(-tokens // size)
-    least = tokens // size if may_lack_last else most
-    if not least <= len(ids) <= most:
-        wanted = f"{least} or {most}" if least < most else f"{most}"
-        place.fail(f"{len(ids)} ids for {tokens} tokens of {size} a block, not {wanted}", field)
+def optional_ns(value: Any, field: str, place: Place) -> int | None:
+    """A time in seconds that may be null."""
+    return None if value is None else json_nanoseconds_of(value, field, place)
 
 
-def table_rows(path: Path, columns: tuple[str, ...], place: Place) -> Iterator[tuple[str, ...]]:
+def optional_text(value: Any, field: str, place: Place) -> str | None:
+    """An id that may be null."""
+    return None if value is None else text_of(value, field, place)
+
+
+# ---------------------------------------------------------------------- blocks
+
+
+def expand_ranges(text: str, place: Place, field: str) -> tuple[int, ...]:
+    """`1-3;9` is 1, 2, 3, 9. Raises InputError."""
+    ids: list[int] = []
+    for part in text.split(";") if text else ():
+        first, dash, last = part.partition("-")
+        low = count_of(first, field, place, MAX_BLOCK_ID)
+        high = count_of(last, field, place, MAX_BLOCK_ID) if dash else low
+        if high < low or high - low > MAX_BLOCKS:
+            place.fail(f"{quoted(part)} is not a range", field)
+        ids.extend(range(low, high + 1))
+        if len(ids) > MAX_BLOCKS:
+            place.fail(f"more than {MAX_BLOCKS} blocks", field)
+    return tuple(ids)
+
+
+def common(before: Sequence[Any], after: Sequence[Any]) -> int:
+    """How many leading entries are equal."""
+    shared = 0
+    for left, right in zip(before, after, strict=False):
+        if left != right:
+            break
+        shared += 1
+    return shared
+
+
+class Prompts:
+    """The block ids of prompts that may be repeated, the latest `limit` ids of them; what is older
+    is forgotten, so memory is bounded."""
+
+    def __init__(self, size: int, limit: int = 1 << 23) -> None:
+        self._size = size
+        self._room = limit
+        self._kept: dict[str, tuple[int, array[int]]] = {}
+
+    def keep(self, name: str, tokens: int, ids: tuple[int, ...]) -> None:
+        """Remember the prompt that `name` (a session, a request) has now."""
+        self._drop(name)
+        self._kept[name] = (tokens, array("q", ids))
+        self._room -= len(ids)
+        while self._room < 0:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, name: str) -> None:
+        _, ids = self._kept.pop(name, (0, ()))
+        self._room += len(ids)
+
+    def shared(self, name: str, ids: tuple[int, ...]) -> int | None:
+        """How many tokens of that prompt these blocks repeat from its start; None: forgotten."""
+        if name not in self._kept:
+            return None
+        tokens, before = self._kept[name]
+        return min(common(before, ids) * self._size, tokens)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def json_rows(
+    path: Path, place: Place, limit: int = MAX_LINE, *, may_end_blank: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file, each an object. `may_end_blank`: one empty line may end it. Raises
+    InputError, also for an empty file."""
+    blank = False
+    for line in open_lines(path, place, limit):
+        if blank:
+            place.line -= 1
+            place.fail("empty line that does not end the file")
+        if may_end_blank and not line and place.line > 1:
+            blank = True
+            continue
+        row = parse_json(line, place)
+        if not isinstance(row, dict):
+            place.fail("not a JSON object")
+        yield row
+    if not place.line:
+        place.fail("empty file")
+
+
+def table_rows(
+    path: Path, columns: tuple[str, ...], place: Place, optional: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, ...]]:
     """Rows of a CSV file with these columns and no others, in any order; the cells of a row come in
-    the order of `columns`. Raises InputError."""
+    the order of `columns` and then `optional`, None for one that the file has not. Raises
+    InputError."""
     rows = csv_rows(open_lines(path, place), place)
     names = next(rows, None)
     if names is None:
         place.fail("empty file")
-    cells = itemgetter(*_column_indexes(names, columns, place))
+    indexes = _column_indexes(names, columns, optional, place)
+    lacks = None in indexes
+    width = len(names)
+    cells = itemgetter(*(width if index is None else index for index in indexes))
     for row in rows:
-        if len(row) != len(names):
-            place.fail(f"{len(row)} fields, the header has {len(names)}")
-        yield cells(row)
+        if len(row) != width:
+            place.fail(f"{len(row)} fields, the header has {width}")
+        yield cells([*row, None] if lacks else row)
 
 
-def _column_indexes(header: list[str], wanted: tuple[str, ...], place: Place) -> list[int]:
+def _column_indexes(
+    header: list[str], wanted: tuple[str, ...], optional: tuple[str, ...], place: Place
+) -> list[int | None]:
     """Where each wanted column is. Raises InputError naming one that is missing, doubled or more
     than is known: what it says of a row must not be dropped in silence."""
     found: dict[str, int] = {}
@@ -78,10 +244,56 @@ def _column_indexes(header: list[str], wanted: tuple[str, ...], place: Place) ->
         if name in found:
             place.fail("column given twice", name)
         found[name] = index
+    known = wanted + optional
     for name in wanted:
         if name not in found:
             place.fail(f"column missing; columns are {', '.join(header)}", name)
     for name in found:
-        if name not in wanted:
-            place.fail(f"unknown column; columns are {', '.join(wanted)}", name)
-    return [found[name] for name in wanted]
+        if name not in known:
+            place.fail(f"unknown column; columns are {', '.join(known)}", name)
+    return [found.get(name) for name in known]
+
+
+# ---------------------------------------------------------------------- order in time
+
+
+def in_time_order(turns: Iterable[Turn], place: Place, window: int = MAX_SORTED) -> Iterator[Turn]:
+    """Turns with an arrival in its order, the source's order among equals, holding `window` of them
+    back. Raises InputError for one that comes later than that."""
+    heap: list[tuple[int, int, Turn]] = []
+    reached = 0
+    for number, turn in enumerate(turns):
+        arrival = turn.arrival_ns or 0
+        if arrival < reached:
+            place.fail(f"time runs backwards by more than {window} rows")
+        heappush(heap, (arrival, number, turn))
+        if len(heap) > window:
+            reached, _, first = heappop(heap)
+            yield first
+    while heap:
+        yield heappop(heap)[2]
+
+
+def from_the_first(turns: Iterable[Turn], place: Place) -> Iterator[Turn]:
+    """Turns in order of time, whose arrivals become those since the first. Raises InputError for
+    one that comes more than ten years after it."""
+    start: int | None = None
+    for turn in turns:
+        arrival = turn.arrival_ns or 0
+        start = arrival if start is None else start
+        if arrival - start > MAX_SECONDS * 1_000_000_000:
+            place.fail(f"more than {MAX_SECONDS} seconds after the first row")
+        yield replace(turn, arrival_ns=arrival - start) if start else turn
+
+
+def numbered(turns: Iterable[Turn]) -> Iterator[Turn]:
+    """Turns of a session count from 1, in the order in which they come. A row whose session is its
+    own name has no other turn, and is not remembered."""
+    reached: dict[str, int] = {}
+    for turn in turns:
+        session = turn.session_id
+        if session == turn.request_id:
+            yield turn
+            continue
+        number = reached[session] = reached.get(session, 0) + 1
+        yield turn if number == turn.turn else replace(turn, turn=number)

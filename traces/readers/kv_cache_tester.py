@@ -14,9 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from traces.readers.base import check_blocks, id_within, table_rows, unique
+from traces.readers.base import (
+    common,
+    expand_ranges,
+    id_within,
+    optional_ns,
+    optional_text,
+    table_rows,
+    unique,
+)
+from traces.rules import check_blocks
 from traces.strict import (
-    MAX_BLOCK_ID,
     MAX_DOCUMENT,
     Place,
     block_ids_of,
@@ -33,8 +41,6 @@ from traces.workload import Header, Turn
 
 #: Tokens of a block, in every published trace; the header of the workload says so.
 BLOCK = 64
-#: Most blocks of one prompt.
-MAX_BLOCKS = 1 << 20
 
 _HEADER = {
     "source": "kv-cache-tester",
@@ -43,6 +49,11 @@ _HEADER = {
     "time_resolution_s": 1e-3,
     "block_size": BLOCK,
     "hash_scope": "session",
+    "may_lack_last_block": True,
+    "lost": (
+        "when sessions began",
+        "input_types and output_types: what a request held and a reply was made of",
+    ),
 }
 
 
@@ -123,12 +134,12 @@ def _turn_of(cell: _Cells, turn: int, tokens_before: int, place: Place) -> Turn:
     shared = count_of(cell.shared_prefix_blocks, "shared_prefix_blocks", place)
     service_ns = nanoseconds_of(cell.api_time, "api_time", place) if cell.api_time else None
     think_ns = nanoseconds_of(cell.think_time, "think_time", place) if cell.think_time else None
-    ids = expand_ranges(cell.hash_id_ranges, place)
+    ids = expand_ranges(cell.hash_id_ranges, place, "hash_id_ranges")
     check_blocks(ids, tokens, BLOCK, "hash_id_ranges", place, may_lack_last=True)
     if count_of(cell.n_blocks, "n_blocks", place) != len(ids):
         place.fail(f"{cell.n_blocks}, and {len(ids)} in hash_id_ranges", "n_blocks")
-    count_of(cell.tool_tokens, "tool_tokens", place)
-    count_of(cell.system_tokens, "system_tokens", place)
+    tools = count_of(cell.tool_tokens, "tool_tokens", place)
+    system = count_of(cell.system_tokens, "system_tokens", place)
     return Turn(
         id_within(cell.id, turn, "id", place),
         cell.id,
@@ -142,7 +153,20 @@ def _turn_of(cell: _Cells, turn: int, tokens_before: int, place: Place) -> Turn:
         kind="agent",
         stop=text_of(cell.stop, "stop", place) if cell.stop else None,
         hash_ids=ids,
+        components=_components(cell.id, tools, system, tokens),
     )
+
+
+def _components(
+    name: str, tools: int, system: int, tokens: int
+) -> tuple[tuple[str, str, int], ...] | None:
+    """The parts of a prompt that the source counts: tool definitions, then the system prompt. They
+    are the same within a session; whether another has them too is not recorded. None for a prompt
+    too short to hold them."""
+    if tools + system > tokens or not tools + system:
+        return None
+    parts = (("tools", name, tools), ("system", name, system))
+    return tuple(part for part in parts if part[2])
 
 
 class KvCacheTesterReader:
@@ -166,22 +190,27 @@ class KvCacheTesterReader:
             place.fail("not a session object with a list of requests")
         name = text_of(document.get("id"), "id", place)
         json_count_of(document.get("block_size"), "block_size", place, limit=BLOCK, low=BLOCK)
-        yield from self._session(name, document["requests"], place)
+        yield from self._session(name, document, place)
 
     def _session(
         self,
         name: str,
-        requests: list[Any],
+        session: dict[str, Any],
         place: Place,
         launch: _Launch | None = None,
         within: str = "",
     ) -> Iterator[Turn]:
+        requests = session["requests"]
+        tools, system = (
+            json_count_of(session.get(key) or 0, f"{within}{key}", place)
+            for key in ("tool_tokens", "system_tokens")
+        )
         before: tuple[int, ...] = ()
         tokens_before = 0
         begin_before = 0
         ended_ns = 0  # when the last request's reply ended, by the source's own clock
         turn = 0
-        nested: list[tuple[str, list[Any], _Launch | None, str]] = []
+        nested: list[tuple[str, dict[str, Any], _Launch | None, str]] = []
         for number, row in enumerate(requests):
             where = f"{within}requests[{number}]"
             if not isinstance(row, dict):
@@ -190,19 +219,19 @@ class KvCacheTesterReader:
             if row.get("type") == "subagent":
                 agent = text_of(row.get("agent_id"), f"{where}.agent_id", place)
                 inner_name = id_within(name, agent, f"{where}.agent_id", place)
-                inner = row.get("requests")
-                if not isinstance(inner, list):
-                    place.fail(f"{quoted(inner)} is not a list", f"{where}.requests")
+                if not isinstance(row.get("requests"), list):
+                    problem = f"{quoted(row.get('requests'))} is not a list"
+                    place.fail(problem, f"{where}.requests")
                 by = _Launch(f"{name}/{turn}", max(0, begin_ns - ended_ns)) if turn else None
-                nested.append((inner_name, inner, by, f"{where}."))
+                nested.append((inner_name, row, by, f"{where}."))
                 continue
             turn += 1
             tokens = json_count_of(row.get("in"), f"{where}.in", place)
             ids = block_ids_of(row.get("hash_ids"), f"{where}.hash_ids", place)
             check_blocks(ids, tokens, BLOCK, f"{where}.hash_ids", place, may_lack_last=True)
-            service = _optional_ns(row.get("api_time"), f"{where}.api_time", place)
-            think = _optional_ns(row.get("think_time"), f"{where}.think_time", place)
-            shared = min(_common(before, ids) * BLOCK, tokens_before)
+            service = optional_ns(row.get("api_time"), f"{where}.api_time", place)
+            think = optional_ns(row.get("think_time"), f"{where}.think_time", place)
+            shared = min(common(before, ids) * BLOCK, tokens_before)
             first = turn == 1
             made = Turn(
                 id_within(name, turn, where, place),
@@ -214,10 +243,11 @@ class KvCacheTesterReader:
                 parent_id=launch.request_id if first and launch else None,
                 parent_prefix_tokens=(0 if launch else None) if first else shared,
                 service_ns=service,
-                model=_optional_text(row.get("model"), f"{where}.model", place),
+                model=optional_text(row.get("model"), f"{where}.model", place),
                 kind="agent" if launch is None else "subagent",
-                stop=_optional_text(row.get("stop"), f"{where}.stop", place),
+                stop=optional_text(row.get("stop"), f"{where}.stop", place),
                 hash_ids=ids,
+                components=_components(name, tools, system, tokens),
             )
             if begin_ns < begin_before:  # sub-agents have another clock, finer than the requests'
                 place.fail("time runs backwards", f"{where}.t")
@@ -226,36 +256,3 @@ class KvCacheTesterReader:
             ended_ns = begin_ns + (service or 0)
         for inner_name, inner, by, inside in nested:
             yield from self._session(inner_name, inner, place, by, inside)
-
-
-def _optional_ns(value: Any, field: str, place: Place) -> int | None:
-    return None if value is None else json_nanoseconds_of(value, field, place)
-
-
-def _optional_text(value: Any, field: str, place: Place) -> str | None:
-    return None if value is None else text_of(value, field, place)
-
-
-def expand_ranges(text: str, place: Place) -> tuple[int, ...]:
-    """`1-3;9` is 1, 2, 3, 9. Raises InputError."""
-    ids: list[int] = []
-    for part in text.split(";") if text else ():
-        first, dash, last = part.partition("-")
-        low = count_of(first, "hash_id_ranges", place, MAX_BLOCK_ID)
-        high = count_of(last, "hash_id_ranges", place, MAX_BLOCK_ID) if dash else low
-        if high < low or high - low > MAX_BLOCKS:
-            place.fail(f"{quoted(part)} is not a range", "hash_id_ranges")
-        ids.extend(range(low, high + 1))
-        if len(ids) > MAX_BLOCKS:
-            place.fail(f"more than {MAX_BLOCKS} blocks", "hash_id_ranges")
-    return tuple(ids)
-
-
-def _common(before: tuple[int, ...], ids: tuple[int, ...]) -> int:
-    """How many leading entries are equal."""
-    shared = 0
-    for left, right in zip(before, ids, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
