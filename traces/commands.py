@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from policy.errors import ConfigError
+from traces.convert_command import convert_command, schema_command
 from traces.progress import progress
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -298,3 +299,7 @@ def _cache_sizes(text: str | None) -> list[int]:
     if not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 40 for part in parts):
         raise ConfigError(f"--cache: {str(text)[:60]!r} must be numbers of blocks, like 1000,50000")
     return [int(part) for part in parts]
+
+
+trace.add_command(convert_command)
+trace.add_command(schema_command)

@@ -87,7 +87,6 @@ class Header:
     composed_from: tuple[str, ...] = ()
     seed: int | None = None
     notes: str = ""
-    priority_process: str = ""
     lost: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
