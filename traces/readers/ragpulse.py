@@ -75,7 +75,7 @@ class RagPulseReader:
         return header, _repeating(turns) if self.companions else turns
 
     def _turns(self, place: Place) -> Iterator[Turn]:
-        lengths = _lengths(self.companions)
+        lengths = lengths_of(self.companions)
         for number, row in enumerate(json_rows(place.path, place, may_end_blank=True)):
             for key in row:
                 if key not in _KEYS:
@@ -123,7 +123,7 @@ def _repeating(turns: Iterator[Turn]) -> Iterator[Turn]:
             yield replace(turn, parent_prefix_tokens=same)
 
 
-def _lengths(companions: tuple[Path, ...]) -> dict[int, int]:
+def lengths_of(companions: tuple[Path, ...]) -> dict[int, int]:
     """Tokens of every part, by its id. Raises InputError."""
     found: dict[int, int] = {}
     for path in companions:
