@@ -182,12 +182,13 @@ class Prompts:
         _, ids = self._kept.pop(name, (0, ()))
         self._room += len(ids)
 
-    def shared(self, name: str, ids: tuple[int, ...]) -> int | None:
-        """How many tokens of that prompt these blocks repeat from its start; None: forgotten."""
+    def shared(self, name: str, tokens_now: int, ids: tuple[int, ...]) -> int | None:
+        """How many tokens of that prompt a prompt of these blocks repeats from its start; None:
+        forgotten."""
         if name not in self._kept:
             return None
         tokens, before = self._kept[name]
-        return min(common(before, ids) * self._size, tokens)
+        return min(common(before, ids) * self._size, tokens, tokens_now)
 
 
 # ---------------------------------------------------------------------- rows

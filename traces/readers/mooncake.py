@@ -131,7 +131,7 @@ class MooncakeReader:
                 before = arrival
             shared = None
             if not is_first and turn.ids is not None:
-                shared = prompts.shared(session, turn.ids)
+                shared = prompts.shared(session, turn.tokens, turn.ids)
                 if link.matched is not None:
                     shared = min(link.matched * BLOCK, turn.tokens)
             if session != turn.request_id:

@@ -65,7 +65,7 @@ class QwenReader:
             if parent is not None and is_child:
                 number = reached[session] = reached.get(session, 1) + 1
                 if turn["hash_ids"] is not None:
-                    shared = prompts.shared(parent, turn["hash_ids"])
+                    shared = prompts.shared(parent, turn["input_tokens"], turn["hash_ids"])
             if turn["hash_ids"] is not None:
                 prompts.keep(name, turn["input_tokens"], turn["hash_ids"])
             yield Turn(
