@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from policy.errors import ConfigError, InputError
 from tests.helpers.formats import AIDS
+from traces.readers import lmcache
 from traces.readers.base import Aids
 from traces.readers.catalog import read_workload
 from traces.readers.lmcache import _common
@@ -167,6 +168,28 @@ def test_a_session_is_taken_apart_into_chains_that_share_a_prefix(tmp_path: Path
         ("s/2", 3, 4_000_000, 8, 1, 6),
         ("s/1", 3, 5_000_000, 2, 1, 1),
     ]
+
+
+@pytest.mark.parametrize(("shared", "chains"), [(4, 2), (5, 1)])
+def test_half_of_the_shorter_prompt_must_be_shared(
+    tmp_path: Path, shared: int, chains: int
+) -> None:
+    first, second = ([f"{who}{k}" for k in range(10)] for who in "ab")
+    second[:shared] = first[:shared]
+    path = log(tmp_path, call(1000, " ".join(first), ""), call(2000, " ".join(second * 2), ""))
+    assert len({turn.session_id for turn in read_workload(path, None, AIDS)}) == chains
+
+
+def test_a_session_that_was_forgotten_is_refused_and_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmcache, "_ROOM", 5)
+    rows = [call(k, "one two three", "", f"s{k % 3}") for k in range(1, 4)]
+    assert len(list(read_workload(log(tmp_path, *rows), None, AIDS))) == 3
+    path = log(tmp_path, *rows, call(9, "one two three", "", "s1"))
+    assert refusal(path, "lmcache-agent") == (
+        ":4: session_id: 's1' comes back after 5 tokens of others"
+    )
 
 
 def test_sessions_after_one_another_are_brought_in_order_of_time(tmp_path: Path) -> None:
