@@ -29,7 +29,6 @@ from traces.workload import MAX_ID, MAX_TOKENS
 
 MAX_LINE = 1 << 20
 MAX_DOCUMENT = 1 << 28
-MAX_ITEM = 1 << 24
 MAX_UNPACKED = 1 << 32
 MAX_RATIO = 200
 MAX_DIGITS = 32
@@ -37,14 +36,14 @@ MAX_SECONDS = 10 * 366 * 86400
 MAX_BLOCK_ID = 1 << 62
 #: Most tokens of one block of a prompt.
 MAX_BLOCK_SIZE = 1 << 16
+#: Bytes read at a time.
+CHUNK = 1 << 16
 
-_CHUNK = 1 << 16
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SECOND = 1_000_000_000
 #: A time in CSV: no sign, no blanks, no underscores, ASCII digits alone; no exponent that overflows.
 _DECIMAL = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
-_BLANKS = re.compile(r"[ \t\r\n]*")
 #: Digits enough that a product of any such time is exact, and is rounded once.
 _EXACT = Context(prec=4 * MAX_DIGITS)
 
@@ -116,7 +115,7 @@ class _Guarded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data: bytes = self._file.read(min(len(buffer), _CHUNK))
+            data: bytes = self._file.read(min(len(buffer), CHUNK))
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             self._place.fail(f"broken gzip after {self._unpacked} bytes: {error}")
         except OSError as error:  # pyarrow raises nothing narrower
@@ -137,7 +136,7 @@ def open_lines(path: Path, place: Place, limit: int = MAX_LINE) -> Iterator[str]
 
     Raises InputError for a file that cannot be read, and for a line of more than `limit` bytes.
     """
-    with _opened(path, place) as reader:
+    with opened(path, place) as reader:
         first = True
         while line := reader.readline(limit + 1):
             place.line += 1
@@ -171,7 +170,7 @@ def head_of(path: Path, place: Place, limit: int = MAX_LINE) -> str | None:
     """What a file's format is told by: its first line, or its first 64 if that one is no more than
     a bracket, in at most `limit` bytes. None for an empty file. Raises InputError as `open_lines`.
     """
-    with _opened(path, place) as reader:
+    with opened(path, place) as reader:
         line = reader.readline(limit)
         if line.strip(b"\xef\xbb\xbf \t\r\n") in (b"{", b"["):
             line += b"".join(reader.readline(limit // 64) for _ in range(63))
@@ -186,91 +185,11 @@ def head_of(path: Path, place: Place, limit: int = MAX_LINE) -> str | None:
     return text.rstrip("\r\n")
 
 
-def array_items(path: Path, place: Place, limit: int = MAX_ITEM) -> Iterator[tuple[int, Any]]:
-    """Items of a file that is one JSON list of objects, with their numbers, one at a time.
-
-    Raises InputError for what `parse_json` does, for anything but a list of objects, and for an
-    item of more than `limit` characters.
-    """
-    decoder = json.JSONDecoder(
-        parse_constant=lambda word: place.fail(f"{word} is not a number"),
-        parse_int=lambda digits: _integer(digits, place),
-        parse_float=lambda digits: _float(digits, place),
-        object_pairs_hook=lambda pairs: _object(pairs, place),
-    )
-    with _opened(path, place) as reader:
-        text = _Text(io.TextIOWrapper(reader, "utf-8-sig"), place)
-        if text.skip_blanks() != "[":
-            place.fail("not a JSON list")
-        text.at += 1
-        number = 0
-        while (mark := text.skip_blanks()) != "]":
-            if number:
-                if mark != ",":
-                    place.fail(f"{quoted(mark)} where a comma was due after item {number - 1}")
-                text.at += 1
-                mark = text.skip_blanks()
-            if mark != "{":
-                place.fail(f"{quoted(mark)} where an object was due", f"[{number}]")
-            yield number, text.item(decoder, number, limit)
-            number += 1
-        text.at += 1
-        if text.skip_blanks():
-            place.fail("more after the end of the list")
-
-
-class _Text:
-    """Text of a file that is looked at piece by piece; what was taken is forgotten."""
-
-    def __init__(self, file: io.TextIOWrapper, place: Place) -> None:
-        self._file = file
-        self._place = place
-        self._text = ""
-        self.at = 0
-
-    def _more(self, size: int) -> bool:
-        """Read on by `size` characters; False at the end of the file."""
-        try:
-            piece = self._file.read(size)
-        except UnicodeDecodeError as error:
-            self._place.fail(f"not UTF-8: {error.reason}")
-        self._text = self._text[self.at :] + piece
-        self.at = 0
-        return bool(piece)
-
-    def skip_blanks(self) -> str:
-        """The next character that is no blank, which stays; "" at the end of the file."""
-        while True:
-            match = _BLANKS.match(self._text, self.at)
-            self.at = match.end() if match else self.at
-            if self.at < len(self._text):
-                return self._text[self.at]
-            if not self._more(_CHUNK):
-                return ""
-
-    def item(self, decoder: json.JSONDecoder, number: int, limit: int) -> Any:
-        """The object that begins here. A piece that is no whole object is tried again only when
-        there is twice as much of it, so the work stays in proportion."""
-        while True:
-            try:
-                value, self.at = decoder.raw_decode(self._text, self.at)
-            except json.JSONDecodeError as error:
-                have = len(self._text) - self.at
-                if have > limit:
-                    self._place.fail(f"item is longer than {limit} characters", f"[{number}]")
-                if not self._more(max(have, _CHUNK)):
-                    self._place.fail(f"not JSON: {error.msg}", f"[{number}]")
-            except RecursionError:
-                self._place.fail("nested too deeply", f"[{number}]")
-            else:
-                return value
-
-
 @contextmanager
-def _opened(path: Path, place: Place) -> Iterator[io.BufferedReader[_Guarded]]:
+def opened(path: Path, place: Place) -> Iterator[io.BufferedReader[_Guarded]]:
     """A file's bytes, unpacked, within the limits. Raises InputError."""
     try:
-        with path.open("rb") as raw, io.BufferedReader(_Guarded(raw, place), _CHUNK) as reader:
+        with path.open("rb") as raw, io.BufferedReader(_Guarded(raw, place), CHUNK) as reader:
             yield reader
     except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         place.fail(f"cannot be read: {reason(error)}")
@@ -294,18 +213,22 @@ def parse_json(text: str, place: Place) -> Any:
     `text` is the line that `place` is at, or a whole document if that has no line.
     """
     try:
-        return json.loads(
-            text,
-            parse_constant=lambda word: place.fail(f"{word} is not a number"),
-            parse_int=lambda digits: _integer(digits, place),
-            parse_float=lambda digits: _float(digits, place),
-            object_pairs_hook=lambda pairs: _object(pairs, place),
-        )
+        return json.loads(text, **json_hooks(place))
     except json.JSONDecodeError as error:
         place.line = place.line or error.lineno  # a document knows its line only now
         place.fail(f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         place.fail("nested too deeply")
+
+
+def json_hooks(place: Place) -> dict[str, Any]:
+    """What makes the standard library's JSON strict."""
+    return {
+        "parse_constant": lambda word: place.fail(f"{word} is not a number"),
+        "parse_int": lambda digits: _integer(digits, place),
+        "parse_float": lambda digits: _float(digits, place),
+        "object_pairs_hook": lambda pairs: _object(pairs, place),
+    }
 
 
 def _integer(digits: str, place: Place) -> int:

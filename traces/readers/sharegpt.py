@@ -23,8 +23,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from traces.json_list import array_items
 from traces.readers.base import Aids, Encode, encoded, id_within, needs_tokenizer, table_rows
-from traces.strict import Place, array_items, count_of, quoted, text_of
+from traces.strict import Place, count_of, quoted, text_of
 from traces.workload import Header, Turn
 
 COLUMNS = ("conversation_id", "turn", "user_tokens", "assistant_tokens")
