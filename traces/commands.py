@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from policy.errors import ConfigError
+from traces.clients_command import clients_command
 from traces.convert_command import convert_command, schema_command
 from traces.progress import progress
 
@@ -303,3 +304,4 @@ def _cache_sizes(text: str | None) -> list[int]:
 
 trace.add_command(convert_command)
 trace.add_command(schema_command)
+trace.add_command(clients_command)
