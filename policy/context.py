@@ -23,12 +23,17 @@ class Context:
     `device_tokens` and `host_tokens` count the valid prefix on each side; a block is valid as far
     as its tokens are. While the owner decodes, `device_tokens` is stale: `Request.num_tokens - 1`
     is the truth, and `Memory.settle` writes it down when the owner leaves the batch.
+
+    The host copy begins with logical block `host_base`: what comes before it was shared with others
+    when the copy was made and stayed with them, so it must be on the device when the copy comes
+    back. 0 without prefix sharing.
     """
 
     __slots__ = (
         "device",
         "device_tokens",
         "host",
+        "host_base",
         "host_tokens",
         "idle_since",
         "incoming",
@@ -43,6 +48,7 @@ class Context:
         self.device_tokens = 0
         self.host: Allocation | None = None
         self.host_tokens = 0
+        self.host_base = 0
         self.outgoing: InFlight | None = None
         self.incoming: InFlight | None = None
         self.role = HostRole.NONE

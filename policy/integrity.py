@@ -6,6 +6,7 @@ step in test mode; `check_counts` is its cheap part, for long runs.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 from policy.context import Context, HostRole
@@ -13,19 +14,22 @@ from policy.errors import InvariantError
 from policy.pools.allocation import Allocation
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
+from policy.sharing import SharedMemory
 from policy.state import State
 
 
 def check_counts(scheduler: Scheduler) -> None:
-    """Law 1, by counts: device blocks are free, reserved, held by a context, or by a copy."""
+    """Law 1, by counts: device blocks are free, reserved, held by a context, or by a copy. Shared
+    ones count once, however many hold them."""
     state = scheduler.state
     device = state.memory.device
-    held = 0
+    held = device.num_shared
     for request in state.residents:
-        held += request.device_blocks
+        allocation = request.context.device
+        held += 0 if allocation is None else len(allocation.blocks) - allocation.num_shared
     for context in (*state.idle_device, *state.ended):
         if context.device is not None and not context.owner.is_live:
-            held += len(context.device.blocks)
+            held += len(context.device.blocks) - context.device.num_shared
     total = device.num_free + device.num_reserved + held + state.memory.pending_device
     if total != device.num_blocks:
         raise InvariantError(
@@ -49,9 +53,12 @@ def check_integrity(scheduler: Scheduler) -> None:
         _present([c.device for c in contexts] + [flight.device for flight in flights])
     )
     memory.host.check(_present([c.host for c in contexts] + [flight.host for flight in flights]))
-    pending = sum(len(f.device.blocks) for f in flights if f.device is not None)
+    sources = _present([flight.device for flight in flights])
+    pending = sum(len(source.blocks) - source.num_shared for source in sources)
     if pending != memory.pending_device:
         raise InvariantError(f"{pending} device blocks in flight, {memory.pending_device} counted")
+    if scheduler.sharing is not None:
+        _check_leaving(scheduler.sharing, sources)
     for context in contexts:
         _check_context(state, context)
     for request in state.live.values():
@@ -84,13 +91,20 @@ def _contexts(state: State) -> list[Context]:
 def _check_context(state: State, context: Context) -> None:
     """Valid prefixes lie inside the blocks held; roles say what they should."""
     memory = state.memory
-    for side, allocation, tokens in (
-        ("device", context.device, context.device_tokens),
-        ("host", context.host, context.host_tokens),
+    for side, allocation, tokens, base in (
+        ("device", context.device, context.device_tokens, 0),
+        ("host", context.host, context.host_tokens, context.host_base),
     ):
-        blocks = 0 if allocation is None else len(allocation.blocks)
+        blocks = 0 if allocation is None else len(allocation.blocks) + base
         if memory.blocks_for(tokens) > blocks:
             raise InvariantError(f"{context!r}: {blocks} {side} blocks hold not {tokens} tokens")
+    device = context.device
+    if device is not None and context.incoming is None:
+        shared_tokens = device.num_shared * memory.block_size
+        if shared_tokens > context.device_tokens:
+            raise InvariantError(
+                f"{context!r}: the next token goes into {shared_tokens} shared tokens"
+            )
     if context.outgoing is not None and context.incoming is not None:
         raise InvariantError(f"{context!r} is copied both ways at once")
     for flight in (context.outgoing, context.incoming):
@@ -108,6 +122,14 @@ def _check_context(state: State, context: Context) -> None:
             expected = HostRole.DUPLICATE
     if context.role is not expected:
         raise InvariantError(f"{context!r}: host role {context.role.name}, not {expected.name}")
+
+
+def _check_leaving(sharing: SharedMemory, sources: list[Allocation]) -> None:
+    """Shared blocks know how many copies in flight hold them."""
+    leaving = Counter(shared for source in sources for shared in source.shared)
+    for shared in sharing.tree.held():
+        if shared.leaving != leaving[shared]:
+            raise InvariantError(f"device: {shared!r} is in {leaving[shared]} copies in flight")
 
 
 def _check_request(state: State, request: Request) -> None:

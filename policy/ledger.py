@@ -117,6 +117,7 @@ class Ledger:
             self.host.truncate(context.host, 0)
             context.host = None
             context.host_tokens = 0
+        context.host_base = 0
         self.classify(context)
 
     def cut(self, context: Context, tokens: int) -> None:
@@ -124,8 +125,8 @@ class Ledger:
         if context.host is None:
             return
         context.host_tokens = min(context.host_tokens, tokens)
-        keep = -(-context.host_tokens // self._block_size)
-        if keep:
+        keep = -(-context.host_tokens // self._block_size) - context.host_base
+        if keep > 0:
             if keep < len(context.host.blocks):
                 self.host.truncate(context.host, keep)
         else:
@@ -166,5 +167,5 @@ class Ledger:
     def _give_up(self, context: Context, keep: int) -> None:
         assert context.host is not None
         self.num_contaminated += len(context.host.blocks) - keep
-        self.cut(context, keep * self._block_size)
+        self.cut(context, (context.host_base + keep) * self._block_size)
         self.forget_if_empty(context)

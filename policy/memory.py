@@ -12,6 +12,7 @@ from policy.context import Context, InFlight
 from policy.ledger import Ledger
 from policy.plan import Copy, Direction
 from policy.pools.allocation import Allocation, Pool
+from policy.request import Request
 from policy.runs import matching_runs
 
 
@@ -29,7 +30,7 @@ class Memory:
         self.ledger = ledger
         self.block_size = block_size
         self.in_flight: dict[int, InFlight] = {}
-        self.pending_device = 0  # device blocks that come back when copies in flight end
+        self.pending_device = 0  # unshared device blocks that come back when copies in flight end
         self._reuse = reuse
         self._host_increment = host_increment
         self._next_copy_id = 0
@@ -43,11 +44,37 @@ class Memory:
     def hold(self, context: Context, num_blocks: int, reserve: int) -> None:
         """Make the context hold `num_blocks` device blocks; room must be available."""
         if context.device is None:
-            context.device = self.device.new()
-            self.ledger.classify(context)
+            context.device_tokens = self._begin(context, context.owner.num_tokens - 1)
+        assert context.device is not None
         missing = num_blocks - len(context.device.blocks)
         if missing > 0:
             self.device.allocate(context.device, missing, reserve)
+
+    def _begin(self, context: Context, most: int) -> int:  # noqa: ARG002
+        """Start a device side. Returns how many tokens are valid on it, `most` at the most."""
+        context.device = self.device.new()
+        self.ledger.classify(context)
+        return 0
+
+    def present_tokens(self, context: Context) -> int:
+        """Tokens that need no prefill: on the device, or on the host to be loaded first."""
+        return max(context.device_tokens, context.host_tokens)
+
+    def is_to_load(self, context: Context) -> bool:
+        """Off the device, with a host copy that is worth loading."""
+        return context.device is None and context.host_tokens > 0
+
+    def repeat(self, context: Context, tokens: int) -> None:
+        """The owner's prompt repeats the first `tokens` tokens of what the context holds."""
+        context.limit(tokens)
+        if context.outgoing is None:
+            if context.device is not None:
+                keep = self.blocks_for(context.device_tokens)
+                if keep:
+                    self.device.truncate(context.device, keep)
+                else:
+                    self.drop_device(context)
+            self.ledger.cut(context, tokens)
 
     def drop_device(self, context: Context) -> None:
         """Free the context's device blocks; KV that is not on the host too is lost."""
@@ -63,9 +90,12 @@ class Memory:
 
     # ------------------------------------------------------------------ copies out
 
+    def prepare_to_leave(self, context: Context) -> None:
+        """Decide where the host copy begins, before host room is made for it."""
+
     def host_blocks_wanted(self, context: Context) -> int:
         """Host blocks a copy of the whole device side would need beyond those it has."""
-        have = 0 if context.host is None else len(context.host.blocks)
+        have = context.host_base + (0 if context.host is None else len(context.host.blocks))
         return max(0, self.blocks_for(context.device_tokens) - have)
 
     def copy_out(self, context: Context, now_ns: int, *, waited: bool, urgent: bool) -> Copy | None:
@@ -84,9 +114,9 @@ class Memory:
             return None
         if context.host is None:
             context.host = self.host.new()
-        wanted = last - len(context.host.blocks)
+        wanted = last - context.host_base - len(context.host.blocks)
         self.host.allocate(context.host, wanted, self._host_increment)
-        first = valid // self.block_size
+        first = max(valid // self.block_size, context.host_base)
         copy = self._start(context, device, Direction.TO_HOST, first, last, urgent=urgent)
         flight = InFlight(
             copy, context, tokens=tokens, before=valid, first_block=first, planned_ns=now_ns
@@ -100,9 +130,11 @@ class Memory:
             context.host_tokens = tokens
         else:
             self.device.truncate(device, last)
-            flight.device = self.device.split(device, first)
-            self.device.truncate(device, 0)
-            self.pending_device += len(flight.device.blocks)
+            source = self.device.split(device, max(first, device.num_shared))
+            self.device.truncate(device, device.num_shared)
+            self.device.join(device, source)
+            flight.device = device
+            self._start_leaving(device)
             context.outgoing = flight
         self.ledger.classify(context)
         return copy
@@ -124,8 +156,8 @@ class Memory:
 
         The target blocks stay with the copy until its outcome arrives, one that was valid in part
         included: the copy may still write it, from a source that is no longer pinned. Clean blocks
-        before the source were freed when the copy started; if there are any, they are loaded again
-        from the host. Returns the cancelled copy's id and that load, or None where nothing was
+        before the source were freed when the copy started, but for shared ones; if there are any,
+        they are loaded again from the host. Returns the cancelled copy's id and that load, or None where nothing was
         missing. Room for `num_blocks` in all must be available (`kept_blocks` of them are the
         source).
         """
@@ -134,26 +166,28 @@ class Memory:
         flight.cancelled = True
         flight.context = None
         source, flight.device = flight.device, None
-        self.pending_device -= len(source.blocks)
+        self._stop_leaving(source)
         context.outgoing = None
         assert context.host is not None
         clean = flight.first_block
-        flight.host = self.host.split(context.host, clean)
+        flight.host = self.host.split(context.host, clean - context.host_base)
         context.host_tokens = clean * self.block_size
-        tokens = flight.tokens
-        if not clean:
+        if clean == context.host_base:
             context.host = None
-            context.device = source
+            context.host_tokens = context.host_base = 0
+        tokens = flight.tokens
+        missing = clean - source.num_shared
+        context.device = source
+        if missing <= 0:
             context.device_tokens = tokens
             self.hold(context, num_blocks, 0)
             self.ledger.classify(context)
             return flight.copy.copy_id, None
-        prefix = self.device.new()
-        self.device.allocate(prefix, clean)
-        self.device.join(prefix, source)
-        context.device = prefix
+        rest = self.device.split(source, source.num_shared)
+        self.device.allocate(source, missing)
+        self.device.join(source, rest)
         self.hold(context, num_blocks, 0)
-        load = self._copy_in(context, clean, tokens, now_ns, waited=waited)
+        load = self._copy_in(context, source.num_shared, clean, tokens, now_ns, waited=waited)
         return flight.copy.copy_id, load
 
     def kept_blocks(self, context: Context) -> int:
@@ -173,8 +207,13 @@ class Memory:
             flight is not None
             and flight.device is not None
             and flight.tokens > flight.first_block * self.block_size
-            and flight.first_block + len(flight.device.blocks) <= num_blocks
+            and self._is_repeated(context.owner, flight)
+            and _missing(flight) + len(flight.device.blocks) <= num_blocks
         )
+
+    def _is_repeated(self, owner: Request, flight: InFlight) -> bool:  # noqa: ARG002
+        """Whether the owner's prompt begins with every shared block of the source."""
+        return True
 
     # ------------------------------------------------------------------ copies in
 
@@ -187,24 +226,28 @@ class Memory:
         self, context: Context, num_blocks: int, now_ns: int, reserve: int, *, waited: bool
     ) -> Copy:
         """Bring the host copy to the device, holding `num_blocks` there; room must be available."""
-        assert context.host is not None and context.device_tokens == 0 and not context.is_busy
+        assert context.host is not None and context.device is None and not context.is_busy
         tokens = context.host_tokens
         last = self.blocks_for(tokens)
+        first = self.blocks_for(self._begin(context, tokens - 1))
+        assert first >= context.host_base
         self.hold(context, max(num_blocks, last), reserve)
-        return self._copy_in(context, last, tokens, now_ns, waited=waited)
+        return self._copy_in(context, first, last, tokens, now_ns, waited=waited)
 
     def blocks_to_load(self, context: Context) -> int:
         """Blocks that `load`, or `keep_source`, would copy in."""
         if context.outgoing is not None:
-            return context.outgoing.first_block
+            return _missing(context.outgoing)
         return self.blocks_for(context.host_tokens)
 
     def _copy_in(
-        self, context: Context, last: int, tokens: int, now_ns: int, *, waited: bool
+        self, context: Context, first: int, last: int, tokens: int, now_ns: int, *, waited: bool
     ) -> Copy:
         assert context.device is not None
-        copy = self._start(context, context.device, Direction.TO_DEVICE, 0, last, urgent=True)
-        flight = InFlight(copy, context, tokens=tokens, before=0, first_block=0, planned_ns=now_ns)
+        copy = self._start(context, context.device, Direction.TO_DEVICE, first, last, urgent=True)
+        flight = InFlight(
+            copy, context, tokens=tokens, before=0, first_block=first, planned_ns=now_ns
+        )
         self.in_flight[copy.copy_id] = flight
         if waited:
             flight.waited = True
@@ -265,7 +308,7 @@ class Memory:
             if not flight.to_host:
                 assert context.device is not None
                 flight.device, context.device = context.device, None
-                self.pending_device += len(flight.device.blocks)
+                self._start_leaving(flight.device)
         context.outgoing = context.incoming = None
         self.drop_device(context)
         self.ledger.drop(context)
@@ -284,7 +327,8 @@ class Memory:
         urgent: bool,
     ) -> Copy:
         assert context.host is not None
-        runs = matching_runs(device, first, context.host, first, last - first)
+        base = context.host_base
+        runs = matching_runs(device, first, context.host, first - base, last - first)
         copy = Copy(
             self._next_copy_id,
             direction,
@@ -299,9 +343,17 @@ class Memory:
     def _vacate(self, flight: InFlight) -> None:
         """Free the device blocks that only this copy needed."""
         if flight.device is not None:
-            self.pending_device -= len(flight.device.blocks)
+            self._stop_leaving(flight.device)
             self.device.truncate(flight.device, 0)
             flight.device = None
+
+    def _start_leaving(self, source: Allocation) -> None:
+        """From now on a copy in flight alone holds this."""
+        self.pending_device += len(source.blocks) - source.num_shared
+
+    def _stop_leaving(self, source: Allocation) -> None:
+        """It is somebody else's again, or about to be given back."""
+        self.pending_device -= len(source.blocks) - source.num_shared
 
     def _arrived_on_host(self, flight: InFlight, context: Context) -> None:
         context.host_tokens = flight.tokens
@@ -313,3 +365,9 @@ class Memory:
         if not self._reuse:
             self.ledger.drop(context)
         self.ledger.classify(context)
+
+
+def _missing(flight: InFlight) -> int:
+    """Blocks before the source of a copy out that were freed when it started."""
+    shared = 0 if flight.device is None else flight.device.num_shared
+    return max(0, flight.first_block - shared)

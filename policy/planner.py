@@ -11,6 +11,7 @@ from policy.context import Context
 from policy.draft import Draft, PrefillShape
 from policy.errors import ProgressError
 from policy.plan import Plan
+from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
 from policy.state import State, rank_of
 from policy.target import Room, Target, choose_target
@@ -95,16 +96,18 @@ class RulePlanner:
         state = self._state
         memory = state.memory
         settings = state.settings
-        coming = memory.device.num_available + memory.pending_device
+        device = memory.device
+        coming = device.num_available + memory.pending_device + device.num_leaving
         for context in state.idle_device:
             coming += context_blocks(context)
         room = Room(
-            memory.device.num_blocks,
+            device.num_blocks,
             state.watermark,
             coming,
             len(state.growing()),
             settings.block_size,
             settings.max_num_seqs,
+            state.sharing,
         )
         return choose_target(state.ranked, state.residents, shielded, room)
 
@@ -173,6 +176,8 @@ class RulePlanner:
             if loads and request.context.device is None:
                 state.load(request, draft, waited=True)
             state.start_prefill(request, draft)
+        if state.sharing is not None:
+            state.sharing.tree.spare((), {})
 
     def _with_room(self, target: Target, draft: Draft) -> tuple[list[Request], list[Request]]:
         """Those that could be prefilled now, and those that must be loaded first."""
@@ -183,8 +188,16 @@ class RulePlanner:
         watermark = state.watermark
         ready: list[Request] = []
         loading: list[Request] = []
+        sharing = state.sharing
+        booked: dict[SharedBlock, None] = {}
         for request in target.incoming:
             context = request.context
+            if draft.wait_for and memory.is_promised(context):
+                break
+            if sharing is not None:
+                if not sharing.can_use_host_copy(context):
+                    state.lose_host_copy(request, sharing)
+                room += sharing.blocks_for_nothing(context, booked)
             need = memory.blocks_for(request.num_tokens + 1)
             held = request.device_blocks
             floor = 0 if context.device is not None else watermark
@@ -196,9 +209,9 @@ class RulePlanner:
             seats -= 1
             if room < floor or seats < 0:
                 break  # rule 5
-            if draft.wait_for and memory.is_promised(context):
-                break
-            if context.outgoing is not None or (context.device is None and context.host_tokens > 0):
+            if sharing is not None:
+                sharing.book(context, booked)
+            if context.outgoing is not None or memory.is_to_load(context):
                 loading.append(request)
             else:
                 ready.append(request)
@@ -222,10 +235,8 @@ class RulePlanner:
         draft.wait_cost, draft.overlap_cost = choice.wait_cost, choice.overlap_cost
         return choice.wait
 
-    @staticmethod
-    def _prefill_tokens(request: Request) -> int:
-        context = request.context
-        return request.num_tokens - max(context.device_tokens, context.host_tokens)
+    def _prefill_tokens(self, request: Request) -> int:
+        return request.num_tokens - self._state.memory.present_tokens(request.context)
 
     # ------------------------------------------------------------------ idleness
 

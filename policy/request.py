@@ -108,6 +108,7 @@ class Request:
         "parked_tokens",
         "parkings",
         "position",
+        "prefix_keys",
         "priority",
         "rank",
         "request_id",
@@ -132,9 +133,12 @@ class Request:
         parent_prefix_tokens: int | None = None,
         priority: int = 0,
         is_last_turn: bool = False,
+        prefix_keys: tuple[int | str, ...] = (),
     ) -> None:
         """`parent_prefix_tokens`: how much of the parent's context this prompt repeats; None: all.
-        `is_last_turn`: the client has said that the conversation ends with it.
+        `is_last_turn`: the client has said that the conversation ends with it. `prefix_keys`: names
+        of the prompt's full blocks (`Settings.prefix_block`); two prompts whose first n names are
+        equal have the same tokens there.
 
         A request without a session is one of its own, and a session is its own client when no
         client is named (design.md section 5, metrics).
@@ -149,6 +153,7 @@ class Request:
         self.parent_prefix_tokens = parent_prefix_tokens
         self.priority = priority
         self.is_last_turn = is_last_turn
+        self.prefix_keys = prefix_keys
         self.state = RequestState.WAITING
         #: (key, arrival, id): the total order of rule 1. The key is the order policy's.
         self.rank: tuple[tuple[int | float, ...], int, str] = ((), arrival_ns, request_id)

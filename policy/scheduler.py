@@ -24,10 +24,12 @@ from policy.pools.allocation import Pool
 from policy.pools.free_runs import BuddyRuns, FreeRuns
 from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
+from policy.pools.prefix import PrefixPool
 from policy.rates import Rates
 from policy.release import ReleasePlanner
 from policy.request import Request
 from policy.settings import Settings
+from policy.sharing import SharedMemory
 from policy.state import State
 from policy.systems import System
 from policy.views import Draw
@@ -51,15 +53,26 @@ class Scheduler:
         host = make_pool("host", settings.host_blocks, system, draw)
         eviction = HOST_EVICTIONS[system.host_eviction]()
         ledger = Ledger(host, settings.block_size, eviction, whole=system.contamination == "whole")
-        memory = Memory(
-            device,
-            ledger,
-            settings.block_size,
-            reuse=system.reuse,
-            host_increment=settings.host_increment if system.reuse else 0,
+        increment = settings.host_increment if system.reuse else 0
+        size = settings.block_size
+        #: The device side of `memory` where prompts share what they begin with.
+        self.sharing: SharedMemory | None = None
+        if system.prefix_sharing:
+            pool = PrefixPool(device, (settings.prefix_block or size) // size)
+            self.sharing = SharedMemory(
+                pool, ledger, size, reuse=system.reuse, host_increment=increment
+            )
+        memory = self.sharing or Memory(
+            device, ledger, size, reuse=system.reuse, host_increment=increment
         )
         self.state = State(
-            settings, system, memory, order, OVERLAPS[system.overlap](), rates or Rates()
+            settings,
+            system,
+            memory,
+            order,
+            OVERLAPS[system.overlap](),
+            rates or Rates(),
+            self.sharing,
         )
         self.follows_release = system.fcfs_planner == "release" and order.name == "fcfs"
         self._planner: RulePlanner | ReleasePlanner = (
@@ -241,6 +254,8 @@ class Scheduler:
             if request.request_id in failed:
                 continue
             state.memory.settle(request.context, request.num_tokens)
+            if self.sharing is not None:
+                self.sharing.publish(request.context)
             request.add_token()
             state.join_batch(request)
         state.prefilling.clear()

@@ -18,6 +18,7 @@ class Settings:
     `update_every` steps (or `update_every_ns`, a wall-clock variant) between priority updates.
     `min_run_steps`: a request resident for fewer steps is no victim. After `max_parkings` parkings
     without `token_quantum` tokens in between a request is shielded until it has made them (rule 10).
+    `prefix_block`: tokens that one of a request's `prefix_keys` names (systems that share prefixes).
     """
 
     device_blocks: int
@@ -37,6 +38,7 @@ class Settings:
     max_parkings: int = 3
     token_quantum: int = 16
     idle_limit: int = 10_000
+    prefix_block: int | None = None
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -60,6 +62,13 @@ class Settings:
             raise ConfigError(f"pool.watermark: {self.watermark} is not in 0 <= share < 1")
         if self.update_every is not None and self.update_every < 1:
             raise ConfigError(f"update_every: {self.update_every} steps is below 1")
+        if self.prefix_block is not None and (
+            self.prefix_block < 1 or self.prefix_block % self.block_size
+        ):
+            raise ConfigError(
+                f"pool.block_size: {self.block_size} does not divide the {self.prefix_block} tokens"
+                f" of the blocks that the workload's hash_ids name"
+            )
 
     @property
     def watermark_blocks(self) -> int:

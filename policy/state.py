@@ -14,6 +14,7 @@ from policy.plan import Batch, PreemptionMode
 from policy.rates import Rates
 from policy.request import DecodeClock, Move, Request, RequestState
 from policy.settings import Settings
+from policy.sharing import SharedMemory
 from policy.systems import System
 
 Rank = tuple[tuple[int | float, ...], int, str]
@@ -35,10 +36,12 @@ class State:
         order: Order,
         overlap: Overlap,
         rates: Rates,
+        sharing: SharedMemory | None = None,
     ) -> None:
         self.settings = settings
         self.system = system
         self.memory = memory
+        self.sharing = sharing  # `memory` again, where prompts share what they begin with
         self.order = order
         self.overlap = overlap
         self.rates = rates
@@ -96,15 +99,7 @@ class State:
             shared = min(shared, request.parent_prefix_tokens)
         self.idle_device.pop(context, None)
         context.owner = request
-        context.limit(shared)
-        if context.outgoing is None:
-            if context.device is not None:
-                keep = self.memory.blocks_for(context.device_tokens)
-                if keep:
-                    self.memory.device.truncate(context.device, keep)
-                else:
-                    self.memory.drop_device(context)
-            self.memory.ledger.cut(context, shared)
+        self.memory.repeat(context, shared)
 
     def forget(self, request: Request) -> None:
         """A request is no longer live."""
@@ -173,6 +168,7 @@ class State:
         """Take an idle conversation off the device: to the host if that has room, else lost."""
         memory = self.memory
         self.idle_device.pop(context, None)
+        memory.prepare_to_leave(context)
         wanted = memory.host_blocks_wanted(context)
         if memory.ledger.make_room(wanted, context, at_any_cost=False):
             waited = self.overlap.waits_for_stores
@@ -288,6 +284,12 @@ class State:
             request.move(Move.LOAD)
             self.loading[request] = None
 
+    def lose_host_copy(self, request: Request, sharing: SharedMemory) -> None:
+        """What its host copy continues is gone: the request recomputes."""
+        sharing.forget_host_copy(request.context)
+        if request.state is RequestState.SWAPPED:
+            request.move(Move.RECOMPUTE)
+
     def blocks_to_resume(self, request: Request) -> int:
         """Blocks that `load` makes a request hold."""
         ahead = 0 if request.state is RequestState.WAITING else 1
@@ -322,6 +324,7 @@ class State:
         if request.is_decoding:
             self.leave_batch(request)
         self.residents.pop(request, None)
+        memory.prepare_to_leave(context)
         mode = PreemptionMode.RECOMPUTE
         if (
             self.system.preemption == "swap"

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "host_eviction": ("priority", "lru"),
     "contamination": ("whole", "tail"),
     "fcfs_planner": ("rules", "release"),
+    "prefix_sharing": (False, True),
 }
 
 
@@ -35,7 +36,8 @@ class System:
     `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim.
     `shape`: `prefill_only` steps as vLLM 0.3.3. `host_eviction` and `contamination`: which host
     copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
-    vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`.
+    vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
+    that begin alike hold the same device blocks.
     """
 
     name: str
@@ -52,6 +54,7 @@ class System:
     host_eviction: str = "priority"
     contamination: str = "whole"
     fcfs_planner: str = "rules"
+    prefix_sharing: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -66,6 +69,13 @@ class System:
             raise ConfigError(f"system {self.name}: the release knows paged, sync memory only")
         if self.fcfs_planner == "release" and self.between_turns == "keep_device":
             raise ConfigError(f"system {self.name}: the release keeps nothing on the device")
+        if self.prefix_sharing and self.fcfs_planner == "release":
+            raise ConfigError(f"system {self.name}: the release shares no prefixes")
+        if self.prefix_sharing and self.between_turns == "keep_device":
+            raise ConfigError(
+                f"system {self.name}: prefix_sharing and keep_device both keep idle KV on the device;"
+                " choose one"
+            )
 
     @property
     def rules_off(self) -> tuple[int, ...]:
@@ -105,6 +115,8 @@ SYSTEMS: dict[str, System] = {
         replace(_FASTSWITCH, name="fastswitch-no-reuse", reuse=False),
         replace(_REUSE, name="fastswitch-no-async"),
         replace(_FASTSWITCH, name="fastswitch-block-major", layout="block_major"),
+        System("+prefix", prefix_sharing=True),
+        replace(_FASTSWITCH, name="fastswitch-prefix", prefix_sharing=True),
     )
 }
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
+from policy.sharing import SharedMemory
 
 _RUNNING, _WAITING, _LOADING = RequestState.RUNNING, RequestState.WAITING, RequestState.LOADING
 
@@ -34,7 +36,8 @@ class Target(NamedTuple):
 class Room(NamedTuple):
     """Device room in blocks, and seats. `coming`: free now, or pending, or held by idle contexts.
 
-    `growth`: blocks that the decode batch needs in this very step.
+    `growth`: blocks that the decode batch needs in this very step. `sharing`: where prompts share
+    what they begin with, whoever holds it; such blocks are counted once.
     """
 
     total: int
@@ -43,6 +46,7 @@ class Room(NamedTuple):
     growth: int
     block_size: int
     max_num_seqs: int
+    sharing: SharedMemory | None = None
 
 
 def choose_target(
@@ -65,11 +69,15 @@ def choose_target(
     incoming: list[Request] = []
     never: list[Request] = []
     used = 0
+    once = None if room.sharing is None else _Once(room.sharing)
     for request in protected:
         need = request.num_tokens // size + 1
         if need > roomy and _is_hopeless(request, room):
             never.append(request)
         used += max(need, request.device_blocks)
+        if once is not None:
+            used -= once.counted(request)
+            once.count(request)
         if request.state is _WAITING:
             incoming.append(request)
     free_seats = room.max_num_seqs - len(protected)
@@ -83,6 +91,8 @@ def choose_target(
         if need > roomy and _is_hopeless(request, room):
             never.append(request)
             continue
+        if once is not None:
+            used -= once.counted(request)
         if request.state is _RUNNING:  # first, since nearly all that fit are
             if used + need > (roomy if newcomers else total) or not free_seats:
                 head_of_line = request  # rule 5: nothing below it may take room
@@ -100,11 +110,16 @@ def choose_target(
         used += need
         free_seats -= 1
         enter(request)
+        if once is not None:
+            once.count(request)
     short = _shortfall(incoming, newcomers, room)
     seats_short = len(residents) + newcomers - room.max_num_seqs
     victims: list[Request] = []
     if short > 0 or seats_short > 0:
-        victims = _choose_victims(residents, inside, protected, short, seats_short, room)
+        gains = _Gains(room.block_size)
+        if room.sharing is not None:
+            gains = _SharedGains(room.block_size, room.sharing, incoming)
+        victims = _choose_victims(residents, inside, protected, short, seats_short, room, gains)
         incoming = [request for request in incoming if request not in victims]
     incoming += _holders(residents, inside, victims, size)
     if len(incoming) > 1:
@@ -132,8 +147,12 @@ def _is_hopeless(request: Request, room: Room) -> bool:
 def _shortfall(incoming: Sequence[Request], newcomers: int, room: Room) -> int:
     """Blocks that free and pending room do not cover (rule 3)."""
     wanted = room.growth + (room.watermark if newcomers else 0)
+    sharing = room.sharing
+    taken: dict[SharedBlock, None] = {}
     for request in incoming:
         more = request.num_tokens // room.block_size + 1 - request.device_blocks
+        if sharing is not None:
+            more -= sharing.blocks_that_stay(request.context, taken)
         if more > 0:
             wanted += more
     return wanted - room.coming
@@ -146,6 +165,7 @@ def _choose_victims(
     short: int,
     seats_short: int,
     room: Room,
+    gains: _Gains,
 ) -> list[Request]:
     """The last in order outside the target, until the whole shortfall is covered (rule 4)."""
     outside = [request for request in residents if request not in inside]
@@ -154,7 +174,7 @@ def _choose_victims(
     gained = 0
     for request in outside:
         victims.append(request)
-        gained += _gain(request, room.block_size)
+        gained += gains.of(request)
         seats_short -= 1
         if gained >= short and seats_short <= 0:
             return victims
@@ -169,7 +189,7 @@ def _choose_victims(
             break
         if request.state is not _LOADING:
             victims.append(request)
-            short -= _gain(request, room.block_size)
+            short -= gains.of(request)
     return victims
 
 
@@ -188,11 +208,58 @@ def _holders(
     ]
 
 
-def _gain(request: Request, size: int) -> int:
-    """Blocks that parking a request gives: what it holds and what it would grow by."""
-    held = request.device_blocks
-    grows = request.is_decoding and -(-request.num_tokens // size) > held
-    return held + int(grows)
+class _Gains:
+    """Blocks that parking one request after the other gives."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def of(self, request: Request) -> int:
+        """The next one's: what it holds and what it would grow by."""
+        held = request.device_blocks
+        grows = request.is_decoding and -(-request.num_tokens // self._size) > held
+        return held + int(grows)
+
+
+class _SharedGains(_Gains):
+    """With shared blocks: what it alone holds, those parked before it and copies in flight left
+    out of the count, and what nobody among `incoming` is about to hold (trap L15)."""
+
+    def __init__(self, size: int, sharing: SharedMemory, incoming: Sequence[Request]) -> None:
+        super().__init__(size)
+        self._each = sharing.blocks_each
+        self._left: dict[SharedBlock, int] = {}  # holders that have not been parked
+        self._wanted: dict[SharedBlock, None] = {}
+        for request in incoming:
+            self._wanted.update(dict.fromkeys(sharing.chain_of(request.context)))
+
+    def of(self, request: Request) -> int:
+        """See _Gains."""
+        gain = super().of(request)
+        device = request.context.device
+        for shared in () if device is None else device.shared:
+            left = self._left.get(shared, shared.users - shared.leaving) - 1
+            self._left[shared] = left
+            if left or shared in self._wanted:
+                gain -= self._each
+        return gain
+
+
+class _Once:
+    """Shared blocks of those in the target so far, since they take room once."""
+
+    def __init__(self, sharing: SharedMemory) -> None:
+        self._sharing = sharing
+        self._seen: dict[SharedBlock, None] = {}
+
+    def counted(self, request: Request) -> int:
+        """Blocks of the request that were counted for somebody else."""
+        chain = self._sharing.chain_of(request.context)
+        return sum(shared in self._seen for shared in chain) * self._sharing.blocks_each
+
+    def count(self, request: Request) -> None:
+        """The request is in the target."""
+        self._seen.update(dict.fromkeys(self._sharing.chain_of(request.context)))
 
 
 def _rank(request: Request) -> tuple[tuple[int | float, ...], int, str]:

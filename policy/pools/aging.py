@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from policy.pools.allocation import Allocation, Pool
 from policy.pools.paged import PagedPool
+from policy.pools.prefix import PrefixPool
 
 CHURN_REQUESTS = 2000
 
@@ -52,6 +53,8 @@ def churn(
 
 def shuffle(pool: Pool, pick: Callable[[int], int]) -> None:
     """Put a page list in random order (Fisher-Yates); pools of merged runs have no order to lose."""
+    if isinstance(pool, PrefixPool):
+        pool = pool.inner
     if isinstance(pool, PagedPool):
         free = pool.free_list
         for index in range(len(free) - 1, 0, -1):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from policy.errors import InvariantError
+
+if TYPE_CHECKING:
+    from policy.pools.prefix import SharedBlock
 
 
 class Allocation:
@@ -13,15 +16,19 @@ class Allocation:
 
     `blocks` is the flat block table that attention kernels read. `runs` says the same as
     `[start, length]` pairs where the pool knows them (None for `paged`). `reserved` blocks directly
-    after the last run belong to the holder but are unused; the pool may take them back.
+    after the last run belong to the holder but are unused; the pool may take them back. The first
+    `num_shared` blocks are those of `shared`, which others may hold too (`policy.pools.prefix`);
+    the rest is the holder's alone.
     """
 
-    __slots__ = ("blocks", "reserved", "runs")
+    __slots__ = ("blocks", "num_shared", "reserved", "runs", "shared")
 
     def __init__(self, *, with_runs: bool) -> None:
         self.blocks: list[int] = []
         self.runs: list[list[int]] | None = [] if with_runs else None
         self.reserved = 0
+        self.shared: tuple[SharedBlock, ...] = ()
+        self.num_shared = 0
 
 
 class Pool(Protocol):
@@ -41,6 +48,13 @@ class Pool(Protocol):
     def num_reserved(self) -> int: ...
     @property
     def num_available(self) -> int: ...
+    @property
+    def num_shared(self) -> int:
+        """Blocks of shared prefixes that somebody holds; each counts once."""
+
+    @property
+    def num_leaving(self) -> int:
+        """Those of them that copies in flight alone hold: they come back when these end."""
 
     def new(self) -> Allocation:
         """An empty allocation of this pool's kind."""
@@ -91,7 +105,7 @@ def check_partition(
     num_free = len(owner)
     reserved = 0
     for index, holder in enumerate(holders):
-        for block in holder.blocks:
+        for block in holder.blocks[holder.num_shared :]:
             claim(block, f"held by #{index}")
         reserved += holder.reserved
         if holder.runs is not None:

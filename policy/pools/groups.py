@@ -45,6 +45,16 @@ class GroupPool:
         return self._space.total + self.num_reserved
 
     @property
+    def num_shared(self) -> int:
+        """Always 0: see PrefixPool."""
+        return 0
+
+    @property
+    def num_leaving(self) -> int:
+        """Always 0: see PrefixPool."""
+        return 0
+
+    @property
     def num_free_runs(self) -> int:
         """How many runs the free space is in: 1 when it is whole."""
         return self._space.num_runs

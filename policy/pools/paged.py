@@ -35,6 +35,16 @@ class PagedPool:
         """Free blocks plus reclaimable tails."""
         return len(self.free_list)
 
+    @property
+    def num_shared(self) -> int:
+        """Always 0: see PrefixPool."""
+        return 0
+
+    @property
+    def num_leaving(self) -> int:
+        """Always 0: see PrefixPool."""
+        return 0
+
     def new(self) -> Allocation:
         """An empty allocation without runs."""
         return Allocation(with_runs=False)

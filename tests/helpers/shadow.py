@@ -34,6 +34,7 @@ class Turn:
     parent_prefix_tokens: int | None = None
     client_id: str | None = None
     priority: int = 0
+    opening: tuple[str, int] = ("", 0)  # tokens it begins with, which others begin with too
 
 
 @dataclass
@@ -86,6 +87,9 @@ class ShadowMachine:
         if turn.parent_prefix_tokens is not None:
             shared = min(shared, turn.parent_prefix_tokens)
         tags = parent[: min(shared, turn.input_tokens)]
+        if not tags:
+            name, length = turn.opening
+            tags = [(name, i) for i in range(min(length, turn.input_tokens))]
         tags += [(turn.request_id, i) for i in range(len(tags), turn.input_tokens)]
         self.served[turn.request_id] = _Served(turn, tags)
         self.scheduler.add(
@@ -98,9 +102,17 @@ class ShadowMachine:
                 parent_prefix_tokens=turn.parent_prefix_tokens,
                 client_id=turn.client_id,
                 priority=turn.priority,
+                prefix_keys=self._keys(tags),
             ),
             self.now_ns,
         )
+
+    def _keys(self, tags: list[Tag]) -> tuple[str, ...]:
+        """Names of the full blocks: what they hold."""
+        if self.scheduler.sharing is None:
+            return ()
+        size = self.scheduler.settings.prefix_block or self.size
+        return tuple(str(tags[i : i + size]) for i in range(0, len(tags) - size + 1, size))
 
     def execute(self, plan: Plan) -> Outcome:
         failed: list[CopyResult] = []

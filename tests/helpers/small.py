@@ -91,6 +91,46 @@ def random_settings(rng: random.Random) -> Settings:
     )
 
 
+def sharing_system(rng: random.Random) -> System:
+    """Any combination of switches in which prompts share what they begin with."""
+    return custom_system(
+        {
+            "name": "sharing",
+            "allocator": rng.choice(["paged", "groups", "buddy"]),
+            "overlap": rng.choice(["sync", "async", "adaptive"]),
+            "reuse": rng.random() < 0.5,
+            "between_turns": rng.choice(["drop", "keep_host"]),
+            "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
+            "host_eviction": rng.choice(["priority", "lru"]),
+            "contamination": rng.choice(["whole", "tail"]),
+            "prefix_sharing": True,
+        }
+    )
+
+
+def sharing_scheduler(rng: random.Random) -> Scheduler:
+    """Any order, sizes and system that shares prefixes; names of one to three blocks each."""
+    name = rng.choice(["fcfs", "priority", "random", "markov", "vtc"])
+    numbers = random_settings(rng)
+    numbers = replace(numbers, prefix_block=numbers.block_size * rng.choice([1, 1, 2, 3]))
+    return Scheduler(numbers, sharing_system(rng), make_order(name, draw, OrderSettings()), draw)
+
+
+def sharing_turns(rng: random.Random, block_size: int) -> list[Turn]:
+    """As `random_turns`; many begin alike, and some conversations fork."""
+    turns = random_turns(rng, block_size)
+    openings = [(f"o{i}", rng.randrange(1, 8 * block_size)) for i in range(rng.randrange(1, 4))]
+    for turn in turns:
+        if turn.parent_id is None:
+            turn.opening = rng.choice(openings)
+            turn.input_tokens += rng.choice([0, turn.opening[1]])
+        elif rng.random() < 0.2:
+            turn.parent_id = rng.choice(
+                [t.request_id for t in turns if t.session_id == turn.session_id][:1]
+            )
+    return turns
+
+
 def random_turns(rng: random.Random, block_size: int) -> list[Turn]:
     """Conversations of a few turns; some repeat only part of their parent's context."""
     turns: list[Turn] = []

@@ -7,15 +7,24 @@ from collections import Counter
 
 from policy.errors import ReleaseVerdict
 from policy.integrity import check_integrity
-from tests.helpers.shadow import ShadowMachine, serve
-from tests.helpers.small import random_scheduler, random_turns
+from policy.scheduler import Scheduler
+from tests.helpers.shadow import ShadowMachine, Turn, serve
+from tests.helpers.small import (
+    random_scheduler,
+    random_turns,
+    sharing_scheduler,
+    sharing_turns,
+)
 
 
 def serve_randomly(seed: int) -> str:
     """One random run; `finished`, or `verdict` where vLLM 0.3.3 would stop."""
     rng = random.Random(seed)
     scheduler = random_scheduler(rng)
-    turns = random_turns(rng, scheduler.settings.block_size)
+    return serve_to_the_end(rng, scheduler, random_turns(rng, scheduler.settings.block_size))
+
+
+def serve_to_the_end(rng: random.Random, scheduler: Scheduler, turns: list[Turn]) -> str:
     failing = rng.choice([0.0, 0.0, 0.0, 0.1])
     machine = ShadowMachine(scheduler, rng, fail=lambda _copy: rng.random() < failing)
     try:
@@ -26,6 +35,7 @@ def serve_randomly(seed: int) -> str:
     assert not scheduler.num_live
     memory = scheduler.state.memory
     assert not memory.in_flight
+    assert memory.device.num_shared == memory.device.num_leaving == 0
     assert not scheduler.state.residents
     return "finished"
 
@@ -35,3 +45,19 @@ def test_every_request_computes_on_its_own_kv_and_every_law_holds_after_each_ste
 ) -> None:
     outcomes = Counter(serve_randomly(seed) for seed in range(20_000 if full else 1500))
     assert outcomes["finished"] > 100 * outcomes["verdict"] // 10
+
+
+def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(full: bool) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(20_000 if full else 1000):
+        rng = random.Random(seed)
+        scheduler = sharing_scheduler(rng)
+        turns = sharing_turns(rng, scheduler.settings.block_size)
+        seen[serve_to_the_end(rng, scheduler, turns)] += 1
+        sharing = scheduler.sharing
+        assert sharing is not None
+        seen["hits"] += sharing.num_hits
+        seen["evicted"] += sharing.tree.num_evicted
+        seen["lost copies"] += sharing.num_lost_copies
+    assert min(seen["hits"], seen["evicted"]) > 5_000, seen
+    assert seen["lost copies"] > 5, seen

@@ -696,11 +696,11 @@ def test_t16_charging_the_one_before_is_caught(monkeypatch: pytest.MonkeyPatch) 
     proper = RulePlanner._prefill_tokens
     before: list[Request] = []
 
-    def of_the_one_before(request: Request) -> int:
+    def of_the_one_before(planner: RulePlanner, request: Request) -> int:
         before.append(request)
-        return proper(before[max(0, len(before) - 2)])
+        return proper(planner, before[max(0, len(before) - 2)])
 
-    monkeypatch.setattr(RulePlanner, "_prefill_tokens", staticmethod(of_the_one_before))
+    monkeypatch.setattr(RulePlanner, "_prefill_tokens", of_the_one_before)
     with pytest.raises(AssertionError):
         test_t16_the_budget_is_charged_for_what_runs_and_for_nothing_else(monkeypatch)
 
