@@ -127,7 +127,7 @@ def _check_context(state: State, context: Context) -> None:
 def _check_leaving(sharing: SharedMemory, sources: list[Allocation]) -> None:
     """Shared blocks know how many copies in flight hold them."""
     leaving = Counter(shared for source in sources for shared in source.shared)
-    for shared in sharing.tree.held():
+    for shared in sharing.tree:
         if shared.leaving != leaving[shared]:
             raise InvariantError(f"device: {shared!r} is in {leaving[shared]} copies in flight")
 

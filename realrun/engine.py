@@ -22,6 +22,7 @@ from realrun.journal import Journal
 from realrun.prompts import Prompts
 from realrun.runner import Runner, Work
 from realrun.swap import SwapManager
+from traces.prefixes import keys_from_tokens
 from traces.recorder import Recorder
 from traces.recording import IntTable
 from traces.serving import make_request, output_target, unservable
@@ -344,8 +345,14 @@ class Engine:
         turn = arrival.turn
         tokens = self._prompts.prompt(turn, history) if turn.input_tokens else []
         turn = replace(turn, input_tokens=len(tokens))
-        request = make_request(arrival._replace(turn=turn), last_turn_known=self._last_turn_known)
-        target = output_target(turn, self.scheduler.settings.max_model_len)
+        settings = self.scheduler.settings
+        keys: tuple[int, ...] = ()
+        if self.scheduler.sharing is not None:
+            keys = keys_from_tokens(tokens, settings.prefix_block or settings.block_size)
+        request = make_request(
+            arrival._replace(turn=turn), last_turn_known=self._last_turn_known, prefix_keys=keys
+        )
+        target = output_target(turn, settings.max_model_len)
         return Served(turn, arrival.arrival_ns, request, target, tokens)
 
     def _cancel(self, now: int) -> None:

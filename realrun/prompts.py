@@ -10,7 +10,7 @@ from typing import Protocol
 
 from realrun.tokenizer import Message, Tokenizer, smollm2_chat, smollm2_turn
 from traces.draw import Streams
-from traces.workload import Turn
+from traces.workload import Header, Turn
 
 
 class Prompts(Protocol):
@@ -21,11 +21,17 @@ class Prompts(Protocol):
 
 
 class RandomPrompts:
-    """Tokens drawn uniformly, as many as the workload says: for timing, and for any model."""
+    """Tokens drawn uniformly, as many as the workload says: for timing, and for any model.
 
-    def __init__(self, streams: Streams, vocab: int) -> None:
+    Blocks with equal hash_ids get equal tokens, as far as the workload says that they hold, whether
+    or not the system makes anything of it.
+    """
+
+    def __init__(self, streams: Streams, vocab: int, header: Header | None = None) -> None:
         self._streams = streams
         self._vocab = vocab
+        self._size = None if header is None else header.block_size
+        self._is_global = header is not None and header.hash_scope == "global"
 
     def prompt(self, turn: Turn, history: list[int]) -> list[int]:
         """See Prompts. A history longer than the workload's prompt is cut."""
@@ -34,9 +40,18 @@ class RandomPrompts:
             shared = min(shared, turn.parent_prefix_tokens)
         tokens = history[: min(shared, turn.input_tokens)]
         for position in range(len(tokens), turn.input_tokens):
-            draw = self._streams("prompt-token", turn.request_id, position)
+            draw = self._streams("prompt-token", *self._place(turn, position))
             tokens.append(draw % self._vocab)
         return tokens
+
+    def _place(self, turn: Turn, position: int) -> tuple[str, int]:
+        """The stream that a position's token is drawn from, and where in it."""
+        ids, size = turn.hash_ids, self._size
+        if ids is None or size is None or position // size >= len(ids):
+            return turn.request_id, position
+        block, offset = divmod(position, size)
+        scope = "" if self._is_global else turn.session_id
+        return f"{scope} block {ids[block]}", offset
 
 
 class TextPrompts:

@@ -28,6 +28,7 @@ from realrun.swap import TIMEOUT_S, SwapManager
 from traces import recording
 from traces.draw import Streams
 from traces.metrics import summarise
+from traces.prefixes import sharing_facts, with_prefix_block
 from traces.provenance import provenance
 from traces.recorder import Recorder
 from traces.recording import Recording
@@ -108,6 +109,7 @@ def prepare(
     )
     streams = Streams(scenario.seed, scenario.run)
     workload, prompts, eos = _to_serve(scenario, options, streams, model)
+    settings = with_prefix_block(settings, system, workload.header)
     serving = Serving(scenario, system, settings, streams, workload)
     scheduler = make_scheduler(serving, order)
     store = KVStore(
@@ -310,7 +312,8 @@ def _to_serve(
     """Turns, their tokens, and what ends a reply: nothing where the workload's lengths rule."""
     if options.conversation is None:
         workload = open_workload(scenario.workload, streams)
-        return workload, RandomPrompts(streams, model.config.vocab), frozenset()
+        prompts = RandomPrompts(streams, model.config.vocab, workload.header)
+        return workload, prompts, frozenset()
     if model.tokenizer is None:
         raise ConfigError(f"--conversation: {options.model} has no tokenizer")
     workload, texts = read_conversation(options.conversation, model.tokenizer)
@@ -378,6 +381,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         "contaminated_blocks": memory.ledger.num_contaminated,
         "link_bytes_per_s": rates,
         "largest": {"batch": engine.largest_batch, "prefill_tokens": engine.largest_prefill},
+        **sharing_facts(engine.scheduler),
         "warnings": [],
         "verdict": engine.verdict,
         "was_stopped": engine.was_stopped,

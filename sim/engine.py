@@ -18,6 +18,7 @@ from policy.scheduler import Scheduler
 from sim.clock import Clock
 from sim.device import Device, Served
 from sim.link import Job
+from traces.prefixes import Keys, no_keys
 from traces.recorder import Recorder
 from traces.recording import IntTable
 from traces.serving import make_request, output_target, unservable
@@ -71,7 +72,8 @@ class Link(Protocol):
 
 
 class Engine:
-    """One serving engine on a simulated machine. `run` is its process.
+    """One serving engine on a simulated machine. `run` is its process. `keys` names the blocks of a
+    prompt.
 
     `check` is called after every schedule and update. `progress` is told how many turns have ended.
     `verdict` is what vLLM 0.3.3 would have died of, if it did.
@@ -88,6 +90,7 @@ class Engine:
         *,
         submits_itself: bool,
         last_turn_known: bool,
+        keys: Keys = no_keys,
         check: Callable[[Scheduler], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class Engine:
         self.num_ended = 0
         self._submits_itself = submits_itself
         self._last_turn_known = last_turn_known
+        self._keys = keys
         self._check = check
         self._progress = progress
         self._cancels: list[tuple[int, str]] = []
@@ -282,7 +286,11 @@ class Engine:
         for arrival in self.driver.due(now):
             self.recorder.arrived(arrival.turn)
             why = unservable(arrival.turn)
-            request = make_request(arrival, last_turn_known=self._last_turn_known)
+            request = make_request(
+                arrival,
+                last_turn_known=self._last_turn_known,
+                prefix_keys=self._keys(arrival.turn),
+            )
             served = Served(
                 arrival.turn,
                 arrival.arrival_ns,

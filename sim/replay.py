@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import simpy
@@ -25,6 +25,7 @@ from sim.device import Device
 from sim.engine import Engine, StepEnd
 from sim.link import Job
 from traces.draw import Streams
+from traces.prefixes import Keys
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario
@@ -75,6 +76,7 @@ def replay(recording: Recording, scenario: Scenario, order: Order | None = None)
         copies,
         recording,
         last_turn_known=scenario.last_turn_known,
+        keys=lambda turn: notes.keys.get(turn.request_id, ()),
     ).run()
 
 
@@ -122,6 +124,7 @@ class _Notes:
         self.aging: list[tuple[int, int]] = []
         self.parents: dict[str, str | None] = {}
         self.last: set[str] = set()
+        self.keys: dict[str, tuple[int | str, ...]] = {}  # of those that have any
         self.unnumbered: list[tuple[int, int, int]] = []  # before which step, now_ns, copies seen
         for number, line in enumerate(recording.replay_lines(), start=1):
             try:
@@ -137,6 +140,10 @@ class _Notes:
             self.parents[row["request"]] = row["parent"]
             if row["last"]:
                 self.last.add(row["request"])
+            if "keys" in row:
+                self.keys[row["request"]] = tuple(
+                    key if isinstance(key, str) else int(key) for key in row["keys"]
+                )
         else:
             numbers = (int(row["before_step"]), int(row["now_ns"]), int(row["copies"]))
             self.unnumbered.append(numbers)
@@ -152,13 +159,17 @@ def _serving(recording: Recording, scenario: Scenario, notes: _Notes) -> Serving
         sizes[name] = size
     if scenario.pool.aging == "churn" and not notes.aging and _rows(recording, "workload"):
         raise InputError("replay.jsonl: does not say which lengths the pools were aged with")
+    settings = settings_for(scenario, **sizes)
+    prefixes = recording.summary.get("prefixes")
+    if prefixes is not None:
+        settings = replace(settings, prefix_block=prefixes["block_tokens"])
     lengths = Workload.of(
         Turn(str(k), str(k), 1, prompt, reply) for k, (prompt, reply) in enumerate(notes.aging)
     )
     return Serving(
         scenario,
         scenario.resolve_system(),
-        settings_for(scenario, **sizes),
+        settings,
         Streams(scenario.seed, scenario.run),
         lengths,
     )
@@ -419,6 +430,7 @@ class _Replay(Recorder):
         recording: Recording,
         *,
         last_turn_known: bool,
+        keys: Keys,
     ) -> None:
         super().__init__(decisions=True)
         self._steps = _forget
@@ -439,6 +451,7 @@ class _Replay(Recorder):
             self,
             submits_itself=False,  # what that took is in the recorded times
             last_turn_known=last_turn_known,
+            keys=keys,
             check=self._checked,
         )
 

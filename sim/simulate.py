@@ -21,6 +21,7 @@ from sim.link import HostLink
 from traces import recording
 from traces.draw import Streams
 from traces.metrics import summarise
+from traces.prefixes import keys_from_ids, sharing_facts, with_prefix_block
 from traces.provenance import provenance
 from traces.recorder import Recorder
 from traces.recording import Recording
@@ -54,6 +55,7 @@ def prepare(scenario: Scenario, profile: Profile | None = None) -> Setup:
     )
     system = scenario.resolve_system()
     workload = open_workload(scenario.workload, streams)
+    settings = with_prefix_block(settings, system, workload.header)
     return Setup(scenario, system, settings, streams, workload, profile)
 
 
@@ -139,6 +141,7 @@ def make_engine(
         recorder,
         submits_itself=main_thread,
         last_turn_known=setup.scenario.last_turn_known,
+        keys=keys_from_ids(setup.workload.header, system),
         check=checker(check),
         progress=progress,
     )
@@ -182,15 +185,18 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "kv_tokens": device.largest_kv_tokens,
             "prefill_tokens": device.largest_prefill,
         },
-        "warnings": _warnings(setup, device),
+        **sharing_facts(scheduler),
+        "warnings": _warnings(setup, scheduler, device),
         "verdict": engine.verdict,
     }
 
 
-def _warnings(setup: Setup, device: Device) -> list[str]:
+def _warnings(setup: Setup, scheduler: Scheduler, device: Device) -> list[str]:
     """What is wrong with its profile, and where the run left the range that is valid in."""
     valid = setup.profile.valid
     found = setup.profile.warnings()
+    if scheduler.sharing is not None and not scheduler.sharing.num_lookups:
+        found.append("prefix_sharing: no prompt has hash_ids of full blocks, so nothing was shared")
     for what, seen, limit in (
         ("batch", device.largest_batch, valid.max_batch),
         ("KV tokens of a step", device.largest_kv_tokens, valid.max_kv_tokens),

@@ -261,15 +261,16 @@ class Recorder:
 
     def _note_links(self, request: Request) -> None:
         """What the workload as a whole said of a turn, of which only the rows served are kept."""
-        if request.parent_id is not None or request.is_last_turn:
+        if request.parent_id is not None or request.is_last_turn or request.prefix_keys:
             assert self._notes is not None
-            self._notes.write(
-                {
-                    "request": request.request_id,
-                    "parent": request.parent_id,
-                    "last": request.is_last_turn,
-                }
-            )
+            links: dict[str, Any] = {
+                "request": request.request_id,
+                "parent": request.parent_id,
+                "last": request.is_last_turn,
+            }
+            if request.prefix_keys:
+                links["keys"] = request.prefix_keys
+            self._notes.write(links)
 
     def copied(self, copy: CopyRecord, seen_step: int) -> None:
         """A copy's end was seen; `seen_step` is the first numbered plan made afterwards."""

@@ -154,7 +154,9 @@ def output_target(turn: Turn, max_model_len: int) -> int:
     return min(turn.output_tokens, max(1, max_model_len + 1 - turn.input_tokens))
 
 
-def make_request(arrival: Arrival, *, last_turn_known: bool) -> Request:
+def make_request(
+    arrival: Arrival, *, last_turn_known: bool, prefix_keys: tuple[int | str, ...] = ()
+) -> Request:
     """What the scheduler may know of a turn."""
     turn = arrival.turn
     return Request(
@@ -168,4 +170,5 @@ def make_request(arrival: Arrival, *, last_turn_known: bool) -> Request:
         parent_prefix_tokens=turn.parent_prefix_tokens,
         priority=turn.priority,
         is_last_turn=arrival.is_last and last_turn_known,
+        prefix_keys=prefix_keys,
     )

@@ -134,7 +134,7 @@ class PrefixPool:
         """Raise InvariantError unless the pool is whole, each shared block counted once, and each
         shared block is held by as many of `holders` as it says."""
         held = list(holders)
-        everything = list(self._tree())
+        everything = list(self)
         self.inner.check([*held, *map(self._as_allocation, everything)])
         users = dict.fromkeys(everything, 0)
         for index, holder in enumerate(held):
@@ -271,11 +271,8 @@ class PrefixPool:
             made.runs = runs_of(made.blocks)
         return made
 
-    def held(self) -> Iterator[SharedBlock]:
-        """Every shared block that somebody holds."""
-        return (shared for shared in self._tree() if shared.users)
-
-    def _tree(self) -> Iterator[SharedBlock]:
+    def __iter__(self) -> Iterator[SharedBlock]:
+        """Every shared block, held or not."""
         todo = list(self._root.children.values())
         while todo:
             shared = todo.pop()

@@ -24,6 +24,7 @@ from sim.device import Device
 from sim.engine import Engine
 from sim.replay import Difference, Replayed, replay
 from tests.helpers.replay_machine import rough_run
+from tests.helpers.small import IDS_NAME, random_ids
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario, build
@@ -57,7 +58,8 @@ def scenario(**values: Any) -> Scenario:
 def open_workload(folder: Path, seed: int) -> str:
     """Clients that leave, prompts that repeat half of what was said, rows that cannot be served."""
     rng = random.Random(seed)
-    lines = [json.dumps({"format": "fastswitch-workload/1", "timing": "open"})]
+    header = {"format": "fastswitch-workload/1", "timing": "open"}
+    lines = [json.dumps({**header, "block_size": IDS_NAME, "hash_scope": "global"})]
     arrival = 0.0
     for index in range(30):
         arrival += rng.choice([0.0, 0.05, 0.4])
@@ -72,6 +74,7 @@ def open_workload(folder: Path, seed: int) -> str:
         }
         if rng.random() < 0.4:
             row["parent_prefix_tokens"] = rng.randrange(0, 200)
+        row["hash_ids"] = random_ids(rng, row["input_tokens"])
         if rng.random() < 0.4:
             row["cancel_s"] = rng.choice([0.01, 0.5, 3.0])
         lines.append(json.dumps(row))

@@ -171,6 +171,9 @@ def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
             if allocation is not None:
                 held.update(allocation.blocks)
         sides.append(held)
+    if scheduler.sharing is not None:
+        for shared in scheduler.sharing.tree:
+            sides[0].update(shared.blocks)
     for flight in flights:
         for device, host, length in flight.copy.runs:
             sides[0].update(range(device, device + length))

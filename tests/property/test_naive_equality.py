@@ -10,6 +10,7 @@ import pytest
 
 from policy.systems import SYSTEMS
 from tests.helpers.naive import fast_simulate, naive_simulate
+from tests.helpers.small import IDS_NAME, random_ids
 from traces.scenario import Scenario, build
 
 TABLES = ("requests", "steps", "spans", "preemptions", "copies", "workload")
@@ -67,7 +68,9 @@ def random_scenario(rng: random.Random, folder: Path) -> Scenario:
 
 def write_workload(rng: random.Random, folder: Path) -> str:
     """Open loop, with clients that leave, shrinking contexts and priorities."""
-    lines = [json.dumps({"format": "fastswitch-workload/1", "timing": "open"})]
+    scope = rng.choice(["global", "session"])
+    header = {"format": "fastswitch-workload/1", "timing": "open"}
+    lines = [json.dumps({**header, "block_size": IDS_NAME, "hash_scope": scope})]
     arrival = 0.0
     for index in range(rng.randrange(4, 25)):
         arrival += rng.choice([0.0, 0.05, 0.5])
@@ -83,6 +86,7 @@ def write_workload(rng: random.Random, folder: Path) -> str:
         }
         if rng.random() < 0.3:
             row["parent_prefix_tokens"] = rng.randrange(0, 200)
+        row["hash_ids"] = random_ids(rng, row["input_tokens"])
         if rng.random() < 0.3:
             row["cancel_s"] = rng.choice([0.01, 0.5, 3.0])
         lines.append(json.dumps(row))
