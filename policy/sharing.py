@@ -169,12 +169,11 @@ class SharedMemory(Memory):
         what was others' is the context's alone by now, and would be lost."""
         device = context.device
         assert device is not None
-        if not context.device_tokens:
-            return
         others = 0
         while others < len(device.shared) and _holders(device.shared[others]) > 1:
             others += 1
-        base = min(others, (context.device_tokens - 1) // self._tokens_each) * self.blocks_each
+        whole = max(0, context.device_tokens - 1) // self._tokens_each
+        base = min(others, whole) * self.blocks_each
         if context.host is not None and context.host_base > base:
             self.ledger.drop(context)
         if context.host is None:

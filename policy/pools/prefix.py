@@ -78,11 +78,6 @@ class PrefixPool:
         """See Pool."""
         return self._num_leaving * self.blocks_each
 
-    @property
-    def num_idle(self) -> int:
-        """Blocks of prefixes that nobody holds and a lookup still finds."""
-        return len(self._idle) * self.blocks_each
-
     # ------------------------------------------------------------------ what every pool offers
 
     def new(self) -> Allocation:

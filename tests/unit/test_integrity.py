@@ -344,3 +344,69 @@ def test_the_copy_of_an_idle_conversation_must_be_free_to_go() -> None:
     made.state.memory.ledger.kept["turn"].role = HostRole.NONE
     with pytest.raises(InvariantError, match=r"host role NONE, not IDLE"):
         check_integrity(made)
+
+
+# ---------------------------------------------------------------------- shared prefixes
+
+
+def sharing_moments(overlap: str = "async") -> Iterator[Scheduler]:
+    """Requests that begin alike, on a device too small for all of them."""
+    rng = random.Random(3)
+    system = variant("fastswitch-prefix", overlap=overlap)
+    made = scheduler(system, "random", device_blocks=20, host_blocks=40)
+    machine = ShadowMachine(made, rng)
+    for index in range(8):
+        machine.arrive(Turn(f"r{index}", 0, 18 + index % 4, 30, opening=("o", 16)))
+    for _ in range(80):
+        plan = made.schedule(machine.now_ns)
+        yield made
+        made.update(machine.execute(plan))
+        yield made
+
+
+def sharers(*, leaving: bool) -> tuple[Scheduler, list[Request]]:
+    """Two that hold a block together, or somebody whose copy in flight holds one."""
+    for made in sharing_moments():
+        check_integrity(made)
+        live = made.state.live.values()
+        found = [r for r in live if r.context.device is not None and r.context.device.num_shared]
+        if leaving:
+            found = [r for r in live if (f := r.context.outgoing) and f.device and f.device.shared]
+        if len(found) > 1 - leaving:
+            return made, found
+    raise AssertionError("nobody shares")
+
+
+def test_a_shared_block_is_never_written() -> None:
+    made, (request, *_) = sharers(leaving=False)
+    device = request.context.device
+    assert device is not None
+    request.context.device_tokens = device.num_shared * 4 - 1
+    with pytest.raises(InvariantError, match=r"the next token goes into \d+ shared tokens"):
+        check_integrity(made)
+
+
+def test_a_shared_block_knows_the_copies_that_hold_it() -> None:
+    made, (request, *_) = sharers(leaving=True)
+    flight = outgoing_of(request)
+    assert flight.device is not None
+    shared = flight.device.shared[0]
+    shared.leaving -= 1
+    made.state.memory.device._num_leaving = sum(  # type: ignore[attr-defined]
+        bool(s.leaving) and s.leaving == s.users
+        for s in made.state.memory.device  # type: ignore[attr-defined]
+    )
+    with pytest.raises(InvariantError, match=r"is in 1 copies in flight"):
+        check_integrity(made)
+
+
+def test_the_cheap_check_counts_shared_blocks_once() -> None:
+    made, (first, second, *_) = sharers(leaving=False)
+    check_counts(made)
+    assert first.context.device is not None
+    assert second.context.device is not None
+    common = set(first.context.device.blocks) & set(second.context.device.blocks)
+    assert len(common) == 4
+    made.state.memory.device._num_held -= 1  # type: ignore[attr-defined]
+    with pytest.raises(InvariantError, match=r"device: \d+ free .* is not 20"):
+        check_counts(made)

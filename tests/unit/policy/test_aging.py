@@ -13,6 +13,7 @@ from policy.pools.allocation import Pool
 from policy.pools.free_runs import BuddyRuns, FreeRuns
 from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
+from policy.pools.prefix import PrefixPool
 
 SIZE = 64
 
@@ -132,3 +133,10 @@ def test_runs_have_no_order_to_lose() -> None:
 
     shuffle(pool, never)
     pool.check([])
+
+
+def test_a_page_list_that_prefixes_share_is_shuffled_too() -> None:
+    plain, shared = PagedPool("device", 32), PagedPool("device", 32)
+    shuffle(plain, lambda n: n // 2)
+    shuffle(PrefixPool(shared, 2), lambda n: n // 2)
+    assert shared.free_list == plain.free_list != list(range(32))

@@ -42,6 +42,13 @@ def test_a_number_below_its_lowest_is_refused_by_name(name: str) -> None:
         settings(**{name: low - 1})
 
 
+@pytest.mark.parametrize("tokens", [0, 6, 3])
+def test_pool_blocks_divide_those_that_hash_ids_name(tokens: int) -> None:
+    with pytest.raises(ConfigError, match=r"^pool\.block_size: 4 does not divide the"):
+        settings(block_size=4, prefix_block=tokens)
+    assert settings(block_size=4, prefix_block=8).prefix_block == 8
+
+
 @pytest.mark.parametrize("share", [-0.01, 1.0, 1.5])
 def test_a_watermark_is_a_share_of_the_pool(share: float) -> None:
     with pytest.raises(ConfigError, match=r"pool\.watermark"):

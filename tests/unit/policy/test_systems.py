@@ -41,6 +41,25 @@ def test_leaving_one_out_changes_that_one_only(name: str, without: dict[str, Any
     assert differences(SYSTEMS[name], FASTSWITCH) == without
 
 
+def test_sharing_is_one_switch_and_in_no_system_whose_name_does_not_say_so() -> None:
+    assert differences(SYSTEMS["+prefix"], System("plain")) == {"prefix_sharing": True}
+    assert differences(SYSTEMS["fastswitch-prefix"], FASTSWITCH) == {"prefix_sharing": True}
+    sharing = [system.name for system in SYSTEMS.values() if system.prefix_sharing]
+    assert sharing == ["+prefix", "fastswitch-prefix"]
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"base": "-keep"}, "the release shares no prefixes"),
+        ({"between_turns": "keep_device"}, "prefix_sharing and keep_device both keep idle KV"),
+    ],
+)
+def test_sharing_is_refused_where_it_makes_no_sense(switches: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        custom_system({**switches, "prefix_sharing": True})
+
+
 def test_a_leading_dash_is_a_variant_of_the_baseline() -> None:
     assert [named_system(name).name for name in ("-keep", "-recompute", "+groups")] == [
         "vllm-0.3.3-keep",
