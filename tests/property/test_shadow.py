@@ -49,7 +49,7 @@ def test_every_request_computes_on_its_own_kv_and_every_law_holds_after_each_ste
 
 def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(full: bool) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(20_000 if full else 1000):
+    for seed in range(20_000 if full else 400):
         rng = random.Random(seed)
         scheduler = sharing_scheduler(rng)
         turns = sharing_turns(rng, scheduler.settings.block_size)
@@ -59,5 +59,5 @@ def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(full:
         seen["hits"] += sharing.num_hits
         seen["evicted"] += sharing.tree.num_evicted
         seen["lost copies"] += sharing.num_lost_copies
-    assert min(seen["hits"], seen["evicted"]) > 5_000, seen
-    assert seen["lost copies"] > 5, seen
+    assert min(seen["hits"], seen["evicted"]) > 2_000, seen
+    assert seen["lost copies"] > 2, seen
