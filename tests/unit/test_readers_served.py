@@ -14,6 +14,7 @@ from traces.workload import Turn
 
 START = 1_700_000_000_000_000_000
 SECOND = 10**9
+TOKENS = "gen_ai.usage.input_tokens"
 
 
 def file_of(folder: Path, *rows: Any) -> Path:
@@ -35,8 +36,8 @@ def refusal(path: Path, name: str) -> str:
 def otlp(name: Any, at: Any, given: Any, got: Any, **more: Any) -> dict[str, Any]:
     """A span as OTLP/JSON writes it; numbers as text, as protobuf's JSON has them."""
     attributes = {
-        "gen_ai.usage.input_tokens": {"intValue": given},
-        "gen_ai.usage.output_tokens": {"intValue": got},
+        "gen_ai.usage.input_tokens": None if given is None else {"intValue": given},
+        "gen_ai.usage.output_tokens": None if got is None else {"intValue": got},
         **{key: value for key, value in more.items() if "." in key},
     }
     return {
@@ -126,6 +127,10 @@ def test_spans_of_model_calls_are_requests_in_the_order_of_their_start(tmp_path:
         (otlp("b", str(START), "1", 1.5), "gen_ai.usage.output_tokens: "),
         (otlp("b", str(START), "1", "1", endTimeUnixNano="1"), "endTimeUnixNano: before"),
         (otlp(None, str(START), "1", "1"), "spanId: "),
+        (
+            otlp("b", str(START), "1", "1", attributes=[{"key": TOKENS, "value": {"int": 1}}]),
+            f"{TOKENS}: a value of no kind that is known",
+        ),
         (otlp("b", str(START), "1", "1", attributes="x"), "attributes: "),
         (otlp("b", str(START), "1", "1", attributes=[{"key": 1}]), "attributes: "),
         ({"resourceSpans": {}}, "resourceSpans: not a list of objects"),

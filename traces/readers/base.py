@@ -165,7 +165,7 @@ class Prompts:
     """The block ids of prompts that may be repeated, the latest `limit` ids of them; what is older
     is forgotten, so memory is bounded."""
 
-    def __init__(self, size: int, limit: int = 1 << 23) -> None:
+    def __init__(self, size: int, limit: int = 1 << 22) -> None:
         self._size = size
         self._room = limit
         self._kept: dict[str, tuple[int, array[int]]] = {}

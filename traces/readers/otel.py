@@ -159,6 +159,8 @@ def _attributes(value: Any, place: Place) -> dict[str, Any]:
         if not isinstance(key, str) or key in found:
             place.fail(f"{quoted(key)} is no key, or was given", "attributes")
         found[key] = _value(item.get("value"))
+        if found[key] is None and key in (*_INPUT, *_OUTPUT):
+            place.fail("a value of no kind that is known", key)
     return found
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
-#: Rows of a row group, and block ids after which one is closed early: 8 MiB of them.
+#: Rows of a row group, and block ids after which one is closed early: as objects they take 40 bytes.
 GROUP_ROWS = 1 << 14
-GROUP_BLOCKS = 1 << 20
+GROUP_BLOCKS = 1 << 18
 #: Rows that are Python objects at a time; fewer where they hold many block ids.
 _BATCH = 1 << 10
 #: Most bytes a row group may claim to unpack to.
