@@ -11,7 +11,7 @@ import numpy as np
 
 from calibrate.fit import DRAWS, Estimate, Fitted, Part, fit
 from calibrate.header import Header, header_of
-from calibrate.inference import interval
+from calibrate.inference import centre, interval
 from calibrate.models import CopyModel
 from calibrate.nnls import Floats
 from calibrate.points import Point, Points, read
@@ -313,12 +313,12 @@ def _point(
     point: Point, values: Floats, predicted: float, ends: tuple[float, float], *, held_out: bool
 ) -> MeasuredPoint:
     row = point.as_json()
-    quarter, median, three = (float(value) for value in np.percentile(values, (25, 50, 75)))
+    quarter, three = (float(value) for value in np.percentile(values, (25, 75)))
     return MeasuredPoint(
         kind=row.pop("kind"),
         features=row,
         samples=len(values),
-        median_ns=median,
+        centre_ns=round(centre(values), 1),
         quartiles_ns=(quarter, three),
         predicted_ns=round(predicted, 1),
         interval_ns=(round(ends[0], 1), round(ends[1], 1)),

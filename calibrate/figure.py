@@ -71,7 +71,7 @@ def save_figure(profile: Profile, path: Path) -> None:
 
 
 def _scatter(axes: Axes, points: list[MeasuredPoint]) -> None:
-    measured = np.array([point.median_ns for point in points]) / 1e6
+    measured = np.array([point.centre_ns for point in points]) / 1e6
     ends = np.array([measured.min() * 0.8, measured.max() * 1.25])
     axes.plot(ends, ends, color="#999999", lw=1, label="y = x, ±10 %")
     axes.fill_between(ends, ends * (1 - BAND), ends * (1 + BAND), color="#999999", alpha=0.2, lw=0)
@@ -88,7 +88,7 @@ def _scatter(axes: Axes, points: list[MeasuredPoint]) -> None:
 def _residuals(axes: Axes, points: list[MeasuredPoint]) -> None:
     axes.axhline(0, color="#999999", lw=1)
     axes.axhspan(-100 * BAND, 100 * BAND, color="#999999", alpha=0.2, lw=0)
-    off = [100 * ((point.predicted_ns or 0.0) / point.median_ns - 1) for point in points]
+    off = [100 * ((point.predicted_ns or 0.0) / point.centre_ns - 1) for point in points]
     _dots(axes, points, off, 1.0)
     axes.set(xlabel="measured, ms", ylabel="predicted is off by, %")
 
@@ -99,7 +99,7 @@ def _dots(axes: Axes, points: list[MeasuredPoint], values: list[float], unit: fl
             chosen = [i for i, p in enumerate(points) if p.kind == kind and p.held_out == held_out]
             if chosen:
                 axes.scatter(
-                    [points[i].median_ns / 1e6 for i in chosen],
+                    [points[i].centre_ns / 1e6 for i in chosen],
                     [values[i] / unit for i in chosen],
                     s=16,
                     marker=shape,

@@ -14,10 +14,11 @@ from calibrate.header import header_of
 from calibrate.inference import (
     Result,
     bootstrap,
+    centre,
     find_wild,
     infer,
     interval,
-    resampled_medians,
+    resampled_centres,
 )
 from calibrate.models import (
     DIRECTIONS,
@@ -34,7 +35,7 @@ from policy.errors import InputError
 from policy.systems import SYSTEMS
 
 DRAWS = 1000
-#: A median of fewer repeats than this is not trusted.
+#: The centre of fewer repeats than this is not trusted.
 MIN_SAMPLES = 5
 #: No part of the model is fitted to fewer points than this.
 MIN_POINTS = 12
@@ -62,9 +63,9 @@ class Part(NamedTuple):
     def errors(self) -> HeldOut:
         """Of the points held out: |predicted / measured - 1|."""
         result = self.result
-        medians = np.array([np.median(values) for values in self.samples])
-        off = np.abs(result.predicted / medians - 1)[result.held_out]
-        inside = (result.low <= medians) & (medians <= result.high)
+        times = np.array([centre(values) for values in self.samples])
+        off = np.abs(result.predicted / times - 1)[result.held_out]
+        inside = (result.low <= times) & (times <= result.high)
         return HeldOut(
             points=len(off),
             mean=float(off.mean()),
@@ -219,7 +220,7 @@ def _part(
     draws: int,
 ) -> Part:
     _check_enough(found)
-    times = np.array([np.median(values) for values in found.values()])
+    times = np.array([centre(values) for values in found.values()])
     points = list(found)
     wild, far = find_wild(model_of(points), times)
     for index in wild:
@@ -287,7 +288,7 @@ def _overhead(
         return None
     model = LineModel(list(found))
     samples = list(found.values())
-    times = np.array([np.median(values) for values in samples])
+    times = np.array([centre(values) for values in samples])
     terms = frozenset(model.names if len(found) > 2 else model.names[:1])
     used = np.ones(len(times))
     value = model.solve(times, used, terms)
@@ -311,11 +312,9 @@ def _interference(
     if not pairs:
         cleaner.problems.append(f"no pair of interference points {way}: taken as none")
         return None
-    value = float(
-        np.median([np.median(with_copy) / np.median(alone) for with_copy, alone in pairs])
-    )
+    value = float(np.median([centre(with_copy) / centre(alone) for with_copy, alone in pairs]))
     ratios = [
-        resampled_medians(with_copy, draws, rng) / resampled_medians(alone, draws, rng)
+        resampled_centres(with_copy, draws, rng) / resampled_centres(alone, draws, rng)
         for with_copy, alone in pairs
     ]
     slower = np.maximum(np.median(ratios, axis=0) - 1, 0.0)

@@ -19,6 +19,8 @@ from calibrate.residual import Left, curves_of
 from traces.stats import t95
 
 HELD_OUT = 0.3
+#: Share of a point's repeats that is left out at either end, one at least.
+TRIM = 0.1
 FOLDS = 10
 #: A point is wild if it is off by more than half as much again, and by so many robust standard
 #: deviations of the others.
@@ -53,7 +55,7 @@ def infer(
     """Hold out, choose terms, fit, resample. `samples`: repeats of each point, sorted;
     `corners`: points that are held out whatever chance says."""
     rng = np.random.default_rng(seed)
-    times = np.array([np.median(values) for values in samples])
+    times = np.array([centre(values) for values in samples])
     held_out = split(len(times), corners, rng)
     trained = (~held_out).astype(np.float64)
     terms = choose_terms(model, times, trained, rng)
@@ -218,20 +220,33 @@ def bootstrap(
     draws: int,
 ) -> Floats:
     """Coefficients of `draws` fits on resampled points, each with resampled repeats."""
-    medians = np.stack([resampled_medians(values, draws, rng) for values in samples], axis=1)
+    centres = np.stack([resampled_centres(values, draws, rng) for values in samples], axis=1)
     used = np.flatnonzero(weights)
     chances = np.full(len(used), 1 / len(used))
     found = np.empty((draws, len(start)))
     for draw in range(draws):
         counts = np.zeros(len(weights))
         counts[used] = rng.multinomial(len(used), chances)
-        found[draw] = model.solve(medians[draw], counts, terms, start)
+        found[draw] = model.solve(centres[draw], counts, terms, start)
     return found
 
 
-def resampled_medians(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """Medians of `draws` resamples of one point's repeats."""
-    middle: Floats = np.median(rng.choice(values, (draws, len(values))), axis=1)
+def centre(values: Floats) -> float:
+    """What a point takes: the mean of its repeats without the TRIM smallest and largest. A machine whose
+    clock has two states gives either of them as a median, by chance and differently for each point."""
+    return float(_trimmed(np.sort(values)[None, :])[0])
+
+
+def resampled_centres(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
+    """Centres of `draws` resamples of one point's repeats."""
+    return _trimmed(np.sort(rng.choice(values, (draws, len(values))), axis=1))
+
+
+def _trimmed(rows: Floats) -> Floats:
+    """Means of sorted rows without their ends."""
+    count = rows.shape[1]
+    cut = min(max(1, round(TRIM * count)), (count - 1) // 2)
+    middle: Floats = rows[:, cut : count - cut].mean(axis=1)
     return middle
 
 

@@ -201,13 +201,13 @@ class Fit(_Strict):
 
 
 class MeasuredPoint(_Strict):
-    """What was timed, median and quartiles of its `samples` repeats, and what the fit says, with its
+    """What was timed, trimmed mean and quartiles of its `samples` repeats, and what the fit says, with its
     95 % prediction interval, where it says something. All times in nanoseconds."""
 
     kind: str
     features: dict[str, int | str]
     samples: Annotated[int, Field(gt=0)]
-    median_ns: Positive
+    centre_ns: Positive
     quartiles_ns: tuple[Positive, Positive]
     predicted_ns: NonNegative | None = None
     interval_ns: tuple[NonNegative, NonNegative] | None = None

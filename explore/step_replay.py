@@ -1,7 +1,7 @@
 """Every step and copy of a real run through the cost model: how far each is off, taken alone.
 
-Nothing is decided again: the step's own batch, contexts and prompts go to `sim.costs`, a copy's blocks
-and runs likewise. What is left over here is the cost model's error; what a whole simulation is off by
+Nothing is decided again: the step's own batch, contexts and prompts go to `sim.costs`, with the copies
+that were under way beside it, a copy's blocks and runs likewise. What is left over here is the cost model's error; what a whole simulation is off by
 beyond it comes from decisions that fell otherwise, and so from queueing.
 """
 
@@ -57,14 +57,16 @@ def compare(recorded: Recording, profile: Profile, system: System) -> list[Compa
     """Decode steps, prefill steps, and copies that had the link to themselves."""
     steps = columns_of(recorded, "steps")
     contexts = _Contexts(recorded)
+    copy_costs = CopyCosts(profile, system, int(recorded.summary["block_size"]))
+    beside = _Beside(recorded, copy_costs)
     found = []
     for kind, rows in (
         ("decode", np.flatnonzero((steps["batch"] > 0) & (steps["prefill_tokens"] == 0))),
         ("prefill", np.flatnonzero((steps["batch"] == 0) & (steps["prefill_tokens"] > 0))),
     ):
         if rows.size:
-            found.append(_steps(kind, rows, steps, contexts, StepCosts(profile)))
-    copies = _copies(recorded, CopyCosts(profile, system, int(recorded.summary["block_size"])))
+            found.append(_steps(kind, rows, steps, contexts, StepCosts(profile), beside))
+    copies = _copies(recorded, copy_costs)
     return [*found, copies] if copies is not None else found
 
 
@@ -104,7 +106,12 @@ def merged(runs: Sequence[Sequence[Compared]]) -> list[Compared]:
 
 
 def _steps(
-    kind: str, rows: Ints, steps: dict[str, Any], contexts: _Contexts, costs: StepCosts
+    kind: str,
+    rows: Ints,
+    steps: dict[str, Any],
+    contexts: _Contexts,
+    costs: StepCosts,
+    beside: _Beside,
 ) -> Compared:
     own = steps["end_ns"] - steps["start_ns"] - steps["stall_ns"]
     gaps = np.append(steps["start_ns"][1:] - steps["end_ns"][:-1], 0)
@@ -120,9 +127,30 @@ def _steps(
         else:
             foretold = costs.prefill_ns(contexts.prompts(step))
             load.append(int(steps["prefill_tokens"][row]))
+        end = int(steps["end_ns"][row])
         measured.append(max(1, int(whole[row])))
-        predicted.append(foretold)
+        predicted.append(foretold + beside.slowdown(end - int(own[row]), end, foretold))
     return Compared(kind, _ints(load), _ints(measured), _ints(predicted))
+
+
+class _Beside:
+    """Copies under way while steps computed, and by how much they slow one."""
+
+    def __init__(self, recorded: Recording, costs: CopyCosts) -> None:
+        copies = columns_of(recorded, "copies")
+        self._ways = []
+        for way, share in costs.interference.items():
+            mine = np.array([direction == way.value for direction in copies["direction"]], bool)
+            self._ways.append((copies["start_ns"][mine], copies["end_ns"][mine], share))
+
+    def slowdown(self, begin_ns: int, end_ns: int, step_ns: int) -> int:
+        """As `sim.link.HostLink.slowdown`: a share of the time for which a direction was busy."""
+        extra = 0
+        for starts, ends, share in self._ways:
+            inside = np.minimum(ends, end_ns) - np.maximum(starts, begin_ns)
+            busy = int(inside[inside > 0].sum())
+            extra += min(busy, end_ns - begin_ns, step_ns) * share >> 10
+        return extra
 
 
 class _Contexts:

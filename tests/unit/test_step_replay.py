@@ -61,6 +61,24 @@ def test_every_simulated_step_costs_what_its_own_model_says(system: str) -> None
     assert recorded.summary["metrics"]["preemptions"] > 5
 
 
+def test_copies_beside_a_step_slow_it_by_their_share_of_its_time() -> None:
+    """Against the same steps replayed as if nothing slowed them."""
+    values = {"transfer.interference_to_device": 0.3, "transfer.interference_to_host": 0.5}
+    slowed = load("a10-llama-3-8b").with_values(values)
+    free = load("a10-llama-3-8b").with_values(NO_INTERFERENCE)
+    system = named_system("fastswitch")
+    recorded = simulate(scenario("fastswitch"), profile=slowed)
+    true, blind = (
+        {one.kind: one for one in compare(recorded, profile, system)} for profile in (slowed, free)
+    )
+    for kind in ("decode", "prefill"):
+        off = np.abs(true[kind].predicted_ns - true[kind].measured_ns) / true[kind].measured_ns
+        assert np.median(off) < 1e-6
+        assert off.mean() < 0.01  # a copy's submission slows nothing on the simulated machine
+    worse = np.abs(blind["decode"].predicted_ns / blind["decode"].measured_ns - 1)
+    assert worse.max() > 0.1
+
+
 def test_a_copy_alone_is_foretold_as_the_simulated_link_plays_it() -> None:
     profile = truth()
     points = [p for p in grid(profile) if p.kind == "copy" and not p["duplex"]]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import median
 
+import numpy as np
 import pytest
 
 from calibrate.build import build, refit, save, summary
 from calibrate.figure import fit_figure, save_figure
+from calibrate.inference import centre
 from calibrate.points import Journal, Points
 from calibrate.profile import Profile, load, names
 from policy.errors import ConfigError
@@ -189,13 +190,19 @@ def test_it_holds_its_points_with_spread_prediction_and_interval(
     held = [point for point in profile.points if point.held_out]
     assert len(held) == profile.fit.steps.points + profile.fit.copies.points
     timed = {
-        json.dumps({**point.as_json(), "ns": float(median(points.samples[point]))}, sort_keys=True)
+        json.dumps(
+            {
+                **point.as_json(),
+                "ns": round(centre(np.array(sorted(points.samples[point]), dtype=np.float64)), 1),
+            },
+            sort_keys=True,
+        )
         for point in points.samples
     }
     for point in profile.points:
-        row = {"kind": point.kind, **point.features, "ns": point.median_ns}
+        row = {"kind": point.kind, **point.features, "ns": point.centre_ns}
         assert json.dumps(row, sort_keys=True) in timed
-        assert point.quartiles_ns[0] <= point.median_ns <= point.quartiles_ns[1]
+        assert point.quartiles_ns[0] <= point.centre_ns <= point.quartiles_ns[1]
         assert point.interval_ns is not None and point.predicted_ns is not None
         assert point.interval_ns[0] < point.predicted_ns < point.interval_ns[1]
         assert point.samples == 20

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from calibrate.inference import choose_terms, find_wild, split
+from calibrate.inference import centre, choose_terms, find_wild, split
 from calibrate.nnls import Floats
 from calibrate.residual import Left
 
@@ -56,3 +56,18 @@ def test_a_seed_holds_out_the_same_points_and_always_the_corners() -> None:
     for held_out in (first, other):
         assert held_out[0] and held_out[49]
         assert 15 <= held_out.sum() <= 17
+
+
+def test_the_centre_of_a_machine_with_two_speeds_lies_between_them_and_no_outlier_moves_it() -> (
+    None
+):
+    """A median would be one or the other, by chance."""
+    rng = np.random.default_rng(3)
+    centres = [centre(rng.choice([38.0, 54.0], 21)) for _ in range(200)]
+    assert abs(np.mean(centres) - 46.0) < 0.5
+    assert np.std(centres) < 2.5
+    calm = np.full(20, 10.0)
+    wild = np.append(calm[2:], [1e9, 1e-3])
+    assert centre(wild) == centre(calm) == 10.0
+    assert centre(np.array([1.0, 2.0, 99.0])) == 2.0
+    assert centre(np.array([1.0, 3.0])) == 2.0
