@@ -12,16 +12,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from explore.options import check_option, json_option, load, order_option, set_option
 from policy.errors import ConfigError, FastSwitchError
 from traces.commands import trace
 from traces.progress import progress
-
-if TYPE_CHECKING:
-    from traces.scenario import Scenario
 
 __version__ = "0.1.0"
 
@@ -75,22 +73,6 @@ def main(*, debug: bool) -> None:
 
 main.add_command(trace)
 
-_set = click.option(
-    "--set",
-    "values",
-    multiple=True,
-    metavar="A.B=C",
-    help="Put a value over the scenario's, e.g. --set pool.aging=none. May be repeated.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-_check = click.option(
-    "--check",
-    type=click.Choice(["off", "counts", "full"]),
-    default="counts",
-    show_default=True,
-    help="Conservation laws checked after every step.",
-)
-
 
 @main.command("compare")
 @click.argument("scenario", default=DEFAULT_SCENARIO)
@@ -98,8 +80,9 @@ _check = click.option(
 @click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for JSON, CSV, figures, page.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
-@_set
-@_json
+@order_option
+@set_option
+@json_option
 def _compare(
     *,
     scenario: str,
@@ -107,6 +90,7 @@ def _compare(
     runs: int,
     out: Path | None,
     workers: int | None,
+    order: str | None,
     values: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -116,18 +100,18 @@ def _compare(
     Examples:
       fastswitch compare
       fastswitch compare paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --seeds 5 --out out
-      fastswitch compare my.yaml --set workload.rate=0.1
+      fastswitch compare my.yaml --set workload.rate=0.1 --order my_module:MyOrder
     """
     if runs < 1:
         raise ConfigError(f"--seeds: {runs} is below 1")
-    loaded = _load(scenario, values)
+    loaded, own = load(scenario, values, order)
     from explore import compare as study
     from explore import output, tables
 
     names = [name.strip() for name in systems.split(",")] if systems else None
     total = study.num_jobs(loaded, names, runs)
     with progress(total, "runs") as advance:
-        found = study.compare(loaded, names, runs, workers, advance)
+        found = study.compare(loaded, names, runs, workers, advance, own)
     click.echo(json.dumps(tables.as_json(found), indent=1) if as_json else tables.as_text(found))
     if out is not None:
         command = "fastswitch " + " ".join(sys.argv[1:])
@@ -139,14 +123,16 @@ def _compare(
 @click.argument("scenario")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
 @click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
-@_check
-@_set
-@_json
+@order_option
+@check_option
+@set_option
+@json_option
 def _simulate(
     *,
     scenario: str,
     out: Path,
     decisions: bool,
+    order: str | None,
     check: str,
     values: tuple[str, ...],
     as_json: bool,
@@ -158,12 +144,17 @@ def _simulate(
       fastswitch simulate paper-8b-a10 --out run
       fastswitch simulate paper-8b-a10 --set system=vllm-0.3.3 --set order=fcfs --decisions --out run
     """
-    loaded = _load(scenario, values)
+    loaded, own = load(scenario, values, order)
     from sim.simulate import simulate as run
 
     with progress(None, "turns") as advance:
         recording = run(
-            loaded, out=out, decisions=decisions, check=check, progress=lambda _: advance()
+            loaded,
+            out=out,
+            decisions=decisions,
+            check=check,
+            order=own,
+            progress=lambda _: advance(),
         )
     _show_run(recording.summary, as_json=as_json)
 
@@ -220,10 +211,11 @@ def _run_as_text(summary: dict[str, Any]) -> str:
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--top-k", type=int, default=0, show_default=True, help="0: all tokens.")
 @click.option("--decisions", is_flag=True, help="Also write what a replay needs.")
-@_check
+@order_option
+@check_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new, empty folder.")
-@_set
-@_json
+@set_option
+@json_option
 def _realrun(
     *,
     scenario: str,
@@ -236,6 +228,7 @@ def _realrun(
     top_p: float,
     top_k: int,
     decisions: bool,
+    order: str | None,
     check: str,
     out: Path,
     values: tuple[str, ...],
@@ -252,7 +245,7 @@ def _realrun(
       fastswitch realrun cpu-smoke --set system=vllm-0.3.3 --decisions --out run
       fastswitch realrun cpu-smoke --conversation talk.jsonl --deterministic --out run
     """
-    loaded = _load(scenario, values)
+    loaded, own = load(scenario, values, order)
     serve = _needing_torch("realrun.serve")
     sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
     options = serve.Options(device, model, dtype, deterministic, sampling, conversation)
@@ -263,6 +256,7 @@ def _realrun(
             out=out,
             decisions=decisions,
             check=check,
+            order=own,
             progress=lambda _: advance(),
             interruptible=interruptible,
         )
@@ -381,10 +375,19 @@ def _measure(
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--replay", is_flag=True, help="Make every decision again; all must be equal.")
 @click.option("--profile", help="Predict these real runs with this profile.")
+@click.option(
+    "--order", metavar="NAME", help="With --replay: the user's own order they were made with."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for page, tables and figures.")
-@_json
+@json_option
 def _validate_runs(
-    *, runs: tuple[str, ...], replay: bool, profile: str | None, out: Path | None, as_json: bool
+    *,
+    runs: tuple[str, ...],
+    replay: bool,
+    profile: str | None,
+    order: str | None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Check recordings against the simulator.
 
@@ -404,6 +407,8 @@ def _validate_runs(
         raise ConfigError("validate: say what to check, --replay or --profile P")
     if replay and out is not None:
         raise ConfigError("--out: a replay writes nothing; it goes with --profile")
+    if profile is not None and order is not None:
+        raise ConfigError("--order: goes with --replay")
     if profile is not None:
         _predict(runs, profile, out, as_json=as_json)
         return
@@ -412,7 +417,7 @@ def _validate_runs(
     found = []
     with progress(len(runs), "runs") as advance:
         for run in runs:
-            found.append((run, validate.replay(Path(run))))
+            found.append((run, validate.replay(Path(run), order)))
             advance()
     if as_json:
         click.echo(json.dumps(validate.as_json(found), indent=1))
@@ -458,7 +463,7 @@ def _schema() -> None:
 
 @config.command("validate")
 @click.argument("scenario")
-@_set
+@set_option
 def _validate(*, scenario: str, values: tuple[str, ...]) -> None:
     """Check a scenario and print it with every default written out.
 
@@ -467,7 +472,7 @@ def _validate(*, scenario: str, values: tuple[str, ...]) -> None:
       fastswitch config validate paper-8b-a10
       fastswitch config validate my.yaml --set system=vllm-0.3.3
     """
-    loaded = _load(scenario, values)
+    loaded, _ = load(scenario, values)
     from sim.simulate import prepare
 
     setup = prepare(loaded)
@@ -476,15 +481,6 @@ def _validate(*, scenario: str, values: tuple[str, ...]) -> None:
         f"# device {setup.settings.device_blocks} blocks, host {setup.settings.host_blocks} blocks,"
         f" profile {setup.profile.name} ({setup.profile.kind})"
     )
-
-
-# ---------------------------------------------------------------------- shared
-
-
-def _load(scenario: str, values: tuple[str, ...]) -> Scenario:
-    from traces.scenario import load, parse_settings
-
-    return load(scenario, parse_settings(values))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from typing import Any
 
 from calibrate import profile as profiles
 from explore.jobs import job_for, run_job, run_jobs
+from policy.errors import ConfigError
 from policy.systems import BASELINES, named_system
+from traces.orders import OrderLike, UserOrder, user_order
 from traces.provenance import provenance
 from traces.scenario import Scenario
 from traces.stats import mean_and_half_width, ratio_and_factor
@@ -136,12 +138,25 @@ def compare(
     runs: int = 3,
     workers: int | None = None,
     progress: Callable[[], None] | None = None,
+    order: OrderLike | None = None,
 ) -> Comparison:
-    """Run every system `runs` times on the same inputs. Deterministic for any number of workers."""
+    """Run every system `runs` times on the same inputs. Deterministic for any number of workers.
+
+    `order`: the user's own in place of the scenario's. One given by name travels to the workers; an
+    object (an Order, a class of a notebook's cell) stays, and all runs are made in this process.
+    """
+    own = None if order is None else user_order(order)
+    if own is not None and own.text is None:
+        if workers is not None and workers > 1:
+            raise ConfigError(
+                f"order {own.name}: an object cannot go to {workers} workers; name it as module:MyOrder"
+                " or file.py:MyOrder, or leave workers out"
+            )
+        workers = 1
     names = tuple(named_system(name).name for name in (systems or scenario.systems or _DEFAULT))
     names = tuple(dict.fromkeys(names))
     jobs = [
-        job_for(scenario, name, scenario.run + run, with_timeline=run == 0)
+        job_for(scenario, name, scenario.run + run, with_timeline=run == 0, order=own)
         for run in range(runs)
         for name in names
     ]
@@ -155,9 +170,9 @@ def compare(
         names,
         runs,
         results,
-        _load(scenario, results, names),
+        _load(scenario, results, names, own),
         {name: q.model_dump(mode="json") for name, q in profile.assumptions().items()},
-        provenance(scenario, profile),
+        provenance(scenario, profile, own),
     )
     comparison.notes.extend(_notes(comparison))
     return comparison
@@ -175,7 +190,10 @@ def num_jobs(scenario: Scenario, systems: Sequence[str] | None, runs: int) -> in
 
 
 def _load(
-    scenario: Scenario, results: dict[str, list[dict[str, Any]]], names: Sequence[str]
+    scenario: Scenario,
+    results: dict[str, list[dict[str, Any]]],
+    names: Sequence[str],
+    own: UserOrder | None,
 ) -> Load:
     """Offered load against what the baseline makes of a backlog; the drop-in baseline with kept KV
     if it was run."""
@@ -189,11 +207,11 @@ def _load(
     if all(value is not None for value in reached):
         capacity: float | None = math.fsum(reached) / len(reached)
     else:
-        capacity = _search_capacity(scenario, baseline)
+        capacity = _search_capacity(scenario, baseline, own)
     return Load(mean, capacity, baseline, _load_in_words(mean, capacity, metrics))
 
 
-def _search_capacity(scenario: Scenario, baseline: str) -> float | None:
+def _search_capacity(scenario: Scenario, baseline: str, own: UserOrder | None) -> float | None:
     """The baseline was not pushed to its capacity: double a generator's rate until it is."""
     rate = scenario.workload.rate
     if scenario.workload.generator is None or rate is None:
@@ -201,7 +219,8 @@ def _search_capacity(scenario: Scenario, baseline: str) -> float | None:
     for _ in range(MAX_DOUBLINGS):
         rate *= 2
         harder = scenario.with_values({"workload.rate": rate})
-        found = run_job(job_for(harder, baseline, scenario.run))["metrics"]["capacity_tok_s"]
+        job = job_for(harder, baseline, scenario.run, order=own)
+        found = run_job(job)["metrics"]["capacity_tok_s"]
         if found is not None:
             return float(found)
     return None

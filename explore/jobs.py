@@ -12,20 +12,26 @@ from typing import Any
 from explore.series import series_of
 from policy.errors import FastSwitchError, FaultError
 from sim.simulate import simulate
+from traces.orders import UserOrder, user_order
 from traces.scenario import Scenario, build
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a scenario as plain data, and whether its series for figures are wanted."""
+    """One run: a scenario as plain data, and whether its series for figures are wanted.
+
+    `order`: the user's own, checked by whoever asked; as text if it is to be found in another process.
+    """
 
     scenario: dict[str, Any]
     with_timeline: bool = False
+    order: UserOrder | str | None = None
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """Simulate; facts and metrics of the run, quantiles for figures, no recording."""
-    recording = simulate(build(job.scenario, "job"))
+    own = None if job.order is None else user_order(job.order, is_checked=True)
+    recording = simulate(build(job.scenario, "job"), order=own)
     result = dict(recording.summary)
     result["series"] = series_of(recording, with_timeline=job.with_timeline)
     return result
@@ -74,7 +80,15 @@ def _collect(
     return [future.result() for future in futures]
 
 
-def job_for(scenario: Scenario, system: str, run: int, *, with_timeline: bool = False) -> Job:
+def job_for(
+    scenario: Scenario,
+    system: str,
+    run: int,
+    *,
+    with_timeline: bool = False,
+    order: UserOrder | None = None,
+) -> Job:
     """The scenario under another system and run number."""
     chosen = scenario.with_values({"system": system, "run": run})
-    return Job(chosen.model_dump(mode="json", exclude_unset=True), with_timeline)
+    own = None if order is None else order.text or order
+    return Job(chosen.model_dump(mode="json", exclude_unset=True), with_timeline, own)

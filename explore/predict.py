@@ -23,7 +23,7 @@ from sim.simulate import simulate
 from traces import recording, scenario
 from traces.recording import Recording
 from traces.scenario import Scenario
-from traces.strict import shown_path
+from traces.strict import shown, shown_path
 
 METRICS = (
     "ttft_p50_s",
@@ -261,6 +261,11 @@ def _by_scenario(runs: Sequence[Path]) -> dict[str, dict[str, list[Recording]]]:
         one = recording.load(run)
         if one.summary.get("machine") != "real" or one.summary.get("was_stopped"):
             raise ConfigError(f"{shown_path(run)}: is no whole run of a real machine")
+        if (one.summary.get("provenance") or {}).get("order") is not None:
+            raise ConfigError(
+                f"{shown_path(run)}: was made with the user's order"
+                f" {shown(str(one.summary.get('order')))}; only built-in ones are predicted so far"
+            )
         groups = found.setdefault(str(one.summary["scenario"]), {})
         groups.setdefault(str(one.summary["system"]), []).append(one)
     for groups in found.values():

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from policy.errors import ConfigError, InvariantError
-from policy.orders.base import Order
 from sim.replay import Replayed
 from sim.replay import replay as run_again
 from traces import recording, scenario
+from traces.orders import OrderLike
 from traces.strict import shown, shown_path
 
 
-def replay(run: Path, order: Order | None = None) -> Replayed:
+def replay(run: Path, order: OrderLike | None = None) -> Replayed:
     """Replay the recording in the folder `run`. `order`: the user's own, if it was made with one.
 
     Raises ConfigError if it has no decisions, InputError if it cannot be read.

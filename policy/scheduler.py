@@ -74,7 +74,7 @@ class Scheduler:
             rates or Rates(),
             self.sharing,
         )
-        self.follows_release = system.fcfs_planner == "release" and order.name == "fcfs"
+        self.follows_release = system.fcfs_planner == "release" and type(order) is Order
         self._planner: RulePlanner | ReleasePlanner = (
             ReleasePlanner(self.state) if self.follows_release else RulePlanner(self.state)
         )

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from policy.errors import ConfigError
-from policy.orders.base import Order
 from policy.scheduler import Scheduler
 from realrun.conversation import read_conversation
 from realrun.engine import Clock, Engine, Parts, Sampler
@@ -28,6 +27,7 @@ from realrun.swap import TIMEOUT_S, SwapManager
 from traces import recording
 from traces.draw import Streams
 from traces.metrics import summarise
+from traces.orders import OrderLike, UserOrder, user_order
 from traces.prefixes import sharing_facts, with_prefix_block
 from traces.provenance import provenance
 from traces.recorder import Recorder
@@ -89,7 +89,7 @@ def prepare(
     scenario: Scenario,
     options: Options,
     *,
-    order: Order | None = None,
+    order: UserOrder | None = None,
     model: LoadedModel | None = None,
 ) -> Machine:
     """Load the model (unless one is given), lay out memory, make the scheduler.
@@ -111,7 +111,7 @@ def prepare(
     workload, prompts, eos = _to_serve(scenario, options, streams, model)
     settings = with_prefix_block(settings, system, workload.header)
     serving = Serving(scenario, system, settings, streams, workload)
-    scheduler = make_scheduler(serving, order)
+    scheduler = make_scheduler(serving, None if order is None else order.make(streams))
     store = KVStore(
         model.config,
         layout=system.layout,
@@ -133,7 +133,7 @@ def serve(
     out: Path,
     decisions: bool = False,
     check: str = "counts",
-    order: Order | None = None,
+    order: OrderLike | None = None,
     model: LoadedModel | None = None,
     progress: Callable[[int], None] | None = None,
     interruptible: Callable[[Callable[[], None]], None] | None = None,
@@ -142,20 +142,23 @@ def serve(
 
     `out` must not exist or be empty: a real run cannot be written beside and swapped in, since what
     had ended must survive a kill. `model`: instead of loading the one that `options` names.
-    `interruptible` is handed a function that stops the run early.
+    `order`: the user's own in place of the scenario's (`traces.orders`). `interruptible` is handed a
+    function that stops the run early.
     """
     _refuse_a_folder_in_use(out)
-    machine = prepare(scenario, options, order=order, model=model)
+    own = None if order is None else user_order(order)
+    machine = prepare(scenario, options, order=own, model=model)
     try:
         recording.begin(out, scenario)
         with _quick_switches(), torch.inference_mode():
-            return _serve(machine, out, decisions, check, progress, interruptible)
+            return _serve(machine, own, out, decisions, check, progress, interruptible)
     finally:
         machine.close()
 
 
 def _serve(
     machine: Machine,
+    own: UserOrder | None,
     out: Path,
     decisions: bool,  # noqa: FBT001
     check: str,
@@ -181,7 +184,7 @@ def _serve(
         recorded = recorder.close(_facts(machine, engine, rates))
     recorded.summary["metrics"] = summarise(recorded)
     recorded.summary["provenance"] = {
-        **provenance(scenario, None),
+        **provenance(scenario, None, own),
         "torch": torch.__version__,
         "accelerator": _accelerator(machine.device),
         "threads": torch.get_num_threads(),

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import simpy
 
 from policy.errors import ConfigError, InputError, InvariantError, ProgressError
-from policy.orders.base import Order
 from policy.plan import Batch, Copy, Plan
 from policy.scheduler import Scheduler
 from sim.clock import Clock
@@ -25,12 +24,13 @@ from sim.device import Device
 from sim.engine import Engine, StepEnd
 from sim.link import Job
 from traces.draw import Streams
+from traces.orders import OrderLike, user_order
 from traces.prefixes import Keys
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario
 from traces.serving import Serving, make_scheduler, settings_for
-from traces.strict import quoted
+from traces.strict import quoted, shown
 from traces.turns import NEVER, Arrival, TurnDriver
 from traces.workload import Header, Turn, Workload
 
@@ -54,19 +54,20 @@ class Replayed:
     difference: Difference | None
 
 
-def replay(recording: Recording, scenario: Scenario, order: Order | None = None) -> Replayed:
+def replay(recording: Recording, scenario: Scenario, order: OrderLike | None = None) -> Replayed:
     """Run a recording again. `order`: the user's own, if the run was made with one.
 
     Raises ConfigError or InputError for a recording that cannot be replayed.
     """
     notes = _Notes(recording)
     serving = _serving(recording, scenario, notes)
-    scheduler = make_scheduler(serving, order)
+    own = None if order is None else user_order(order)
+    scheduler = make_scheduler(serving, None if own is None else own.make(serving.streams))
     made_with = recording.summary.get("order")
     if scheduler.order.name != made_with:
         raise ConfigError(
-            f"order: the run was made with {quoted(made_with)}, the scenario names"
-            f" {scheduler.order.name}; a user's own order is replayed from Python"
+            f"order: the run was made with '{shown(str(made_with), 200)}', and this is"
+            f" {scheduler.order.name}; name a user's own with --order"
         )
     copies = _copies(recording)
     return _Replay(

@@ -11,7 +11,6 @@ from typing import Any
 
 from calibrate import profile as profiles
 from calibrate.profile import Profile
-from policy.orders.base import Order
 from policy.scheduler import Scheduler
 from sim.clock import Clock
 from sim.costs import CopyCosts, StepCosts
@@ -21,6 +20,7 @@ from sim.link import HostLink
 from traces import recording
 from traces.draw import Streams
 from traces.metrics import summarise
+from traces.orders import OrderLike, UserOrder, user_order
 from traces.prefixes import keys_from_ids, sharing_facts, with_prefix_block
 from traces.provenance import provenance
 from traces.recorder import Recorder
@@ -65,23 +65,25 @@ def simulate(
     out: Path | None = None,
     decisions: bool = False,
     check: str = "counts",
-    order: Order | None = None,
+    order: OrderLike | None = None,
     profile: Profile | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Recording:
     """Run a scenario on the simulated machine, or on that of `profile`.
 
+    `order`: the user's own in place of the scenario's (`traces.orders`); an Order is copied as it is.
     With `out` the recording is a folder, written under a temporary name and renamed at the end;
     without, it is in memory. Where vLLM 0.3.3 would abort or stall for ever the run ends there and
     its summary has a `verdict`. Raises ConfigError, InputError, or InvariantError from the checks.
     """
     setup = prepare(scenario, profile)
-    scheduler = make_scheduler(setup, order)
+    own = None if order is None else user_order(order)
+    scheduler = make_scheduler(setup, None if own is None else own.make(setup.streams))
     if out is None:
-        return _record(setup, scheduler, None, decisions, check, progress)
+        return _record(setup, scheduler, own, None, decisions, check, progress)
     with recording.claimed(out) as part:
         recording.begin(part, scenario)
-        recorded = _record(setup, scheduler, part, decisions, check, progress)
+        recorded = _record(setup, scheduler, own, part, decisions, check, progress)
         recording.write_summary(part, recorded.summary)
     recorded.folder = out
     return recorded
@@ -90,6 +92,7 @@ def simulate(
 def _record(
     setup: Setup,
     scheduler: Scheduler,
+    own: UserOrder | None,
     folder: Path | None,
     decisions: bool,  # noqa: FBT001
     check: str,
@@ -102,7 +105,7 @@ def _record(
             engine.env.run(until=engine.env.process(engine.run()))
         recorded = recorder.close(_facts(setup, scheduler, engine))
     recorded.summary["metrics"] = summarise(recorded)
-    recorded.summary["provenance"] = provenance(setup.scenario, setup.profile)
+    recorded.summary["provenance"] = provenance(setup.scenario, setup.profile, own)
     return recorded
 
 

@@ -10,15 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from traces.orders import UserOrder
 from traces.scenario import Scenario
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("simpy", "numpy", "pandas", "pyarrow", "pydantic")
 
 
-def provenance(scenario: Scenario, profile: Any) -> dict[str, Any]:
+def provenance(scenario: Scenario, profile: Any, order: UserOrder | None = None) -> dict[str, Any]:
     """Everything needed to know which program made which numbers from what. `profile` is None for a
-    real machine."""
+    real machine, `order` for one that is built in."""
     return {
         "commit": commit(),
         "python": sys.version.split()[0],
@@ -30,6 +31,7 @@ def provenance(scenario: Scenario, profile: Any) -> dict[str, Any]:
         "scenario_hash": _hash(scenario.model_dump(mode="json")),
         "profile_hash": None if profile is None else profile.hash,
         "workload_hash": workload_hash(scenario),
+        "order": None if order is None else order.facts,
     }
 
 

@@ -25,6 +25,8 @@ from sim.engine import Engine
 from sim.replay import Difference, Replayed, replay
 from tests.helpers.replay_machine import rough_run
 from tests.helpers.small import IDS_NAME, random_ids
+from traces.draw import Streams
+from traces.orders import user_order
 from traces.recorder import Recorder
 from traces.recording import Recording
 from traces.scenario import Scenario, build
@@ -193,14 +195,14 @@ def test_the_end_that_vllm_would_have_come_to_is_replayed() -> None:
 
 def test_a_users_own_order_is_replayed_when_it_is_given() -> None:
     class Longest(Order):
-        name = "longest"
-
         def key(self, request: Any, now_ns: int) -> tuple[int]:
             return (-request.input_tokens,)
 
-    recording = record(scenario(), order=Longest())
+    own = user_order(Longest())
+    recording = record(scenario(), order=own.make(Streams(0, 0)))
     assert_equal(replay(recording, scenario(), Longest()), recording)
-    with pytest.raises(ConfigError, match="made with 'longest'"):
+    assert_equal(replay(recording, scenario(), own), recording)
+    with pytest.raises(ConfigError, match=r"made with '.*Longest', and this is .* --order"):
         replay(recording, scenario())
 
 

@@ -12,13 +12,14 @@ import pytest
 from calibrate.profile import PROFILES
 from policy.errors import ConfigError, InvariantError
 from policy.orders.base import Order
+from policy.scheduler import Scheduler
 from sim.simulate import calm_collector, simulate
 from tests.helpers.bench import scenario_of
 from traces import recording, serving
 from traces.readers.native import write
 from traces.recording import SCHEMAS
 from traces.scenario import Scenario
-from traces.serving import FULL_EVERY, checker
+from traces.serving import FULL_EVERY, checker, make_scheduler
 from traces.workload import Header, Turn, Workload
 
 
@@ -34,10 +35,8 @@ def scenario(tmp_path: Path) -> Scenario:
 class Backwards(Order):
     """A user's own order."""
 
-    name = "backwards"
-
     def key(self, request: Any, now_ns: int) -> tuple[int, ...]:
-        return (-ord(request.request_id),)
+        return (-ord(request.request_id[0]),)
 
 
 # ---------------------------------------------------------------------- what it gives
@@ -101,7 +100,9 @@ def test_a_users_own_order_decides(scenario: Scenario) -> None:
     for order, first in ((None, "a"), (Backwards(), "b")):
         found = simulate(one_at_a_time, order=order)
         assert found.table("requests").to_pydict()["request_id"][0] == first
-    assert found.summary["order"] == "backwards"
+    assert found.summary["order"] == f"{Backwards.__module__}:Backwards"
+    facts = found.summary["provenance"]["order"]
+    assert facts["name"] == found.summary["order"] and len(facts["source_hash"]) == 16
 
 
 def test_the_same_inputs_make_the_same_recording(scenario: Scenario) -> None:
@@ -166,26 +167,31 @@ def test_an_unknown_check_is_refused(scenario: Scenario) -> None:
 
 
 class Losing(Order):
-    """A user's order with a bug: it takes a block away from whoever leaves."""
-
-    name = "losing"
+    """A planted bug: it takes a block away from whoever leaves."""
 
     def left(self, request: Any, now_ns: int) -> None:
         request.context.device.blocks.pop()
 
 
+def losing(*given: Any) -> Scheduler:
+    made = make_scheduler(*given)
+    made.state.order = Losing()
+    return made
+
+
 @pytest.mark.parametrize(("check", "raises"), [("full", True), ("counts", True), ("off", False)])
 def test_checks_stop_a_run_that_loses_a_block_and_leave_nothing_behind(
-    check: str, raises: bool, scenario: Scenario, tmp_path: Path
+    check: str, raises: bool, scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sim.simulate.make_scheduler", losing)
     leaky = scenario.with_values({"system": "vllm-0.3.3"})
     out = tmp_path / "run"
     if raises:
         with pytest.raises(InvariantError):
-            simulate(leaky, out=out, check=check, order=Losing(), decisions=True)
+            simulate(leaky, out=out, check=check, decisions=True)
         gc.collect()  # a file left open is a warning, so an error, here
     else:
-        simulate(leaky, out=out, check=check, order=Losing())
+        simulate(leaky, out=out, check=check)
     left = [path.name for path in tmp_path.iterdir() if path.name != "w.jsonl"]
     assert left == ([] if raises else ["run"])
 

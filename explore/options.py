@@ -1,0 +1,52 @@
+"""Options, loading and progress that several commands share. Imports nothing heavy: `--help` is quick."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from traces.orders import UserOrder
+    from traces.scenario import Scenario
+
+set_option = click.option(
+    "--set",
+    "values",
+    multiple=True,
+    metavar="A.B=C",
+    help="Put a value over the scenario's, e.g. --set pool.aging=none. May be repeated.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+check_option = click.option(
+    "--check",
+    type=click.Choice(["off", "counts", "full"]),
+    default="counts",
+    show_default=True,
+    help="Conservation laws checked after every step.",
+)
+order_option = click.option(
+    "--order",
+    metavar="NAME",
+    help="Who is served first: a built-in order, your module:MyOrder or path/to/file.py:MyOrder.",
+)
+
+
+def load(
+    scenario: str, values: tuple[str, ...], order: str | None = None
+) -> tuple[Scenario, UserOrder | None]:
+    """A scenario under `--set` and `--order`; with it the user's own order if that names one, which
+    has then passed the contract suite. Raises ConfigError."""
+    from traces.scenario import load as read
+    from traces.scenario import parse_settings
+
+    loaded = read(scenario, parse_settings(values))
+    if order is None:
+        return loaded, None
+    from policy.orders.catalog import ORDERS
+
+    if order in ORDERS:
+        return loaded.with_values({"order": order}), None
+    from traces.orders import user_order
+
+    return loaded, user_order(order)

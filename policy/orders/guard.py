@@ -1,0 +1,170 @@
+"""A user's order, kept from doing harm: it sees read-only views, and what it answers is checked.
+
+The planner sorts by whatever an order answers, so one NaN would make the order of requests depend on
+where they stood before. Built-in orders are tested and run without this.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NoReturn, cast
+
+from policy.errors import ConfigError
+from policy.orders.base import Key, Order
+from policy.views import Draw, RequestView
+
+Maker = Callable[[Draw], Order]
+
+
+class _View:
+    """A `RequestView` of a request, and nothing else of it."""
+
+    __slots__ = ("_View__request",)
+
+    def __init__(self, request: RequestView) -> None:
+        object.__setattr__(self, "_View__request", request)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a request shows an order no {name} (policy/views.py says what)")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"it changed a request's {name}; a view is read-only")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"it deleted a request's {name}; a view is read-only")
+
+    def __repr__(self) -> str:
+        return f"<view of {object.__getattribute__(self, '_View__request')!r}>"
+
+
+for _name, _what in vars(RequestView).items():
+    if isinstance(_what, property):
+        setattr(_View, _name, property(attrgetter(f"_View__request.{_name}")))
+
+
+def view_of(request: RequestView) -> RequestView:
+    """What an order may see of a live request, as an object through which nothing can be changed."""
+    return cast(RequestView, _View(request))
+
+
+class Guarded(Order):
+    """`order` under the name `name`. Raises ConfigError, in words, for whatever it does wrong: an
+    exception, a key that is no tuple of numbers, NaN, a change to what it was shown."""
+
+    def __init__(self, name: str, order: Order) -> None:
+        self.name = name
+        self._order = order
+        self._views: dict[str, RequestView] = {}
+        if not isinstance(order.refreshes, bool):
+            self._fail(f"refreshes is {_shown(order.refreshes)}, neither True nor False")
+        self.refreshes = order.refreshes
+
+    def arrived(self, request: RequestView, now_ns: int) -> None:
+        """A request came in."""
+        view = self._views[request.request_id] = view_of(request)
+        self._call("arrived", view, now_ns)
+
+    def left(self, request: RequestView, now_ns: int) -> None:
+        """A request is no longer live."""
+        self._call("left", self._views.pop(request.request_id), now_ns)
+
+    def update(self, index: int, now_ns: int) -> None:
+        """A priority update begins."""
+        self._call("update", index, now_ns)
+
+    def key(self, request: RequestView, now_ns: int) -> Key:
+        """The order's key, if it is one."""
+        try:
+            key: Any = self._order.key(self._views[request.request_id], now_ns)
+        except Exception as error:  # noqa: BLE001
+            self._raised("key", error)
+        if not isinstance(key, tuple):
+            self._fail(f"key returned {_shown(key)}, which is not a tuple of numbers")
+        for part in key:
+            if not isinstance(part, (int, float)):
+                self._fail(
+                    f"key returned {_shown(key)}: {_shown(part)} is a {type(part).__name__},"
+                    " not an int or a float, so not every two keys can be compared"
+                )
+            if part != part:  # noqa: PLR0124
+                self._fail(
+                    f"key returned {_shown(key)}: NaN is neither less nor more than anything"
+                )
+        return key
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        try:
+            getattr(self._order, method)(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self._raised(method, error)
+
+    def _raised(self, method: str, error: Exception) -> NoReturn:
+        line = _line_of(error)
+        where = f" (its line {line})" if line else ""
+        what = f"{method} raised {type(error).__name__}{where}: {_shown_text(str(error))}"
+        raise ConfigError(f"order {self.name}: {what}") from error
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise ConfigError(f"order {self.name}: {problem}")
+
+
+def maker_of(given: object) -> Maker:
+    """How to make a fresh order from what a user gave: an Order, of which every run gets a copy as it
+    was given; or a class or function that makes one, called with `draw` if it has such a parameter.
+
+    Raises ConfigError if `given` is none of these. What is made is checked when it is made.
+    """
+    if isinstance(given, Order):
+        prototype = _copied(given)
+        return lambda _draw: _copied(prototype)
+    if not callable(given):
+        raise ConfigError(f"order: {_shown(given)} is neither an Order nor makes one")
+    try:
+        wants_draw = "draw" in inspect.signature(given).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        wants_draw = False
+
+    def make(draw: Draw) -> Order:
+        made = given(draw=draw) if wants_draw else given()
+        if not isinstance(made, Order):
+            raise ConfigError(f"order: {_shown(made)} is no policy.orders.base.Order")
+        return made
+
+    return make
+
+
+def _copied(order: Order) -> Order:
+    try:
+        return copy.deepcopy(order)
+    except Exception as error:
+        raise ConfigError(
+            f"order: it cannot be copied for a run of its own ({type(error).__name__}:"
+            f" {_shown_text(str(error))}); give the class, and each run makes its own"
+        ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """`file.py:12`: where the user's own code was when it went wrong."""
+    frame = error.__traceback__
+    found = ""
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if frame.tb_frame.f_globals.get("__name__") != __name__:
+            found = f"{code.co_filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    return found
+
+
+def _shown(value: object) -> str:
+    try:
+        return _shown_text(repr(value))
+    except Exception:  # noqa: BLE001
+        return f"a {type(value).__name__}"
+
+
+def _shown_text(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
