@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from explore.export_command import export_command
 from explore.options import check_option, json_option, load, order_option, set_option
 from policy.errors import ConfigError, FastSwitchError
 from traces.commands import trace
@@ -72,6 +73,7 @@ def main(*, debug: bool) -> None:
 
 
 main.add_command(trace)
+main.add_command(export_command)
 
 
 @main.command("compare")
@@ -123,6 +125,9 @@ def _compare(
 @click.argument("scenario")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
 @click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
+@click.option(
+    "--perfetto", type=click.Path(path_type=Path), help="Also write a timeline, .json.gz."
+)
 @order_option
 @check_option
 @set_option
@@ -132,6 +137,7 @@ def _simulate(
     scenario: str,
     out: Path,
     decisions: bool,
+    perfetto: Path | None,
     order: str | None,
     check: str,
     values: tuple[str, ...],
@@ -141,7 +147,7 @@ def _simulate(
 
     \b
     Examples:
-      fastswitch simulate paper-8b-a10 --out run
+      fastswitch simulate paper-8b-a10 --out run --perfetto run.json.gz
       fastswitch simulate paper-8b-a10 --set system=vllm-0.3.3 --set order=fcfs --decisions --out run
     """
     loaded, own = load(scenario, values, order)
@@ -156,6 +162,10 @@ def _simulate(
             order=own,
             progress=lambda _: advance(),
         )
+    if perfetto is not None:
+        from explore.export import export
+
+        export(recording, "perfetto", perfetto)
     _show_run(recording.summary, as_json=as_json)
 
 

@@ -247,6 +247,23 @@ class Recording:
             raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
         return table.select(columns) if columns else table
 
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Rows of a table, of which no more than CHUNK_ROWS are in memory if it is on disk. Raises
+        InputError if the folder lacks it."""
+        if name in self.tables:
+            for batch in self.tables[name].to_batches(CHUNK_ROWS):
+                yield from batch.to_pylist()
+            return
+        assert self.folder is not None
+        path = self.folder / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(path) as file:
+                _check_columns(file.schema_arrow, name, path)
+                for batch in file.iter_batches(CHUNK_ROWS):
+                    yield from batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
+
     def decision_lines(self) -> Iterator[str]:
         """Lines of decisions.jsonl, without their ends."""
         return self._lines("decisions.jsonl", self.decisions)
