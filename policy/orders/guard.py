@@ -57,19 +57,19 @@ class Guarded(Order):
     def __init__(self, name: str, order: Order) -> None:
         self.name = name
         self._order = order
-        self._views: dict[str, RequestView] = {}
+        self.views: dict[str, RequestView] = {}
         if not isinstance(order.refreshes, bool):
             self._fail(f"refreshes is {_shown(order.refreshes)}, neither True nor False")
         self.refreshes = order.refreshes
 
     def arrived(self, request: RequestView, now_ns: int) -> None:
         """A request came in."""
-        view = self._views[request.request_id] = view_of(request)
+        view = self.views[request.request_id] = view_of(request)
         self._call("arrived", view, now_ns)
 
     def left(self, request: RequestView, now_ns: int) -> None:
         """A request is no longer live."""
-        self._call("left", self._views.pop(request.request_id), now_ns)
+        self._call("left", self.views.pop(request.request_id), now_ns)
 
     def update(self, index: int, now_ns: int) -> None:
         """A priority update begins."""
@@ -78,7 +78,7 @@ class Guarded(Order):
     def key(self, request: RequestView, now_ns: int) -> Key:
         """The order's key, if it is one."""
         try:
-            key: Any = self._order.key(self._views[request.request_id], now_ns)
+            key: Any = self._order.key(self.views[request.request_id], now_ns)
         except Exception as error:  # noqa: BLE001
             self._raised("key", error)
         if not isinstance(key, tuple):

@@ -67,6 +67,11 @@ class ById(_Broken):
         return (id(request),)
 
 
+class ByIdOfText(_Broken):
+    def key(self, request: RequestView, now_ns: int) -> tuple[int]:
+        return (id(request.session_id),)
+
+
 class ByHash(_Broken):
     def key(self, request: RequestView, now_ns: int) -> tuple[int]:
         return (hash(request.request_id),)
@@ -166,6 +171,7 @@ class Unmakeable(_Broken):
     ("broken", "words"),
     [
         (ById, "not deterministic: .*it must not hang on id"),
+        (ByIdOfText, "not deterministic"),
         (ByHash, "not deterministic"),
         (BySetOrder, "not deterministic: .*the order of a set"),
         (ByClock, "not deterministic: .*a clock"),

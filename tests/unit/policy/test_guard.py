@@ -138,7 +138,7 @@ def test_whatever_a_method_raises_is_told_with_its_name(method: str) -> None:
         "left": lambda: guarded.left(one, 0),
         "update": lambda: guarded.update(0, 0),
     }
-    guarded._views["r1"] = view_of(one)
+    guarded.views["r1"] = view_of(one)
     with pytest.raises(ConfigError, match=rf"^order mine:Failing: {method} raised KeyError .*k.n1"):
         calls[method]()
 
