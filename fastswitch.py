@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from explore import sweep_commands
 from explore.export_command import export_command
 from explore.options import check_option, json_option, load, order_option, set_option
 from policy.errors import ConfigError, FastSwitchError
@@ -33,6 +34,7 @@ _API = {
     "replay": ("explore.validate", "replay"),
     "serve": ("realrun.serve", "serve"),
     "simulate": ("sim.simulate", "simulate"),
+    "sweep": ("explore.sweep.run", "sweep"),
 }
 
 
@@ -74,6 +76,7 @@ def main(*, debug: bool) -> None:
 
 main.add_command(trace)
 main.add_command(export_command)
+main.add_command(sweep_commands.group)
 
 
 @main.command("compare")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calibrate import profile as profiles
 from explore.jobs import job_for, run_job, run_jobs
@@ -19,6 +19,9 @@ from traces.orders import OrderLike, UserOrder, user_order
 from traces.provenance import provenance
 from traces.scenario import Scenario
 from traces.stats import mean_and_half_width, ratio_and_factor
+
+if TYPE_CHECKING:
+    import pandas
 
 #: Metrics of which less is better; `throughput_tok_s` is the one of which more is.
 SPEEDUPS = (
@@ -74,6 +77,27 @@ class Ratio:
         )
 
 
+def estimate_of(results: Sequence[dict[str, Any]], metric: str) -> Estimate:
+    """Mean of a metric over the runs of one system."""
+    values = [result["metrics"].get(metric) for result in results]
+    if any(value is None for value in values):
+        return Estimate(None)
+    return Estimate(*mean_and_half_width([float(value) for value in values]))
+
+
+def speedup_of(
+    ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], metric: str
+) -> Ratio:
+    """How many times better our runs are than theirs, paired in their order."""
+    ratios = []
+    for our, their in zip(ours, theirs, strict=True):
+        mine, other = our["metrics"].get(metric), their["metrics"].get(metric)
+        if not mine or not other:
+            return Ratio(None)
+        ratios.append(mine / other if metric in MORE_IS_BETTER else other / mine)
+    return Ratio(*ratio_and_factor(ratios))
+
+
 @dataclass(frozen=True)
 class Load:
     """Offered and possible output tokens per second of the baseline."""
@@ -104,20 +128,11 @@ class Comparison:
 
     def estimate(self, system: str, metric: str) -> Estimate:
         """Mean over runs of a metric."""
-        values = [result["metrics"].get(metric) for result in self.results[system]]
-        if any(value is None for value in values):
-            return Estimate(None)
-        return Estimate(*mean_and_half_width([float(value) for value in values]))
+        return estimate_of(self.results[system], metric)
 
     def speedup(self, system: str, baseline: str, metric: str) -> Ratio:
         """How many times better `system` is than `baseline`, paired by run."""
-        ratios = []
-        for ours, theirs in zip(self.results[system], self.results[baseline], strict=True):
-            mine, other = ours["metrics"].get(metric), theirs["metrics"].get(metric)
-            if not mine or not other:
-                return Ratio(None)
-            ratios.append(mine / other if metric in MORE_IS_BETTER else other / mine)
-        return Ratio(*ratio_and_factor(ratios))
+        return speedup_of(self.results[system], self.results[baseline], metric)
 
     def verdict(self, system: str) -> str | None:
         """Where vLLM 0.3.3 would have stopped, in any of the runs."""
@@ -125,6 +140,13 @@ class Comparison:
             if result["verdict"]:
                 return str(result["verdict"])
         return None
+
+    def frame(self) -> pandas.DataFrame:
+        """One row per system and run, one column per metric; NaN where there were too few
+        samples."""
+        from explore import frames  # noqa: PLC0415  pandas is slow to import
+
+        return frames.of_comparison(self)
 
     @property
     def baselines(self) -> tuple[str, ...]:

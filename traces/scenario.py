@@ -333,11 +333,12 @@ def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
     if not isinstance(data, dict):
         raise ConfigError(f"{shown_path(path)}: not a mapping")
     data.setdefault("name", path.stem)
-    _find_beside(data, path)
+    find_beside(data, path)
     return build(merge(data, values or {}), str(path))
 
 
-def _find_beside(data: dict[str, Any], path: Path) -> None:
+def find_beside(data: dict[str, Any], path: Path) -> None:
+    """Make a workload file that is not here the one of that name beside `path`, in place."""
     if isinstance(data.get("workload"), str):
         data["workload"] = {"file": data["workload"]}
     spec = data.get("workload")

@@ -1,0 +1,1 @@
+"""Parameter sweeps: many scenarios, kept by content, on one machine or on many."""

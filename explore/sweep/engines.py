@@ -1,0 +1,92 @@
+"""Where trials run. An engine takes lines of JSON and gives lines of JSON, in any order.
+
+    local  worker processes of this machine
+    dask   a Dask cluster (extra `dask`)
+    ray    a Ray cluster (extra `ray`)
+
+A trial on a cluster runs in a child process of the cluster's worker, watched as on this machine: so
+limits and reasons are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+from explore.sweep.local import Local
+from policy.errors import ConfigError
+
+ENGINES = ("local", "dask", "ray")
+_PACKAGES = {"dask": "distributed", "ray": "ray"}
+
+
+class Engine(Protocol):
+    """Runs trials; what they are is none of its business."""
+
+    def run(self, asks: Iterable[str]) -> Iterator[str]:
+        """A reply (explore.sweep.trial.run_trial) for every ask, in the order they come."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was taken."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """`address`: an existing cluster. `starts_cluster`: one is started here, for this sweep alone.
+    `workers` None: one per core. Raises ConfigError for what does not go together."""
+
+    kind: Literal["local", "dask", "ray"] = "local"
+    workers: int | None = None
+    address: str | None = None
+    starts_cluster: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ENGINES:
+            raise ConfigError(f"engine: {self.kind!r} is not one of {', '.join(ENGINES)}")
+        if self.kind == "local":
+            if self.address is not None or self.starts_cluster:
+                raise ConfigError("engine local: takes no cluster")
+        elif (self.address is None) != self.starts_cluster:
+            raise ConfigError(
+                f"engine {self.kind}: give the address of a cluster (--address),"
+                " or say that one may be started here (--start-cluster)"
+            )
+
+
+def make_engine(settings: EngineSettings) -> Engine:
+    """An engine. Raises ConfigError if its library is missing, FaultError if no cluster answers."""
+    workers = settings.workers or os.cpu_count() or 1
+    if settings.kind == "local":
+        return Local(workers)
+    try:
+        module = importlib.import_module(f"explore.sweep.{settings.kind}_engine")
+    except ModuleNotFoundError as error:
+        package = _PACKAGES[settings.kind]
+        if error.name != package:
+            raise
+        raise ConfigError(
+            f"engine {settings.kind}: {package} is not installed;"
+            f" the extra [{settings.kind}] brings it"
+        ) from None
+    engine: Engine = module.connect(settings.address, workers)
+    return engine
+
+
+@lru_cache(maxsize=1)
+def _own_child() -> Local:
+    child = Local(1)
+    atexit.register(child.close)
+    return child
+
+
+def run_watched(ask: str) -> str:
+    """What a cluster's worker does: one trial in a child process, which it keeps for the next."""
+    (reply,) = _own_child().run([ask])
+    return reply

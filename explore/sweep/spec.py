@@ -1,0 +1,206 @@
+"""The sweep file: which scenarios to run, in the words `grid`, `zip`, `scenarios`, `sobol`.
+
+YAML by the rules of scenarios (safe, no aliases, no duplicate or unknown keys). The parts multiply:
+every named scenario with every point of the grid, with every row of the zip, with every Sobol point.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from explore.sweep.sobol import MAX_DIMENSIONS, MAX_POINTS
+from policy.errors import ConfigError
+from traces.scenario import MAX_BYTES, SCENARIOS, parse_yaml
+from traces.strict import reason, shown, shown_path
+
+SWEEPS = SCENARIOS / "sweeps"
+
+Path_ = Annotated[str, Field(min_length=1, max_length=200)]
+Values = Annotated[list[Any], Field(min_length=1)]
+
+#: What is not a knob, and what to write instead.
+NOT_SWEPT = {
+    "run": "replications are `runs: N`",
+    "name": "it changes no result",
+    "description": "it changes no result",
+    "systems": "a sweep has its own `systems`",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Range(_Section):
+    """From `low` to `high`, both possible. Whole numbers at both ends give whole numbers."""
+
+    low: int | float
+    high: int | float
+    scale: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"low {self.low} must be above 0 on a log scale")
+        return self
+
+
+class SobolSpec(_Section):
+    """Points spread evenly over ranges and lists; best balanced when `points` is a power of two."""
+
+    points: Annotated[int, Field(ge=1, le=MAX_POINTS)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    parameters: Annotated[
+        dict[Path_, Range | Values], Field(min_length=1, max_length=MAX_DIMENSIONS)
+    ]
+
+
+class NamedScenario(_Section):
+    """Values that belong together, under a name."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    set: dict[Path_, Any] = {}
+
+
+class SweepSpec(_Section):
+    """A whole sweep. `runs` replications of every point use the same random numbers for every
+    system and point (common random numbers)."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)] = "sweep"
+    scenario: str | dict[str, Any]
+    set: dict[Path_, Any] = {}
+    systems: tuple[str, ...] = ()
+    runs: Annotated[int, Field(ge=1, le=1000)] = 1
+    grid: dict[Path_, Values] = {}
+    zip: dict[Path_, Values] = {}
+    scenarios: tuple[NamedScenario, ...] = ()
+    sobol: SobolSpec | None = None
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Paths of grid, zip and Sobol points, in the order of their columns."""
+        sobol = self.sobol.parameters if self.sobol is not None else {}
+        return (*self.grid, *self.zip, *sobol)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sweep as it was given, and where: for messages, and to find files beside it."""
+
+    spec: SweepSpec
+    path: Path | None
+    text: str = ""
+
+    def fail(self, problem: str, *field: str | int) -> ConfigError:
+        """An error at a field, with file and line."""
+        return _failure(self.path, self.text, problem, *field)
+
+
+def _failure(path: Path | None, text: str, problem: str, *field: str | int) -> ConfigError:
+    where = "sweep" if path is None else shown_path(path)
+    line = line_of(text, field)
+    named = f"{shown('.'.join(map(str, field)))}: " if field else ""
+    return ConfigError(f"{where}{f':{line}' if line else ''}: {named}{shown(problem, 300)}")
+
+
+def load(given: str | Path | Mapping[str, Any]) -> Source:
+    """A sweep that ships (by name), a file, or the same as a mapping. Raises ConfigError."""
+    if isinstance(given, Mapping):
+        return _check(_build(dict(given), None, ""))
+    path = _find(str(given))
+    try:
+        raw = path.read_bytes()[: MAX_BYTES + 1]
+        text = raw.decode(errors="strict" if len(raw) <= MAX_BYTES else "replace")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{shown_path(path)}: not a mapping")
+    data.setdefault("name", path.stem)
+    return _check(_build(data, path, text))
+
+
+def _find(given: str) -> Path:
+    shipped = SWEEPS / f"{given}.yaml"
+    if os.path.isfile(shipped):
+        return shipped
+    if os.path.isfile(given):
+        return Path(given)
+    names = ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml")))
+    raise ConfigError(f"sweep: {shown(given, 300)!r} is neither a file nor one of {names}")
+
+
+def _build(data: dict[str, Any], path: Path | None, text: str) -> Source:
+    try:
+        spec = SweepSpec.model_validate_json(json.dumps(data, allow_nan=False))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _failure(path, text, first["msg"], *_plain(first["loc"])) from None
+    except (TypeError, ValueError) as error:
+        raise _failure(path, text, reason(error)) from None
+    return Source(spec, path, text)
+
+
+def _plain(loc: Sequence[str | int]) -> Iterator[str | int]:
+    """A location without the names that pydantic gives the sides of a union."""
+    sides = {"Range", "int", "float", "str"}
+    return (part for part in loc if part not in sides and "[" not in str(part))
+
+
+def _check(source: Source) -> Source:
+    """What fields cannot say of each other. Raises ConfigError."""
+    spec = source.spec
+    rows = {name: len(values) for name, values in spec.zip.items()}
+    if len(set(rows.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in rows.items())
+        raise source.fail(f"lists must be equally long, not {told}", "zip")
+    named = [one.name for one in spec.scenarios]
+    if len(set(named)) < len(named):
+        raise source.fail("two scenarios have the same name", "scenarios")
+    together = {path for one in spec.scenarios for path in one.set}
+    paths = [*spec.swept, *sorted(together)]
+    for path in [*spec.set, *paths]:
+        if path in NOT_SWEPT:
+            raise source.fail(f"cannot be swept: {NOT_SWEPT[path]}", path)
+    for one in paths:
+        for other in paths:
+            if other.startswith(f"{one}."):
+                raise source.fail(f"{other} is inside it, and both are swept", one)
+    for path in paths:
+        if paths.count(path) > 1:
+            raise source.fail("swept in two places", path)
+    if spec.systems and "system" in {*paths, *spec.set}:
+        raise source.fail("leave it out: `system` is among the swept values", "systems")
+    return source
+
+
+def line_of(text: str, field: Sequence[str | int]) -> int | None:
+    """The line of a field in YAML that `parse_yaml` has accepted; of a mapping's key."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader) if text and field else None
+    line = None
+    for part in field:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            if part >= len(node.value):
+                break
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            pairs = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not pairs:
+                break
+            line = pairs[0][0].start_mark.line + 1
+            node = pairs[0][1]
+        else:
+            break
+    return line

@@ -1,0 +1,154 @@
+"""Tables of a sweep, made anew from its results in the order of its plan.
+
+results.csv    one row per trial: what was swept, status, verdict, every metric
+estimates.csv  one row per point, system and metric: mean over runs, half of its 95 % interval
+ratios.csv     one row per point, system and metric: times better than the point's first system,
+               paired by run, and the factor its 95 % interval spans up and down
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from explore.compare import SPEEDUPS, Estimate, Ratio, estimate_of, speedup_of
+from explore.sweep.semantics import digest
+from explore.sweep.store import Corrupt, Store
+from explore.sweep.trials import Plan, Trial
+
+RESULTS, ESTIMATES, RATIOS = "results.csv", "estimates.csv", "ratios.csv"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The text of each table by file name, and how the trials (not keys) of the plan ended."""
+
+    texts: dict[str, str]
+    done: int
+    failed: int
+
+    @property
+    def digest(self) -> str:
+        """Of results.csv: equal sweeps have equal ones."""
+        return digest(self.texts[RESULTS])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the store has of every key."""
+
+    results: Mapping[str, dict[str, Any]]
+    failures: Mapping[str, str]
+
+
+def write(store: Store, plan: Plan) -> Tables:
+    """Make the tables and keep them. Raises FaultError."""
+    made = make(store, plan)
+    for name, text in made.texts.items():
+        store.write_table(name, text)
+    return made
+
+
+def make(store: Store, plan: Plan) -> Tables:
+    """The tables of what has been run; trials still to run have no row."""
+    found = _find(store, plan)
+    trials = [t for t in plan.trials if t.key in found.results or t.key in found.failures]
+    metrics = sorted({name for result in found.results.values() for name in result["metrics"]})
+    texts = {
+        RESULTS: _csv(_results(plan, trials, metrics, found)),
+        ESTIMATES: _csv(_estimates(plan, trials, metrics, found)),
+        RATIOS: _csv(_ratios(plan, trials, found)),
+    }
+    failed = sum(trial.key in found.failures for trial in trials)
+    return Tables(texts, len(trials) - failed, failed)
+
+
+def _find(store: Store, plan: Plan) -> _Found:
+    results, failures = {}, {}
+    for key in plan.keys:
+        try:
+            result = store.result(key)
+        except Corrupt:
+            continue  # still to run: it is set aside then
+        if result is not None:
+            results[key] = result
+        elif (why := store.failure(key)) is not None:
+            failures[key] = why
+    return _Found(results, failures)
+
+
+def _results(
+    plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
+) -> Iterator[Sequence[Any]]:
+    yield [*_head(plan), "system", "run", "status", "reason", "verdict", "warnings", *metrics]
+    for trial in trials:
+        start = [*_place(plan, trial), trial.system, trial.run]
+        result = found.results.get(trial.key)
+        if result is None:
+            yield [*start, "failed", found.failures[trial.key], "", "", *("" for _ in metrics)]
+            continue
+        values = (result["metrics"].get(name) for name in metrics)
+        yield [*start, "ok", "", result["verdict"], "; ".join(result["warnings"]), *values]
+
+
+def _estimates(
+    plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
+) -> Iterator[Sequence[Any]]:
+    yield [*_head(plan), "system", "metric", "mean", "half", "runs"]
+    for start, system, runs in _groups(plan, trials, found):
+        for metric in metrics:
+            estimate = Estimate(None) if runs is None else estimate_of(runs, metric)
+            count = 0 if runs is None else len(runs)
+            yield [*start, system, metric, estimate.value, estimate.half, count]
+
+
+def _ratios(plan: Plan, trials: Sequence[Trial], found: _Found) -> Iterator[Sequence[Any]]:
+    yield [*_head(plan), "system", "against", "metric", "ratio", "factor", "runs"]
+    groups = itertools.groupby(_groups(plan, trials, found), key=lambda group: group[0][0])
+    for _, of_point in groups:
+        (_, baseline, theirs), *others = of_point
+        for start, system, ours in others:
+            for metric in SPEEDUPS:
+                paired = ours is not None and theirs is not None and len(ours) == len(theirs)
+                ratio = speedup_of(ours or [], theirs or [], metric) if paired else Ratio(None)
+                count = len(ours or []) if paired else 0
+                yield [*start, system, baseline, metric, ratio.value, ratio.factor, count]
+
+
+def _groups(
+    plan: Plan, trials: Sequence[Trial], found: _Found
+) -> Iterator[tuple[list[Any], str, list[dict[str, Any]] | None]]:
+    """Place, system and its runs, for every point and system; None unless every run of the plan has
+    a result."""
+    planned: dict[tuple[int, str], list[Trial]] = {}
+    for trial in plan.trials:
+        planned.setdefault((trial.point, trial.system), []).append(trial)
+    for which in dict.fromkeys((trial.point, trial.system) for trial in trials):
+        group = planned[which]
+        runs = [found.results.get(trial.key) for trial in group]
+        whole = [result for result in runs if result is not None]
+        yield _place(plan, group[0]), which[1], whole if len(whole) == len(runs) else None
+
+
+def _head(plan: Plan) -> list[str]:
+    return ["point", *(["scenario"] if plan.has_labels else []), *plan.paths]
+
+
+def _place(plan: Plan, trial: Trial) -> list[Any]:
+    label = [trial.label] if plan.has_labels else []
+    return [trial.point, *label, *(_cell(trial.values[path]) for path in plan.paths)]
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

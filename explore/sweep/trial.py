@@ -1,0 +1,78 @@
+"""One trial, JSON in and JSON out: what every engine runs, in whichever process."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from explore.sweep.semantics import Inputs, canonical, key_of
+from policy.errors import FastSwitchError
+from sim.simulate import simulate
+from traces.scenario import build
+from traces.strict import shown
+
+#: What a result keeps of a run's summary: nothing that depends on when, where or by whom it ran.
+KEPT = ("system", "order", "planner", "verdict", "warnings", "metrics")
+_MB = 1 << 20
+
+
+def run_trial(ask: str) -> str:
+    """Simulate a trial. The reply has its result, or the reason why there is none.
+
+    `ask`: {"key", "scenario", "memory_mb"}; the reply: {"key", "result"} or {"key", "failed"}.
+    """
+    asked = json.loads(ask)
+    try:
+        return canonical({"key": asked["key"], "result": _result(asked)})
+    except FastSwitchError as error:
+        why = f"{type(error).__name__}: {error}"
+    except MemoryError:
+        why = f"memory limit of {asked['memory_mb']} MiB" if asked["memory_mb"] else "out of memory"
+    except Exception as error:  # noqa: BLE001  a bug costs one trial and is told in its row
+        why = f"{type(error).__name__}: {error}"
+    return failed(asked["key"], why)
+
+
+def failed(key: str, why: str) -> str:
+    """The reply of a trial without a result."""
+    return canonical({"key": key, "failed": shown(why, 500)})
+
+
+def _result(asked: dict[str, Any]) -> dict[str, Any]:
+    scenario = build(asked["scenario"], "trial")
+    key = key_of(scenario, Inputs())
+    if key != asked["key"]:
+        raise FastSwitchError(
+            "profile, workload file or program differ here from those of the plan"
+        )
+    with _memory_limit(asked["memory_mb"]):
+        summary = simulate(scenario).summary
+    return {name: summary[name] for name in KEPT}
+
+
+@contextmanager
+def _memory_limit(megabytes: int | None) -> Iterator[None]:
+    """Address space beyond what this process has now."""
+    if megabytes is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = _address_space() + megabytes * _MB
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    """Bytes mapped by this process; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()

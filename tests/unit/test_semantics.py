@@ -1,0 +1,110 @@
+"""What a stored result answers for: its key changes with everything it depends on, and only then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from explore.sweep import semantics
+from explore.sweep.semantics import Inputs, digest, key_of, portable
+from explore.sweep.trial import run_trial
+from policy.errors import InputError
+from tests.helpers.sweeps import SCENARIO
+from traces.scenario import build
+
+
+def key(**values: Any) -> str:
+    return key_of(build(SCENARIO, "test").with_values(values), Inputs())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": 1},
+        {"run": 1},
+        {"workload.rate": 3.0},
+        {"system": "+reuse"},
+        {"system": {"base": "fastswitch", "name": "fastswitch", "threads": 2}},
+        {"profile": "h100-llama-3-8b"},
+        {"profile_values.transfer.per_call": 1.0},
+        {"pool.watermark": 0.02},
+        {"order": "vtc"},
+    ],
+    ids=str,
+)
+def test_the_key_changes_with_what_a_result_depends_on(values: dict[str, Any]) -> None:
+    assert key(**values) != key()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "other"},
+        {"description": "other"},
+        {"systems": ["+reuse"]},
+        {"pool.watermark": 0.01},  # the default, written out
+        {"system": "fastswitch"},
+    ],
+    ids=str,
+)
+def test_the_key_does_not_change_with_names_and_written_out_defaults(
+    values: dict[str, Any],
+) -> None:
+    assert key(**values) == key()
+
+
+def test_another_semantics_version_knows_no_old_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key()
+    monkeypatch.setattr(semantics, "SEMANTICS", semantics.SEMANTICS + 1)
+    assert key() != before
+
+
+def test_a_file_counts_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
+    row = '{"request_id":"a","input_tokens":5,"output_tokens":2,"arrival_s":0.0}\n'
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text(row)
+    two.write_text(row)
+    assert key(workload=str(one)) == key(workload=str(two))
+    two.write_text(row.replace("5", "6"))
+    assert key(workload=str(one)) != key(workload=str(two))
+    with pytest.raises(InputError, match="nothing"):
+        key(workload=str(tmp_path / "nothing"))
+
+
+def test_a_portable_scenario_means_the_same_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.jsonl").write_text("")
+    made = portable(build({**SCENARIO, "workload": "w.jsonl"}, "test"))
+    assert made["workload"]["file"] == str(tmp_path / "w.jsonl")
+    assert made["profile"] == "a10-llama-3-8b"
+
+
+#: Digest of three small results under semantics.SEMANTICS, to nine digits. If it changes, results
+#: have changed: raise SEMANTICS by one and put both new numbers here.
+GOLDEN = (1, "d06d692df6128357ce9cb603d34df7b73a7ee7f75667c11516ec83c48db0f8bb")
+CASES: tuple[dict[str, Any], ...] = (
+    {"system": "vllm-0.3.3-keep"},
+    {"system": "fastswitch", "pool.aging": "churn"},
+    {"system": "vllm-0.3.3", "order": "fcfs", "workload.rate": 8.0},
+)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def test_results_change_only_with_the_semantics_version() -> None:
+    results = []
+    for values in CASES:
+        scenario = build(SCENARIO, "test").with_values(values)
+        asked = {"key": key_of(scenario, Inputs()), "scenario": portable(scenario)}
+        reply = json.loads(run_trial(json.dumps({**asked, "memory_mb": None})))
+        results.append(_rounded(reply["result"]))
+    assert (semantics.SEMANTICS, digest(json.dumps(results, sort_keys=True))) == GOLDEN

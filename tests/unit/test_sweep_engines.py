@@ -1,0 +1,211 @@
+"""Engines: what a bad trial costs, and what a missing cluster or library says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from explore.sweep import engines, trial
+from explore.sweep.engines import EngineSettings, make_engine, run_watched
+from explore.sweep.local import MAX_ATTEMPTS, Local
+from explore.sweep.semantics import Inputs, canonical, key_of, portable
+from explore.sweep.trial import run_trial
+from policy.errors import ConfigError, FaultError
+from tests.helpers.sweeps import SCENARIO
+from traces.scenario import build
+
+#: A worker that does what the name of its trial says, with no simulator in it.
+PROGRAM = """
+    import json, os, signal, sys, time
+    print("ready", flush=True)
+    for line in sys.stdin:
+        key = json.loads(line)["key"]
+        if key.startswith("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key.startswith("leave"):
+            sys.exit(7)
+        if key.startswith("hang"):
+            signal.pause()
+        if key.startswith("once") and not os.path.exists(key[5:]):
+            open(key[5:], "w").close()
+            os._exit(1)
+        print(json.dumps({"key": key, "result": os.getpid(), "long": "x" * 200_000}), flush=True)
+"""
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Local]:
+    path = tmp_path / "worker.py"
+    path.write_text(textwrap.dedent(PROGRAM))
+    engine = Local(2, [str(path)])
+    yield engine
+    engine.close()
+
+
+def replies(engine: Any, *keys: str, seconds: float | None = None) -> dict[str, dict[str, Any]]:
+    asks = [canonical({"key": key, "seconds": seconds}) for key in keys]
+    found = [json.loads(reply) for reply in engine.run(asks)]
+    assert len(found) == len(keys)
+    return {reply["key"]: reply for reply in found}
+
+
+def test_every_trial_gets_one_reply_and_two_workers_share_them(local: Local) -> None:
+    keys = [f"k{index}" for index in range(20)]
+    found = replies(local, *keys)
+    assert sorted(found) == sorted(keys)
+    assert 1 <= len({reply["result"] for reply in found.values()}) <= 2
+    assert replies(local, "more")["more"]["result"]
+
+
+def test_a_dead_worker_costs_one_trial(local: Local) -> None:
+    found = replies(local, "a", "die", "b", "leave", "c", "d")
+    assert found["die"]["failed"] == f"its worker died {MAX_ATTEMPTS} times (SIGKILL)"
+    assert found["leave"]["failed"] == f"its worker died {MAX_ATTEMPTS} times (exit code 7)"
+    assert all("result" in found[key] for key in "abcd")
+
+
+def test_a_worker_that_dies_once_costs_nothing(local: Local, tmp_path: Path) -> None:
+    key = f"once {tmp_path / 'mark'}"
+    assert "result" in replies(local, "a", key, "b")[key]
+
+
+def test_a_trial_over_its_time_is_stopped_and_the_others_go_on(local: Local) -> None:
+    found = replies(local, "hang", "a", "b", seconds=0.3)
+    assert found["hang"]["failed"] == "time limit of 0.3 s"
+    assert all("result" in found[key] for key in "ab")
+
+
+def test_workers_that_never_live_end_the_sweep_with_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "worker.py"
+    path.write_text("raise SystemExit(3)")
+    engine = Local(2, [str(path)])
+    with pytest.raises(FaultError, match=r"die before they are ready \(exit code 3\)"):
+        replies(engine, "a", "b")
+    engine.close()
+
+
+def test_a_closed_engine_leaves_no_process_behind(local: Local) -> None:
+    (pid,) = {reply["result"] for reply in replies(local, "a").values()}
+    local.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    local.__init__(1, [])  # type: ignore[misc]  closed once more by the fixture
+
+
+# ---------------------------------------------------------------------- the real worker
+
+
+def asked(memory_mb: int | None = None, **values: Any) -> str:
+    scenario = build(SCENARIO, "test").with_values(values)
+    facts = {"key": key_of(scenario, Inputs()), "scenario": portable(scenario)}
+    return canonical({**facts, "seconds": None, "memory_mb": memory_mb})
+
+
+def test_a_trial_in_a_worker_gives_the_bytes_of_one_in_this_process() -> None:
+    ask = asked()
+    engine = Local(1)
+    assert list(engine.run([ask])) == [run_trial(ask)] == [run_watched(ask)]
+    engine.close()
+    engines._own_child().close()
+    engines._own_child.cache_clear()
+
+
+def test_a_trial_over_its_memory_is_a_reply_and_its_worker_lives() -> None:
+    large = {"workload.conversations": 200_000, "workload.rate": 1000.0}
+    engine = Local(1)
+    first, second = engine.run([asked(40, **large), asked()])
+    engine.close()
+    assert json.loads(first)["failed"] == "memory limit of 40 MiB"
+    assert "result" in json.loads(second)
+
+
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_trial() -> None:
+    """Its stdin ends, and so does it, although the trial would take minutes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "explore.sweep.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)  # Ctrl-C is the parent's business
+    long = asked(**{"workload.conversations": 100_000, "workload.rate": 1000.0})
+    process.stdin.write(long.encode() + b"\n")
+    process.stdin.flush()
+    process.stdin.close()
+    assert process.wait() == 0
+    assert process.stdout.read() == b""
+    process.stdout.close()
+
+
+# ---------------------------------------------------------------------- replies of a trial
+
+
+def test_an_input_that_differs_from_the_plan_is_a_failure() -> None:
+    ask = {**json.loads(asked()), "key": "0" * 64}
+    assert "differ here from those of the plan" in json.loads(run_trial(canonical(ask)))["failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (FaultError("broke\nbadly"), "FaultError: broke\\nbadly"),
+        (MemoryError(), "out of memory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_simulation_raises_is_one_line_in_its_row(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulate(_scenario: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "simulate", simulate)
+    assert json.loads(run_trial(asked()))["failed"] == why
+
+
+def test_a_result_holds_nothing_of_when_where_and_by_whom() -> None:
+    result = json.loads(run_trial(asked()))["result"]
+    assert sorted(result) == ["metrics", "order", "planner", "system", "verdict", "warnings"]
+
+
+# ---------------------------------------------------------------------- clusters
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"address": "tcp://x"}, "takes no cluster"),
+        ({"starts_cluster": True}, "takes no cluster"),
+        ({"kind": "dask"}, "give the address of a cluster"),
+        ({"kind": "ray", "address": "x", "starts_cluster": True}, "give the address of a cluster"),
+        ({"kind": "slurm"}, "is not one of local, dask, ray"),
+    ],
+    ids=str,
+)
+def test_a_cluster_is_never_started_unless_told_to(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        EngineSettings(**settings)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_missing_library_names_its_extra(
+    kind: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_name: str) -> None:
+        raise ModuleNotFoundError(name=package)
+
+    monkeypatch.setattr(engines.importlib, "import_module", missing)
+    with pytest.raises(ConfigError, match=rf"{package} is not installed; the extra \[{kind}\]"):
+        make_engine(EngineSettings(kind, starts_cluster=True))
