@@ -44,7 +44,7 @@ def group() -> None:
 @click.option(
     "--seconds", type=click.FloatRange(min=0, min_open=True), help="Time limit of a trial."
 )
-@click.option("--memory-mb", type=click.IntRange(min=1), help="Memory limit of a trial, in MiB.")
+@click.option("--memory-mb", type=click.IntRange(min=64), help="Memory limit of a trial, in MiB.")
 @click.option(
     "--set",
     "values",

@@ -72,4 +72,5 @@ def connect(address: str | None, workers: int) -> Dask:
             )
         return Dask(Client(cluster or address, timeout=_SECONDS_TO_CONNECT), cluster)
     except (OSError, ValueError, TimeoutError) as error:
-        raise FaultError(f"engine dask: no cluster at {address}: {reason(error)}") from None
+        where = "none can be started here" if address is None else f"no cluster at {address}"
+        raise FaultError(f"engine dask: {where}: {reason(error)}") from None

@@ -67,6 +67,7 @@ def make_engine(settings: EngineSettings) -> Engine:
         return Local(workers)
     try:
         module = importlib.import_module(f"explore.sweep.{settings.kind}_engine")
+        engine: Engine = module.connect(settings.address, workers)
     except ModuleNotFoundError as error:
         package = _PACKAGES[settings.kind]
         if error.name != package:
@@ -75,7 +76,6 @@ def make_engine(settings: EngineSettings) -> Engine:
             f"engine {settings.kind}: {package} is not installed;"
             f" the extra [{settings.kind}] brings it"
         ) from None
-    engine: Engine = module.connect(settings.address, workers)
     return engine
 
 

@@ -27,6 +27,14 @@ MAX_ATTEMPTS = 2
 #: How many workers in a row may die before they are ready.
 MAX_STILLBORN = 3
 
+#: One thread a worker; and address space is taken when it is used, so that a limit of it means
+#: something: no arenas for each thread, none of a gigabyte for Arrow.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+
 
 @dataclass
 class _Task:
@@ -113,7 +121,7 @@ class Local:
             [sys.executable, *self._program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths},
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths},
         )
         worker = _Worker(process)
         self._workers.append(worker)
@@ -140,7 +148,10 @@ class Local:
             self._stillborn = 0
             return
         worker.task = worker.deadline = None
-        yield line.decode().rstrip("\n")
+        reply = line.decode().rstrip("\n")
+        if "failed" in json.loads(reply):
+            self._remove(worker)  # what failed may have left anything behind
+        yield reply
 
     def _bury(self, worker: _Worker, waiting: deque[_Task]) -> Iterator[str]:
         """Its trial is tried once more, by another worker."""

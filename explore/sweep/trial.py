@@ -56,12 +56,12 @@ def _result(asked: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _memory_limit(megabytes: int | None) -> Iterator[None]:
-    """Address space beyond what this process has now."""
+    """Address space beyond what this process had before its first trial."""
     if megabytes is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = _address_space() + megabytes * _MB
+    limit = _AT_START + megabytes * _MB
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
     try:
         yield
@@ -76,3 +76,7 @@ def _address_space() -> int:
     except OSError:
         return 0
     return pages * resource.getpagesize()
+
+
+#: Imported is by now everything that a trial needs.
+_AT_START = _address_space()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from explore.sweep import engines, trial
+from explore.sweep import engines, ray_engine, trial
 from explore.sweep.engines import EngineSettings, make_engine, run_watched
 from explore.sweep.local import MAX_ATTEMPTS, Local
 from explore.sweep.semantics import Inputs, canonical, key_of, portable
@@ -119,13 +119,20 @@ def test_a_trial_in_a_worker_gives_the_bytes_of_one_in_this_process() -> None:
     engines._own_child.cache_clear()
 
 
-def test_a_trial_over_its_memory_is_a_reply_and_its_worker_lives() -> None:
-    large = {"workload.conversations": 200_000, "workload.rate": 1000.0}
+def test_a_trial_over_its_memory_fails_whatever_ran_before_it_and_the_others_do_not() -> None:
+    large = {"system": "vllm-0.3.3-keep", "pool.host_blocks": 50_000_000}
     engine = Local(1)
-    first, second = engine.run([asked(40, **large), asked()])
+    asks = [
+        asked(120, **large),
+        asked(120),
+        asked(120, **large),
+        asked(120, **large, run=1),
+        asked(),
+    ]
+    found = [json.loads(reply) for reply in engine.run(asks)]
     engine.close()
-    assert json.loads(first)["failed"] == "memory limit of 40 MiB"
-    assert "result" in json.loads(second)
+    assert ["result" in reply for reply in found] == [False, True, False, False, True]
+    assert {reply.get("failed") for reply in found} == {None, "memory limit of 120 MiB"}
 
 
 def test_a_worker_ends_with_its_parent_in_the_middle_of_a_trial() -> None:
@@ -209,3 +216,61 @@ def test_a_missing_library_names_its_extra(
     monkeypatch.setattr(engines.importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=rf"{package} is not installed; the extra \[{kind}\]"):
         make_engine(EngineSettings(kind, starts_cluster=True))
+
+
+class PretendRay:
+    """As much of Ray as the engine uses; trials named `crash` and `lost` end as Ray tells it."""
+
+    class exceptions:  # noqa: N801  Ray's name
+        RayError = type("RayError", (Exception,), {})
+        RayTaskError = type("RayTaskError", (RayError,), {})
+        WorkerCrashedError = type("WorkerCrashedError", (RayError,), {})
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.under_way = 0
+
+    def remote(self, _function: Any) -> PretendRay:
+        return self
+
+    def options(self, **_options: Any) -> Any:
+        ray = self
+
+        class Remote:
+            def remote(self, ask: str) -> str:
+                ray.under_way += 1
+                ray.most = max(ray.most, ray.under_way)
+                return ask
+
+        return Remote()
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def wait(self, references: list[str], num_returns: int) -> tuple[list[str], list[str]]:
+        return references[-num_returns:], references[:-num_returns]
+
+    def get(self, reference: str) -> str:
+        self.under_way -= 1
+        key = json.loads(reference)["key"]
+        if key == "crash":
+            raise self.exceptions.WorkerCrashedError("died")
+        if key == "task":
+            raise self.exceptions.RayTaskError("raised")
+        if key == "lost":
+            raise self.exceptions.RayError("gone")
+        return canonical({"key": key, "result": 1})
+
+
+def test_ray_holds_few_trials_at_once_and_a_crash_costs_one() -> None:
+    ray = PretendRay()
+    found = replies(ray_engine.Ray(ray), *(f"k{index}" for index in range(30)), "crash", "task")
+    assert ray.most == 2 * ray_engine.AHEAD
+    assert found["crash"]["failed"] == "its worker died: died"
+    assert found["task"]["failed"] == "its worker failed: raised"
+    assert all("result" in found[f"k{index}"] for index in range(30))
+
+
+def test_a_lost_ray_cluster_ends_the_sweep_and_says_how_to_go_on() -> None:
+    with pytest.raises(FaultError, match=r"cluster is lost \(gone\).*--resume"):
+        replies(ray_engine.Ray(PretendRay()), "a", "lost")

@@ -1,0 +1,93 @@
+"""What a second core gives a sweep, and what the sweep itself costs.
+
+    python benchmarks/sweep_speed.py [--rounds N] [--trials N]
+
+The same sweep, of trials of about half a second, with one worker and with two, in turn. The ratio
+of each round is taken in that round, so a slow minute hits both; printed is its median. Start of
+processes, plan, writes, syncs and tables are all inside the time. The cost of the sweep is what its
+own process spends beside its one worker, as a share of the time. `resume` is the time to
+find a sweep of 10,000 trials complete and to make its tables again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from explore.sweep.run import sweep
+from explore.sweep.spec import load
+from explore.sweep.store import Store, claimed
+from explore.sweep.trials import expand
+
+
+def spec(trials: int) -> dict[str, Any]:
+    """A sweep of `trials` trials of about half a second."""
+    return {
+        "name": "sweep-speed",
+        "scenario": "paper-8b-a10",
+        "set": {"workload.conversations": 150, "pool.device_blocks": 2000},
+        "systems": ["vllm-0.3.3-keep", "fastswitch"],
+        "grid": {"workload.rate": [round(0.05 * 1.1**i, 6) for i in range(trials // 2)]},
+    }
+
+
+def timed(trials: int, workers: int, folder: Path) -> tuple[float, float, str]:
+    """Wall seconds, CPU seconds of this process alone, and the digest."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = sweep(spec(trials), folder, workers=workers)
+    assert found.done == found.trials == trials
+    return time.perf_counter() - wall, time.process_time() - cpu, found.digest
+
+
+def resumed(done: Path, folder: Path) -> float:
+    """Seconds to go on with 10,000 trials that are all there: copies of one result of `done`."""
+    many = {**spec(2), "grid": {"seed": list(range(5000))}}
+    result = next(filter(None, map(Store(done).result, Store(done).plan().keys)))
+    plan = expand(load(many))
+    with claimed(folder) as store:
+        store.write_plan(plan)
+        for key in plan.keys:
+            store.keep(key, result)
+    begin = time.perf_counter()
+    assert sweep(many, folder, resume=True, workers=1).done == 10_000
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=40)
+    options = parser.parse_args()
+    ratios, shares, digests = [], [], set()
+    print(f"{'round':>5} {'1 worker s':>11} {'2 workers s':>12} {'ratio':>6} {'own cost':>9}")
+    with tempfile.TemporaryDirectory() as name:
+        one = Path(name)
+        for number in range(options.rounds):
+            one, two = Path(name) / f"{number}-1", Path(name) / f"{number}-2"
+            alone, cpu, digest = timed(options.trials, 1, one)
+            both, _, other = timed(options.trials, 2, two)
+            digests |= {digest, other}
+            ratios.append(alone / both)
+            shares.append(cpu / alone)
+            print(f"{number:>5} {alone:>11.1f} {both:>12.1f} {ratios[-1]:>6.2f} {shares[-1]:>9.1%}")
+        resume = resumed(one, Path(name) / "many")
+    found = {
+        "trials": options.trials,
+        "cores": os.cpu_count(),
+        "ratio_of_two_workers": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "own_cpu_share": round(statistics.median(shares), 4),
+        "resume_s_per_10000": round(resume, 2),
+        "tables_equal": len(digests) == 1,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
