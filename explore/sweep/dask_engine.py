@@ -43,7 +43,7 @@ class Dask:
             key = keys.pop(future.key)
             if future.status == "finished":
                 yield str(future.result())
-            elif self._client.status != "running":
+            elif future.status == "cancelled" or self._client.status != "running":
                 raise FaultError("the Dask cluster is lost; what was finished is kept (--resume)")
             else:
                 yield failed(key, f"its worker died: {reason(future.exception())}")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import queue
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, Protocol
 
 from explore.sweep.local import Local
@@ -79,14 +79,19 @@ def make_engine(settings: EngineSettings) -> Engine:
     return engine
 
 
-@lru_cache(maxsize=1)
-def _own_child() -> Local:
-    child = Local(1)
-    atexit.register(child.close)
-    return child
+#: Children that wait for a trial; a cluster's worker may have several threads.
+_IDLE: queue.SimpleQueue[Local] = queue.SimpleQueue()
 
 
 def run_watched(ask: str) -> str:
     """What a cluster's worker does: one trial in a child process, which it keeps for the next."""
-    (reply,) = _own_child().run([ask])
+    try:
+        child = _IDLE.get_nowait()
+    except queue.Empty:
+        child = Local(1)
+        atexit.register(child.close)
+    try:
+        (reply,) = child.run([ask])
+    finally:
+        _IDLE.put(child)
     return reply

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from explore.sweep.semantics import canonical, digest
 from explore.sweep.trials import Plan, Trial
 from policy.errors import ConfigError, FaultError, InputError
-from traces.strict import Place, parse_json, reason, shown_path
+from traces.strict import Place, parse_json, quoted, reason, shown_path
 
 FORMAT = "fastswitch-sweep/1"
 PLAN = "plan.json"
@@ -152,7 +153,7 @@ class Store:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             place.fail(f"not {FORMAT}", "format")
         try:
-            trials = tuple(Trial(**row) for row in data["trials"])
+            trials = tuple(_trial(row) for row in data["trials"])
             plan = Plan(data["name"], tuple(data["paths"]), trials, data["semantics"])
             sound = data["digest"] == plan.digest
         except (KeyError, TypeError, ValueError) as error:
@@ -171,6 +172,15 @@ class Store:
         """Write a derived table. Raises FaultError."""
         with writing(self.folder):
             write_whole(self.folder / name, text)
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    """A row of plan.json. Its key becomes a file's name, so it must be nothing else. Raises
+    ValueError, TypeError."""
+    trial = Trial(**row)
+    if not re.fullmatch("[0-9a-f]{64}", trial.key) or not isinstance(trial.values, dict):
+        raise ValueError(f"{quoted(trial.key)} is not a trial's key")
+    return trial
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,18 @@ def test_a_trial_in_a_worker_gives_the_bytes_of_one_in_this_process() -> None:
     engine = Local(1)
     assert list(engine.run([ask])) == [run_trial(ask)] == [run_watched(ask)]
     engine.close()
-    engines._own_child().close()
-    engines._own_child.cache_clear()
+    engines._IDLE.get_nowait().close()
+
+
+def test_threads_of_a_cluster_worker_share_no_child() -> None:
+    """Four at once, each with a trial of its own, and every reply goes to who asked."""
+    asks = [asked(run=run) for run in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run_watched, asks))
+    assert [json.loads(reply)["key"] for reply in found] == [json.loads(a)["key"] for a in asks]
+    assert all("result" in json.loads(reply) for reply in found)
+    while not engines._IDLE.empty():
+        engines._IDLE.get_nowait().close()
 
 
 def test_a_trial_over_its_memory_fails_whatever_ran_before_it_and_the_others_do_not() -> None:

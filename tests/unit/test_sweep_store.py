@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,16 @@ def test_a_plan_that_was_changed_is_told(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"run": 1', '"run": 0', 1))
     with pytest.raises(InputError, match="its digest differs"):
         status(out)
+
+
+def test_a_plan_can_name_no_file_outside_its_folder(tmp_path: Path) -> None:
+    """Even one whose digest agrees."""
+    whole = pretend(SMALL, tmp_path / "out")
+    plan = Store(whole.folder).plan()
+    evil = replace(plan, trials=(replace(plan.trials[0], key="../../../evil"),))
+    Store(whole.folder).write_plan(evil)
+    with pytest.raises(InputError, match="is not a trial's key"):
+        merge([whole.folder], tmp_path / "merged")
 
 
 # ---------------------------------------------------------------------- merge and status
