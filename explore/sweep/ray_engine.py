@@ -72,6 +72,8 @@ def connect(address: str | None, workers: int) -> Ray:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    else:  # an address that nobody answers is told within a minute, not within twelve
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     ray = importlib.import_module("ray")
     where = "none can be started here" if address is None else f"no cluster at {address}"
     options = {"include_dashboard": False, "num_cpus": workers} if address is None else {}
