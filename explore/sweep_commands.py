@@ -5,21 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from explore.options import json_option
 from policy.errors import ConfigError
+from traces.progress import progress
 
 if TYPE_CHECKING:
     from explore.sweep.run import Sweep
     from explore.sweep.trials import Plan
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _folder = click.Path(path_type=Path)
 
 
@@ -52,7 +50,7 @@ def group() -> None:
     metavar="A.B=C",
     help="Put a value over the sweep's scenario. May be repeated.",
 )
-@_json
+@json_option
 def _run(
     *,
     sweep: str,
@@ -93,7 +91,7 @@ def _run(
         return
     settings = study.EngineSettings(engine, workers, address, start_cluster)
     limits = study.Limits(seconds, memory_mb)
-    with _progress(len(keys)) as advance:
+    with progress(len(keys), "trials") as advance:
         try:
             found = study.run(
                 plan,
@@ -114,7 +112,7 @@ def _run(
 @group.command("merge")
 @click.argument("folders", nargs=-1, required=True, type=_folder, metavar="FOLDER...")
 @click.option("--out", type=_folder, required=True, help="Folder for all results together.")
-@_json
+@json_option
 def _merge(*, folders: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Put shards of one sweep together. The folders are only read.
 
@@ -127,7 +125,7 @@ def _merge(*, folders: tuple[Path, ...], out: Path, as_json: bool) -> None:
 
 @group.command("status")
 @click.argument("folder", type=_folder)
-@_json
+@json_option
 def _status(*, folder: Path, as_json: bool) -> None:
     """Say how far a sweep is, also while it runs.
 
@@ -203,18 +201,3 @@ def _show(found: Sweep, *, as_json: bool) -> None:
             err=True,
         )
         raise click.exceptions.Exit(5)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar after two seconds, silent when stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    tqdm = importlib.import_module("tqdm").tqdm
-    with tqdm(total=total, unit=" trials", delay=2, leave=False) as bar:
-
-        def advance() -> None:
-            bar.update(1)
-
-        yield advance
