@@ -6,7 +6,7 @@ writes scenarios/validate-{chat,agent,bursty}.jsonl (or to FOLDER): the same byt
 
 Turns, prompts and replies of `chat` are those of the chat generator (fitted on ShareGPT), divided by
 SCALE; `agent` is a few sessions of many short turns with tool waits, contexts only grow; `bursty` is
-single requests in bursts of twelve, so that gaps have a CV of about 3. At least 200 turns each.
+single requests in bursts of twelve, at about three quarters of what the machine can do. At least 200 turns each.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def bursty() -> Workload:
             burst = index % 12 == 0
             gap = streams.exponential("arrival", "", index) * (1.6 if burst else 0.03)
             clock += gap
-            new = 4 + _below(streams, 14, "b", index)
-            reply = 3 + _below(streams, 8, "br", index)
+            new = 3 + _below(streams, 10, "b", index)
+            reply = 2 + _below(streams, 7, "br", index)
             yield Turn(
                 f"b{index}",
                 f"b{index}",
