@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_speed.py [--rounds N] [--trials N]
 
-The same sweep, of trials of about half a second, with one worker and with two, in turn. The ratio
+The same sweep, of trials of about a second, with one worker and with two, in turn. The ratio
 of each round is taken in that round, so a slow minute hits both; printed is its median. Start of
 processes, plan, writes, syncs and tables are all inside the time. The cost of the sweep is what its
 own process spends beside its one worker, as a share of the time. `resume` is the time to
@@ -27,7 +27,7 @@ from explore.sweep.trials import expand
 
 
 def spec(trials: int) -> dict[str, Any]:
-    """A sweep of `trials` trials of about half a second."""
+    """A sweep of `trials` trials of about a second."""
     return {
         "name": "sweep-speed",
         "scenario": "paper-8b-a10",

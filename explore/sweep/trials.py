@@ -61,7 +61,7 @@ class Plan:
         """Every key once, in order."""
         return tuple(dict.fromkeys(trial.key for trial in self.trials))
 
-    @property
+    @cached_property
     def has_labels(self) -> bool:
         """Whether any scenario has a name of its own."""
         return any(trial.label for trial in self.trials)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,54 @@ def test_a_cluster_that_does_not_answer_is_told(engine: str, package: str, tmp_p
     assert ended.returncode == 5
     assert f"error: engine {engine}: no cluster at {address}" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def dask_address(tmp_path: Path) -> Iterator[str]:
+    """A Dask cluster that somebody else started: one worker with two threads."""
+    if importlib.util.find_spec("distributed") is None:
+        pytest.skip("distributed is not installed: pip install '.[dask]'")
+    kept = tmp_path / "scheduler.json"
+    commands = (
+        ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        ["distributed.cli.dask_worker", "--nthreads", "2", "--no-dashboard"],
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", *words, "--scheduler-file", str(kept)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for words in commands
+    ]
+    try:
+        while not kept.exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"the scheduler ended: {started[0].wait(0.1)}")
+        yield str(json.loads(kept.read_text())["address"])
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait()
+
+
+def test_an_existing_cluster_is_used_by_its_address_and_left_running(
+    dask_address: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, SMALL)
+    whole = sweep(SMALL, tmp_path / "whole", workers=1)
+    for number in range(2):
+        out = tmp_path / f"out{number}"
+        more = ("--engine", "dask", "--address", dask_address)
+        ended = subprocess.run(
+            command(path, out, *more),
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert tree(out) == tree(whole.folder)

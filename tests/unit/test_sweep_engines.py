@@ -36,6 +36,9 @@ PROGRAM = """
             sys.exit(7)
         if key.startswith("hang"):
             signal.pause()
+        if key.startswith("fail"):
+            print(json.dumps({"key": key, "failed": os.getpid()}), flush=True)
+            continue
         if key.startswith("once") and not os.path.exists(key[5:]):
             open(key[5:], "w").close()
             os._exit(1)
@@ -77,6 +80,13 @@ def test_a_dead_worker_costs_one_trial(local: Local) -> None:
 def test_a_worker_that_dies_once_costs_nothing(local: Local, tmp_path: Path) -> None:
     key = f"once {tmp_path / 'mark'}"
     assert "result" in replies(local, "a", key, "b")[key]
+
+
+def test_a_worker_whose_trial_failed_is_not_used_again(local: Local) -> None:
+    found = replies(local, "fail 1", "fail 2", "fail 3", "a", "b", "c")
+    failed = {found[key]["failed"] for key in found if key.startswith("fail")}
+    assert len(failed) == 3
+    assert failed.isdisjoint({found[key]["result"] for key in "abc"})
 
 
 def test_a_trial_over_its_time_is_stopped_and_the_others_go_on(local: Local) -> None:
@@ -161,7 +171,7 @@ def test_a_worker_ends_with_its_parent_in_the_middle_of_a_trial() -> None:
     process.stdin.write(long.encode() + b"\n")
     process.stdin.flush()
     process.stdin.close()
-    assert process.wait() == 0
+    assert process.wait(60) == 0
     assert process.stdout.read() == b""
     process.stdout.close()
 
