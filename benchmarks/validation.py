@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,22 +128,24 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 def carry_out(plan: Plan) -> str:
     """Calibrate and serve what is not there yet; what is left when time ran out, in words."""
+    with ExitStack() as open_until_the_end:
+        return _carry_out(plan, _Lazy(plan, open_until_the_end))
+
+
+def _carry_out(plan: Plan, lazy: _Lazy) -> str:
     due = [run for run in plan.runs() if not _is_whole(run[3])] if "validate" in plan.parts else []
-    bench: Bench | None = None
     for number in range(1, plan.repeats + 1):
         wanted = -(-SAMPLES * number // plan.repeats)
         if "calibrate" in plan.parts and _fewest(plan.points) < wanted:
             if plan.is_late:
                 return "calibration"
-            bench = bench or Bench(plan)
-            _calibrate(plan, bench, wanted, is_first=number == 1)
+            _calibrate(plan, lazy.bench, wanted, is_first=number == 1)
             if _fewest(plan.points) < wanted:
                 return "calibration"
         for run in [run for run in due if run[0] == number]:
             if plan.is_late:
                 return f"{len([run for run in due if not _is_whole(run[3])])} runs"
-            bench = bench or Bench(plan)
-            _serve(plan, bench.target, *run[1:])
+            _serve(plan, lazy.bench.target, *run[1:])
     return ""
 
 
@@ -163,6 +166,23 @@ class Bench:
 
         self.target: Target = machine.prepare(plan.model, plan.device)
         self.timers = measure.Timers(self.target.bench)
+
+
+class _Lazy:
+    """A bench that is made when it is first needed, and whose threads end with `until`."""
+
+    def __init__(self, plan: Plan, until: ExitStack) -> None:
+        self._plan = plan
+        self._until = until
+        self._bench: Bench | None = None
+
+    @property
+    def bench(self) -> Bench:
+        """The same every time."""
+        if self._bench is None:
+            self._bench = Bench(self._plan)
+            self._until.callback(self._bench.timers.close)
+        return self._bench
 
 
 def _calibrate(plan: Plan, bench: Bench, repeats: int, *, is_first: bool) -> None:

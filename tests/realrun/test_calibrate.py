@@ -181,6 +181,8 @@ def test_ctrl_c_keeps_every_sample_and_says_how_to_go_on(tmp_path: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # whatever runs the tests in the background may have had it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         while child.poll() is None and (not points.exists() or points.stat().st_size < 20_000):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def test_it_goes_on_where_time_ran_out_and_ends_with_every_error(
     }
     assert (run / "run.json").is_file()
     shutil.rmtree(out)
+    assert [one.name for one in threading.enumerate() if one.name.startswith("swap-")] == []
 
 
 def test_drift_is_how_slow_each_round_was() -> None:
