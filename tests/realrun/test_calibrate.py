@@ -171,18 +171,27 @@ def test_the_command_makes_a_profile_that_the_simulator_takes(
     assert "measured profile cpu" in result.output
 
 
+#: Whatever runs the tests in the background may have had the signal ignored.
+_INTERRUPTIBLE = """
+import signal
+
+import fastswitch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+fastswitch.main()
+"""
+
+
 def test_ctrl_c_keeps_every_sample_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
     points = tmp_path / "mine.points.jsonl"
     arguments = ["calibrate", "--model", "random:tiny", "--repeats", "1000", "--out", str(out)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "fastswitch", *arguments],
+        [sys.executable, "-c", _INTERRUPTIBLE, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # whatever runs the tests in the background may have had it ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         while child.poll() is None and (not points.exists() or points.stat().st_size < 20_000):
