@@ -7,9 +7,11 @@ point once. Each sample is written down at once; a calibration that was stopped 
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,13 +161,14 @@ def measure(
     begin = time.monotonic()
     rng = random.Random(seed)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _interrupted_between_samples() as check:
             for _ in range(repeats):
                 due = [p for p in wanted if len(done.samples.get(p, ())) < repeats]
                 if not due or (budget_s is not None and time.monotonic() - begin > budget_s):
                     break
                 rng.shuffle(due)
                 for point in due:
+                    check()
                     taken = own(point)
                     journal.sample(point, taken)
                     done.samples.setdefault(point, []).append(taken)
@@ -176,6 +179,28 @@ def measure(
         if timers is None:
             own.close()
     return done
+
+
+@contextmanager
+def _interrupted_between_samples() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the sample under way, since one that is cut off leaves a thread copying. Yields
+    what to call where an interrupt may be raised."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked = threading.Event()
+
+    def check() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()
 
 
 class Timers:
