@@ -31,6 +31,8 @@ MIN_SESSIONS = 20
 _RESET = 0.5
 #: Inter-arrivals of two laws are compared over so many draws.
 _DRAWS = 20_000
+#: Sessions that a generator draws to be compared: so many that their own scatter is no part of its distance.
+_GENERATED = 20_000
 _MINUTE = 60
 _CV_FACTORS = (1.0, 0.8, 0.9, 1.12, 1.25)
 
@@ -296,7 +298,7 @@ def held_out_distances(
     one, other = halves(columns, Streams(seed))
     fitted = fit(one, name)
     advance()
-    made = generated(fitted, int(np.clip(one.turns.size, 2000, 20_000)), seed)
+    made = generated(fitted, _GENERATED, seed)
     advance()
     found: dict[str, dict[str, Any]] = {}
     data, left, drawn = other.quantities(), one.quantities(), made.quantities()
