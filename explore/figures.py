@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
@@ -16,17 +14,11 @@ from matplotlib.ticker import FuncFormatter
 
 from explore.compare import Comparison
 from explore.series import TAIL
+from traces.drawing import SETTINGS
 
 #: Okabe and Ito's colours, told apart by most colour-blind readers; line styles repeat the cue.
 COLOURS = ("#000000", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#0072b2", "#cc79a7", "#999999")
 STYLES = ("-", "--", "-.", ":")
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "fastswitch",
-    "svg.fonttype": "path",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def tails(comparison: Comparison) -> Figure:
@@ -106,13 +98,6 @@ def _two_systems(comparison: Comparison) -> list[str]:
     wanted: list[str] = ["vllm-0.3.3-keep", "fastswitch"]
     wanted = [name for name in wanted if name in comparison.results]
     return wanted or list(comparison.systems[:2])
-
-
-def save(figure: Figure, path: Path) -> None:
-    """PNG or SVG by suffix, without date."""
-    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    with mpl.rc_context(SETTINGS):
-        figure.savefig(path, dpi=150, metadata=metadata)
 
 
 def as_svg(figure: Figure) -> str:

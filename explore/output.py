@@ -13,6 +13,9 @@ from explore import figures, page, predict_figure, predict_page, predict_text, t
 from explore.compare import Comparison
 from explore.predict import Validation
 from policy.errors import ConfigError
+from traces import drawing
+from traces.strict import reason, shown_path
+from traces.whole import whole
 
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
@@ -48,17 +51,13 @@ def write_validation(found: Validation, folder: Path, command: str) -> list[Path
 
 
 def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]) -> list[Path]:
-    written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            part = folder / f".{name}.part"
-            part.write_text(text, encoding="utf-8")
-            written.append(part.replace(folder / name))
-        for name, picture in pictures.items():
-            part = folder / f".part.{name}"
-            figures.save(picture, part)
-            written.append(part.replace(folder / name))
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
-    return written
+        raise ConfigError(f"{shown_path(folder)}: cannot be written: {reason(error)}") from None
+    for name, text in texts.items():
+        with whole(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    for name, picture in pictures.items():
+        drawing.save(picture, folder / name)
+    return [folder / name for name in (*texts, *pictures)]

@@ -9,7 +9,19 @@ from explore import figures, html, predict_figure
 from explore.predict import Line, Prediction, Validation
 from explore.predict_text import SAYS, measured, number, percent, stories, within
 
-_HEAD = ["system", "metric", "measured", "from", "to", "predicted", "error", "bar", ""]
+_HEAD = [
+    "system",
+    "metric",
+    "measured",
+    "from",
+    "to",
+    "predicted",
+    "from",
+    "to",
+    "error",
+    "bar",
+    "",
+]
 _COSTS = ["system", "kind", "how many", "share of the time", "bias", "off by, P50", "P95"]
 
 
@@ -19,7 +31,8 @@ def page(found: Validation, command: str) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(verdict(found))}</p>',
-        "<p>Measured: mean of the real runs, with the smallest and largest. Bar: 10 % of it, or one and"
+        "<p>Measured: mean of the real runs, with the smallest and largest. Predicted: mean of simulations with"
+        " all steps as much longer or shorter as the profile's own error leaves open, likewise. Bar: 10 % of it, or one and"
         " a half times largest minus smallest where that is more; an error beyond it is marked. The fit"
         " never saw these workloads.</p>",
         *(f'<p class="note">{escape(warning)}</p>' for warning in found.warnings),
@@ -68,6 +81,8 @@ def _row(line: Line) -> list[tuple[str, str]]:
         (number(line.low), ""),
         (number(line.high), ""),
         (number(line.predicted), ""),
+        (number(line.predicted_low), ""),
+        (number(line.predicted_high), ""),
         (percent(line.error), "worse" if outside else ""),
         (percent(line.bar, 0), ""),
         ("outside" if outside else "", "worse" if outside else ""),
