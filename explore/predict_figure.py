@@ -19,7 +19,12 @@ from traces.drawing import SETTINGS
 #: Latencies share an axis; counts and rates would not.
 SHOWN = ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tbt_p50_s", "tbt_p95_s", "tbt_p99_s")
 MARKS = ("o", "s", "^", "D", "v", "P")
-LOADS = {"decode": "batch", "prefill": "prompt tokens of the step", "copy": "blocks"}
+LOADS = {
+    "decode": "batch",
+    "prefill": "prompt tokens of the step",
+    "mixed": "prompt tokens beside decodes",
+    "copy": "blocks",
+}
 _BAND = "0.6"
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from explore.predict import Line, Prediction, Validation
 
-WHAT = {"decode": "decode steps", "prefill": "prefill steps", "copy": "copies"}
+WHAT = {
+    "decode": "decode steps",
+    "prefill": "prefill steps",
+    "mixed": "mixed steps",
+    "copy": "copies",
+}
 SAYS = {
     "replay": "the replay differs: look there first, nothing after it can be right",
     "steps": "the cost of steps: gone or halved with the bias of step times taken out",

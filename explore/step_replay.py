@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 #: An engine that goes straight on takes less than this share of a step to begin the next; one that took
 #: longer had been waiting.
 _STRAIGHT_ON = 0.25
-KINDS = ("decode", "prefill", "copy")
+KINDS = ("decode", "prefill", "mixed", "copy")
 
 
 class Compared(NamedTuple):
@@ -54,7 +54,7 @@ class CostErrors:
 
 
 def compare(recorded: Recording, profile: Profile, system: System) -> list[Compared]:
-    """Decode steps, prefill steps, and copies that had the link to themselves."""
+    """Decode steps, prefill steps, mixed ones, and copies that had the link to themselves."""
     steps = columns_of(recorded, "steps")
     contexts = _Contexts(recorded)
     copy_costs = CopyCosts(profile, system, int(recorded.summary["block_size"]))
@@ -63,6 +63,7 @@ def compare(recorded: Recording, profile: Profile, system: System) -> list[Compa
     for kind, rows in (
         ("decode", np.flatnonzero((steps["batch"] > 0) & (steps["prefill_tokens"] == 0))),
         ("prefill", np.flatnonzero((steps["batch"] == 0) & (steps["prefill_tokens"] > 0))),
+        ("mixed", np.flatnonzero((steps["batch"] > 0) & (steps["prefill_tokens"] > 0))),
     ):
         if rows.size:
             found.append(_steps(kind, rows, steps, contexts, StepCosts(profile), beside))
@@ -119,13 +120,18 @@ def _steps(
     measured, predicted, load = [], [], []
     for row in rows.tolist():
         step, batch = int(steps["step"][row]), int(steps["batch"][row])
+        kv_tokens = int(steps["kv_tokens"][row])
+        uneven = max(0, contexts.longest(step) * batch - kv_tokens)
         if kind == "decode":
-            kv_tokens = int(steps["kv_tokens"][row])
-            uneven = max(0, contexts.longest(step) * batch - kv_tokens)
             foretold = costs.decode_ns(batch, kv_tokens, uneven)
             load.append(batch)
         else:
-            foretold = costs.prefill_ns(contexts.prompts(step))
+            prompts = contexts.prompts(step)
+            foretold = (
+                costs.prefill_ns(prompts)
+                if kind == "prefill"
+                else costs.mixed_ns(batch, kv_tokens, uneven, prompts)
+            )
             load.append(int(steps["prefill_tokens"][row]))
         end = int(steps["end_ns"][row])
         measured.append(max(1, int(whole[row])))
@@ -165,18 +171,34 @@ class _Contexts:
         prefilled = {
             (span["request_id"], span["first_step"]) for span in spans if span["kind"] == "prefill"
         }
+        produced = {
+            (span["request_id"], span["first_step"]) for span in spans if span["kind"] == "token"
+        }
+        chunks: dict[str, list[tuple[int, int]]] = defaultdict(list)
         # a prefill comes before the span of tokens that begins at its step
         spans.sort(key=lambda span: (span["first_step"], span["kind"] != "prefill"))
         for span in spans:
             name, first = span["request_id"], span["first_step"]
             if span["kind"] == "prefill":
                 new = span["tokens"]
-                self._prompts[first].append((new, context[name] - new))
+                chunks[name].append((first, new))
+                if (name, first) in produced:
+                    self._fill(chunks.pop(name), context[name])
                 continue
             for step in range(first, span["last_step"] + 1):
                 if step > first or (name, first) not in prefilled:
                     self._decoding[step] = max(self._decoding[step], context[name])
                 context[name] += 1
+
+        for name, left in chunks.items():  # computed in part when the run, or the request, ended
+            self._fill(left, context[name])
+
+    def _fill(self, chunks: list[tuple[int, int]], context: int) -> None:
+        """Chunks that end with the last token of a context, from the last one back; before those of
+        a prefill that was lost half-way nothing is known to be there."""
+        for step, new in reversed(chunks):
+            context = max(0, context - new)
+            self._prompts[step].append((new, context))
 
     def longest(self, step: int) -> int:
         """Tokens of the longest context that a decode step read."""

@@ -65,6 +65,7 @@ def check_integrity(scheduler: Scheduler) -> None:
         _check_request(state, request)
     _check_queues(state)
     _check_batch(state)
+    _check_prefills(state)
 
 
 def _present(allocations: list[Allocation | None]) -> list[Allocation]:
@@ -151,6 +152,8 @@ def _check_request(state: State, request: Request) -> None:
                 raise InvariantError(f"{request!r} runs on {blocks} blocks")
             if context.is_busy:
                 raise InvariantError(f"{request!r} runs while it is copied")
+            if not request.is_decoding and request not in state.prefilling:
+                raise InvariantError(f"{request!r} runs and computes nothing")
         case RequestState.LOADING:
             if context.incoming is None:
                 raise InvariantError(f"{request!r} loads without a copy")
@@ -189,3 +192,24 @@ def _check_batch(state: State) -> None:
             raise InvariantError(f"{request!r} is in the wrong growth bucket")
     if sum(request.offset for request in decoding) != state._offset_sum:
         raise InvariantError("the sum of offsets is not the batch's")
+
+
+def _check_prefills(state: State) -> None:
+    """Prompts of the step under way hold the blocks of their whole contexts; chunks stay within the
+    token budget, decodes included, and only where the shape knows chunks."""
+    chunked = state.system.shape == "chunked"
+    taken = len(state.running)
+    for request, computed in state.prefilling.items():
+        tokens = request.num_tokens
+        if not request.context.device_tokens < computed <= tokens:
+            raise InvariantError(
+                f"{request!r} is prefilled from {request.context.device_tokens} to {computed}"
+            )
+        if computed < tokens and not chunked:
+            raise InvariantError(f"{request!r} is prefilled in part, to {computed}")
+        if request.device_blocks < state.memory.blocks_for(tokens):
+            raise InvariantError(f"{request!r} is prefilled on {request.device_blocks} blocks")
+        taken += computed - request.context.device_tokens
+    budget = state.settings.max_num_batched_tokens
+    if chunked and state.prefilling and taken > budget:
+        raise InvariantError(f"a step of {taken} tokens, max_num_batched_tokens is {budget}")

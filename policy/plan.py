@@ -65,7 +65,8 @@ class Plan(NamedTuple):
     """One decision. Block tables are not in it: machines read them live (`views.Tables`)."""
 
     batch: Batch | None = None  # None: nobody decodes in this step
-    prefill: tuple[tuple[str, int], ...] = ()  # (request, tokens)
+    #: (request, tokens), behind what `Tables.num_computed` says: a whole prompt's rest, or a chunk.
+    prefill: tuple[tuple[str, int], ...] = ()
     preempt: tuple[tuple[str, PreemptionMode], ...] = ()
     copies: tuple[Copy, ...] = ()  # in submission order, those to the host first
     wait_for: tuple[int, ...] = ()  # copy ids, of this plan or in flight
@@ -122,7 +123,8 @@ class Outcome(NamedTuple):
 
     `ran`: the last plan's step was executed, from `start_ns` to `end_ns`. Without it only copies
     are reported (an idle machine). `tokens` None means as planned: one token for every request that
-    ran. Otherwise (request, 0 or 1) for every one of them. `finished` are done with this step.
+    ran, but for prompts of which a chunk was computed. Otherwise (request, 0 or 1) for every one of
+    them, 0 if nothing came of its part in the step. `finished` are done with this step.
     """
 
     ran: bool

@@ -1,6 +1,6 @@
 """The planner every system shares under any order but the release's own FCFS.
 
-vLLM 0.3.3's batch shape (prefill-only steps), one order over waiting, swapped and running requests,
+vLLM 0.3.3's batch shape (prefill-only steps) or another (`policy/shape.py`), one order over waiting, swapped and running requests,
 and the thirteen rules of policies.md 3.4. A higher request displaces a lower one; swapped requests
 do not bar waiting ones; without host room a victim recomputes.
 """
@@ -8,11 +8,12 @@ do not bar waiting ones; without host room a victim recomputes.
 from __future__ import annotations
 
 from policy.context import Context
-from policy.draft import Draft, PrefillShape
+from policy.draft import Draft
 from policy.errors import ProgressError
 from policy.plan import Plan
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
+from policy.shape import SHAPES, Shape
 from policy.state import State, rank_of
 from policy.target import Room, Target, choose_target
 
@@ -25,6 +26,7 @@ class RulePlanner:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._shape = SHAPES[state.system.shape]
         self.wake_step: int | None = None  # a shield that mattered ends in this step
         self._unmet = False  # somebody in the target set waits for room or for the next prefill
 
@@ -34,8 +36,9 @@ class RulePlanner:
         settings = state.settings
         state.enter(request)
         tokens = request.num_tokens
-        if tokens > settings.prompt_limit:
-            state.reject(request, f"prompt of {tokens} tokens, limit {settings.prompt_limit}")
+        limit = self._shape.longest_prompt(settings)
+        if tokens > limit:
+            state.reject(request, f"prompt of {tokens} tokens, limit {limit}")
 
     def leave(self, request: Request) -> None:
         """A request was cancelled; this planner keeps no queue of its own."""
@@ -70,15 +73,16 @@ class RulePlanner:
         self._clear_growth(draft)
         self._admit(target, draft)
         self._set_wake_step(target, shielded)
-        if draft.prefill:
+        if draft.prefill and not self._shape.decodes_beside:
             return draft.finish(None)
         growing = state.growing()
         if len(growing) > state.memory.device.num_available:
-            return draft.finish(None, self._loads_in_the_way())
+            return draft.finish(None, () if draft.prefill else self._loads_in_the_way())
         batch = state.standing_batch()
         if growing:
             state.grow(growing)
-        return draft.finish(batch, () if batch is not None else self._why_idle(draft))
+        runs = batch is not None or draft.prefill
+        return draft.finish(batch, () if runs else self._why_idle(draft))
 
     # ------------------------------------------------------------------ who
 
@@ -153,31 +157,48 @@ class RulePlanner:
         state = self._state
         ready, loading = self._with_room(target, draft)
         self._unmet = not target.is_final or len(ready) + len(loading) < len(target.incoming)
+        if state.sharing is not None and target.head_of_line is not None:
+            self._unmet = True  # once what is computed now is shared, it may fit
         if not ready and not loading:
             return
         wait = True
         if loading:
             wait = self._choose_overlap(len(ready), loading, draft)
-        shape = PrefillShape(state.settings)
+        shape: Shape | None = None
         is_open = True  # no prompt may pass one before it that did not fit the step
-        for request in sorted(ready + loading, key=rank_of) if loading else ready:
-            is_prompt = request.state is RequestState.WAITING
+        for request in self._in_turn(ready, loading):
+            is_prompt = _is_prompt(request)
             loads = request in loading
             if loads and not (is_prompt and wait):
                 state.load(request, draft, waited=wait)
                 if request.state is not RequestState.WAITING:
                     continue  # decoding again, or on its way
-            is_open = is_open and shape.admits(
-                self._prefill_tokens(request), alone_at_any_length=request.num_generated > 0
-            )
-            if not is_open:
+            if shape is None:
+                shape = self._shape(state.settings, len(state.running))
+            tokens = self._prefill_tokens(request)
+            granted = shape.grant(tokens, is_again=request.num_generated > 0) if is_open else 0
+            if not granted:
+                is_open = False
                 self._unmet = True
                 continue
             if loads and request.context.device is None:
                 state.load(request, draft, waited=True)
-            state.start_prefill(request, draft)
+            most = granted if shape.decodes_beside else None
+            if not state.start_prefill(request, draft, most):
+                is_open = False
+                self._unmet = True
         if state.sharing is not None:
             state.sharing.tree.spare((), {})
+
+    def _in_turn(self, ready: list[Request], loading: list[Request]) -> list[Request]:
+        """In rank order; where the batch decodes beside prompts, those who only come back to it go
+        first, since their tokens come first out of the step's budget."""
+        if not loading:
+            return ready
+        found = sorted(ready + loading, key=rank_of)
+        if self._shape.decodes_beside:
+            found.sort(key=_is_prompt)
+        return found
 
     def _with_room(self, target: Target, draft: Draft) -> tuple[list[Request], list[Request]]:
         """Those that could be prefilled now, and those that must be loaded first."""
@@ -283,6 +304,10 @@ class RulePlanner:
                 f" {state.memory.device.num_available} device blocks available"
             )
         return ("arrivals",)
+
+
+def _is_prompt(request: Request) -> bool:
+    return request.state is RequestState.WAITING
 
 
 def context_blocks(context: Context) -> int:

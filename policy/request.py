@@ -31,6 +31,7 @@ class Move(Enum):
     LOADED = auto()  # the prefix has arrived; the rest must still be prefilled
     RESUME = auto()  # all KV is on the device again
     SWAP_OUT = auto()
+    CHUNK = auto()  # a step computed a chunk of the prompt, and more of it is left
     RECOMPUTE = auto()
     FINISH = auto()
     REJECT = auto()
@@ -52,6 +53,7 @@ TRANSITIONS: dict[tuple[RequestState, Move], RequestState] = {
     (_L, Move.LOADED): _W,
     (_L, Move.RESUME): _R,
     (_S, Move.RESUME): _R,
+    (_R, Move.CHUNK): _W,
     (_R, Move.SWAP_OUT): _S,
     (_W, Move.SWAP_OUT): _W,  # a waiting turn gives up the prefix it holds on the device
     (_R, Move.RECOMPUTE): _W,
@@ -100,6 +102,7 @@ class Request:
         "client_id",
         "context",
         "input_tokens",
+        "is_begun",
         "is_last_turn",
         "num_preemptions",
         "offset",
@@ -158,6 +161,7 @@ class Request:
         #: (key, arrival, id): the total order of rule 1. The key is the order policy's.
         self.rank: tuple[tuple[int | float, ...], int, str] = ((), arrival_ns, request_id)
         self.cached_tokens = 0  # prompt tokens whose KV was there when it was first prefilled
+        self.is_begun = False  # a chunk of the prompt has been computed, once
         self._tokens = input_tokens
         self._clock: DecodeClock | None = None
         self.offset = 0  # while decoding: num_tokens - clock.count

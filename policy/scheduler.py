@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from policy.errors import InvariantError, ProgressError
+from policy.errors import ConfigError, InvariantError, ProgressError
 from policy.host_eviction import HOST_EVICTIONS
 from policy.ledger import Ledger
 from policy.memory import Memory
@@ -27,7 +27,7 @@ from policy.pools.paged import PagedPool
 from policy.pools.prefix import PrefixPool
 from policy.rates import Rates
 from policy.release import ReleasePlanner
-from policy.request import Request
+from policy.request import Move, Request
 from policy.settings import Settings
 from policy.sharing import SharedMemory
 from policy.state import State
@@ -46,6 +46,12 @@ class Scheduler:
         draw: Draw,
         rates: Rates | None = None,
     ) -> None:
+        if system.shape == "chunked" and settings.max_num_batched_tokens <= settings.max_num_seqs:
+            raise ConfigError(
+                f"limits.max_num_batched_tokens: {settings.max_num_batched_tokens} is not above"
+                f" max_num_seqs {settings.max_num_seqs}; under shape chunked every decode takes a token"
+                " of it, and prompts what is left"
+            )
         self.settings = settings
         self.system = system
         self.order = order
@@ -109,6 +115,11 @@ class Scheduler:
         """Prompt plus generated tokens of a live request."""
         return self.state.live[request_id].num_tokens
 
+    def num_computed(self, request_id: str) -> int:
+        """Tokens of a live request that does not decode whose KV is on the device: where the chunk
+        that a plan names for it begins."""
+        return self.state.live[request_id].context.device_tokens
+
     def request(self, request_id: str) -> Request:
         """A live request."""
         return self.state.live[request_id]
@@ -156,20 +167,21 @@ class Scheduler:
             self._updates += skipped
             self._refresh(now_ns)
         if not self._changed and state.step != self._planner.wake_step:
-            if not self.is_plain:  # a plan with commands may not come again
-                self._plan = Plan(batch=state.standing_batch())
-                self.is_plain = True
             plan = self._plan
-            if plan.batch is None:
+            if self.is_plain and plan.batch is None:
                 return plan
             growing = state.growing()
             free = state.memory.device.num_available
-            if not growing:
-                if free or not self._planner.strict_growth:
-                    state.step += 1
-                    return plan
-            elif free >= len(growing) + self._planner.strict_growth:
-                state.grow(growing)
+            if free >= len(growing) + self._planner.strict_growth:
+                if not self.is_plain:
+                    # Only now, since a batch that is made must be handed out, or whoever reads it
+                    # never hears of who joined. A plan with commands may not come again.
+                    plan = self._plan = Plan(batch=state.standing_batch())
+                    self.is_plain = True
+                    if plan.batch is None:
+                        return plan
+                if growing:
+                    state.grow(growing)
                 state.step += 1
                 return plan
         return self._decide()
@@ -247,15 +259,20 @@ class Scheduler:
                 state.withhold(request)
 
     def _prefilled(self, outcome: Outcome) -> None:
-        """Each prefilled request has its first new token and joins the batch, in queue order."""
+        """Each request whose prefill is complete has its first new token and joins the batch, in
+        queue order; one of which a chunk was computed waits for the next step."""
         state = self.state
         failed = {request_id for request_id, count in outcome.tokens or () if count == 0}
-        for request in state.prefilling:
+        for request, computed in state.prefilling.items():
             if request.request_id in failed:
                 continue
-            state.memory.settle(request.context, request.num_tokens)
+            state.memory.settle(request.context, computed)
             if self.sharing is not None:
                 self.sharing.publish(request.context)
+            if computed < request.num_tokens:
+                request.is_begun = True
+                request.move(Move.CHUNK)
+                continue
             request.add_token()
             state.join_batch(request)
         state.prefilling.clear()

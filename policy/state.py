@@ -53,7 +53,8 @@ class State:
         self.running: list[Request] = []  # the decode batch, in batch order
         self.loading: dict[Request, None] = {}  # a copy in flight brings their KV
         self._worn: dict[Request, None] = {}  # parked so often that rule 10 may shield them
-        self.prefilling: list[Request] = []  # of the plan handed out, in queue order
+        #: Of the plan handed out, in queue order: tokens with KV once its step has ended.
+        self.prefilling: dict[Request, int] = {}
         self.ended: list[Context] = []  # finished turns whose KV still awaits its copy out
         self.idle_device: dict[Context, None] = {}  # `keep_device`: idle, on the device only
         self.step = 0  # number that the next numbered plan gets
@@ -248,18 +249,23 @@ class State:
 
     # ------------------------------------------------------------------ onto and off the device
 
-    def start_prefill(self, request: Request, draft: Draft) -> None:
-        """Prefill whatever of the context is not on the device; room must be available."""
+    def start_prefill(self, request: Request, draft: Draft, most: int | None = None) -> bool:
+        """Prefill what of the context is not on the device, in this step `most` tokens of it (None:
+        all); whether that is all. Room for the whole context must be available, and is held from
+        the first chunk on (rule 6)."""
         context = request.context
         tokens = request.num_tokens
         blocks = self.memory.blocks_for(tokens)
         self.memory.hold(context, blocks, max(0, self.settings.initial_group - blocks))
         self._settle_in(request)
-        if request.num_generated == 0:
+        if request.num_generated == 0 and not request.is_begun:
             request.cached_tokens = context.device_tokens
-        draft.prefill.append((request.request_id, tokens - context.device_tokens))
-        self.prefilling.append(request)
+        left = tokens - context.device_tokens
+        count = left if most is None else min(most, left)
+        draft.prefill.append((request.request_id, count))
+        self.prefilling[request] = context.device_tokens + count
         request.move(Move.PREFILL)
+        return count == left
 
     def load(self, request: Request, draft: Draft, *, waited: bool) -> None:
         """Bring the request's KV back: keep it if it is still leaving, else copy it in.

@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "reuse": (False, True),
     "between_turns": ("drop", "keep_host", "keep_device"),
     "preemption": ("swap", "recompute"),
-    "shape": ("prefill_only",),
+    "shape": ("prefill_only", "chunked"),
     "host_eviction": ("priority", "lru"),
     "contamination": ("whole", "tail"),
     "fcfs_planner": ("rules", "release"),
@@ -34,7 +34,8 @@ class System:
     run, or gather into one piece. `dispatch`: who submits; `threads` per direction. `overlap`: does
     a step wait for copies. `reuse`: host copies outlive the load and only what is new is sent.
     `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim.
-    `shape`: `prefill_only` steps as vLLM 0.3.3. `host_eviction` and `contamination`: which host
+    `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside decodes (policy/shape.py).
+    `host_eviction` and `contamination`: which host
     copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
     vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
     that begin alike hold the same device blocks.
@@ -69,6 +70,8 @@ class System:
             raise ConfigError(f"system {self.name}: the release knows paged, sync memory only")
         if self.fcfs_planner == "release" and self.between_turns == "keep_device":
             raise ConfigError(f"system {self.name}: the release keeps nothing on the device")
+        if self.fcfs_planner == "release" and self.shape != "prefill_only":
+            raise ConfigError(f"system {self.name}: the release prefills and decodes in turns")
         if self.prefix_sharing and self.fcfs_planner == "release":
             raise ConfigError(f"system {self.name}: the release shares no prefixes")
         if self.prefix_sharing and self.between_turns == "keep_device":
@@ -117,6 +120,8 @@ SYSTEMS: dict[str, System] = {
         replace(_FASTSWITCH, name="fastswitch-block-major", layout="block_major"),
         System("+prefix", prefix_sharing=True),
         replace(_FASTSWITCH, name="fastswitch-prefix", prefix_sharing=True),
+        System("+chunked", shape="chunked"),
+        replace(_FASTSWITCH, name="fastswitch-chunked", shape="chunked"),
     )
 }
 

@@ -65,6 +65,10 @@ class Tables(Protocol):
     def num_tokens(self, request_id: str) -> int:
         """Tokens of the request: prompt plus generated."""
 
+    def num_computed(self, request_id: str) -> int:
+        """Tokens of a request in `Plan.prefill` that are in its blocks already. With the plan's count
+        on top it has all its KV, and the step yields a token; or else that was a chunk."""
+
 
 class Draw(Protocol):
     """Randomness, given from outside: a pure function, 64 uniform bits."""

@@ -201,14 +201,14 @@ class Engine:
     # ------------------------------------------------------------------ computing
 
     def _work(self, plan: Plan) -> list[tuple[str, Work]]:
-        """The new tokens of everybody who computes in this step, prompts first."""
+        """The new tokens of everybody who computes in this step, prompts (or chunks) first."""
         scheduler = self.scheduler
         found = []
         for request_id, count in plan.prefill:
             tokens = self._served[request_id].tokens
-            past = len(tokens) - count
+            past = scheduler.num_computed(request_id)
             table = scheduler.block_table(request_id)
-            found.append((request_id, Work(tokens[past:], past, table)))
+            found.append((request_id, Work(tokens[past : past + count], past, table)))
         if plan.batch is not None:
             for request_id in plan.batch.decode:
                 tokens = self._served[request_id].tokens
@@ -217,7 +217,7 @@ class Engine:
         return found
 
     def _compute(self, work: list[tuple[str, Work]]) -> None:
-        """Run the step and append everybody's next token."""
+        """Run the step and append everybody's next token; behind a chunk of a prompt there is none."""
         size = self.scheduler.settings.block_size
         self.swap.guard.check_compute(
             one.table[position // size]
@@ -231,15 +231,19 @@ class Engine:
             names = [name for name, _ in work]
             positions = [one.past + len(one.tokens) for one in todo]
             tokens = self._sample(self.runner.step(todo), names, positions)
-        for (name, _), token in zip(work, tokens, strict=True):
-            self._served[name].tokens.append(token)
+        for (name, one), token in zip(work, tokens, strict=True):
+            known = self._served[name].tokens
+            if one.past + len(one.tokens) == len(known):
+                known.append(token)
         self.swap.set_barrier()
 
     def _fold(self, plan: Plan, lost: set[str], step: int, end: int) -> tuple[str, ...]:
         """Count the tokens of the step just run; take back those of requests that lost their KV.
         Returns who is done, in id order."""
         finished = []
-        ran = [name for name, _ in plan.prefill]
+        computed = self.scheduler.num_computed
+        whole = {n for n, c in plan.prefill if computed(n) + c == self.scheduler.num_tokens(n)}
+        ran = [name for name, _ in plan.prefill if name in whole]
         if plan.batch is not None:
             ran += plan.batch.decode
         for name in ran:
@@ -253,7 +257,7 @@ class Engine:
             if served.produced == served.target or served.tokens[-1] in self._eos:
                 finished.append(name)
         for name, count in plan.prefill:
-            self.recorder.prefilled(name, step, count, produced=name not in lost)
+            self.recorder.prefilled(name, step, count, produced=name in whole and name not in lost)
         finished.sort()
         return tuple(finished)
 

@@ -58,6 +58,19 @@ class StepCosts:
         at_none, per_token = self.decode_line(batch, uneven)
         return (at_none + per_token * kv_tokens) >> DECODE_SHIFT
 
+    def mixed_ns(
+        self, batch: int, kv_tokens: int, uneven: int, lengths: list[tuple[int, int]]
+    ) -> int:
+        """A step in which `batch` requests decode and prompts, or chunks of them, are prefilled: the
+        terms of both and the base once, as `calibrate.models` fits mixed points. Curves belong to
+        steps of one kind and do not enter."""
+        squares = sum(new * (2 * past + new) for new, past in lengths)
+        linear = self.base + self.per_kv_token * kv_tokens + self._per_sequence * batch
+        linear += self._beyond * max(0, batch - self.KNEE) + self.per_uneven_token * uneven
+        linear += self._per_prefill_token * sum(new for new, _ in lengths)
+        linear += self._per_further_prompt * (len(lengths) - 1)
+        return 2 * linear + self._per_square * squares >> _SHIFT + 1
+
     def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:
         """A step that prefills prompts of (new tokens, tokens already there)."""
         tokens = 0

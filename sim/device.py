@@ -49,6 +49,7 @@ class Device:
         self.batch: Batch | None = None
         self.batch_size = 0
         self.kv_tokens = 0
+        self._uneven = 0  # its longest context times its size, less its KV tokens
         self._at_none = self._per_token = 0  # of a decode step as a line over its KV tokens
         self._done_at: dict[int, dict[str, None]] = {}
         self.largest_batch = 0
@@ -70,10 +71,20 @@ class Device:
 
     def prefill_ns(self, plan: Plan) -> int:
         """Duration of a prefill step."""
-        tokens_of = self._scheduler.num_tokens
-        lengths = [(new, tokens_of(request_id) - new) for request_id, new in plan.prefill]
+        return self._costs.prefill_ns(self._prompts(plan))
+
+    def mixed_ns(self, plan: Plan, batch: Batch) -> int:
+        """Duration of a step in which the batch decodes beside prompts."""
+        self.decode_ns(batch)
+        size, kv_tokens = self.batch_size, self.kv_tokens
+        return self._costs.mixed_ns(size, kv_tokens, self._uneven, self._prompts(plan))
+
+    def _prompts(self, plan: Plan) -> list[tuple[int, int]]:
+        """(new tokens, tokens already there) of each prompt, or of the chunk of it."""
+        computed = self._scheduler.num_computed
+        lengths = [(new, computed(request_id)) for request_id, new in plan.prefill]
         self.largest_prefill = max(self.largest_prefill, sum(new for new, _ in lengths))
-        return self._costs.prefill_ns(lengths)
+        return lengths
 
     def end_decode(self) -> tuple[str, ...]:
         """A decode step has ended: who is done, in id order."""
@@ -86,10 +97,11 @@ class Device:
         return tuple(finished)
 
     def end_prefill(self, plan: Plan, lost: set[str], end_ns: int) -> tuple[str, ...]:
-        """A prefill step has ended: each prompt but the `lost` ones has its next token."""
+        """A step with prompts has ended: each of which all is computed has its next token, but for
+        the `lost` ones."""
         finished = []
-        for request_id, _ in plan.prefill:
-            if request_id in lost:
+        for request_id, count in plan.prefill:
+            if request_id in lost or not self.completes(request_id, count):
                 continue
             served = self.served[request_id]
             self.leave(served)  # it may have been preempted since the last decode step
@@ -100,6 +112,11 @@ class Device:
                 finished.append(request_id)
         finished.sort()
         return tuple(finished)
+
+    def completes(self, request_id: str, count: int) -> bool:
+        """Whether `count` more tokens are all that is left to prefill: the step yields a token."""
+        scheduler = self._scheduler
+        return scheduler.num_computed(request_id) + count == scheduler.num_tokens(request_id)
 
     def withhold(self, request_id: str) -> None:
         """The step just ended gave this decoding request no token."""
@@ -137,9 +154,9 @@ class Device:
         self.batch = batch
         self.batch_size = len(batch.decode)
         self.kv_tokens = batch.kv_tokens
-        uneven = 0
+        self._uneven = uneven = 0
         if self._costs.per_uneven_token:
             longest = max(map(self._scheduler.num_tokens, batch.decode))
-            uneven = longest * self.batch_size - self.kv_tokens
+            self._uneven = uneven = longest * self.batch_size - self.kv_tokens
         self._at_none, self._per_token = self._costs.decode_line(self.batch_size, uneven)
         self.largest_batch = max(self.largest_batch, self.batch_size)

@@ -202,15 +202,17 @@ class Engine:
         stall = env.now - start
         finished: tuple[str, ...] = ()
         tokens = 0
+        if plan.runs:
+            yield from self._compute(self._duration(plan))
         if plan.prefill:
             tokens = sum(count for _, count in plan.prefill)
-            yield from self._compute(device.prefill_ns(plan))
             finished = device.end_prefill(plan, lost, env.now)
             for request_id, count in plan.prefill:
-                recorder.prefilled(request_id, step, count, produced=request_id not in lost)
+                produced = request_id not in lost and device.completes(request_id, count)
+                recorder.prefilled(request_id, step, count, produced=produced)
         if plan.batch is not None:
-            yield from self._compute(device.decode_ns(plan.batch))
-            finished = tuple([name for name in device.end_decode() if name not in lost])
+            decoded = [name for name in device.end_decode() if name not in lost]
+            finished = tuple(sorted([*finished, *decoded]) if finished else decoded)
         if plan.is_numbered:
             row = (
                 step,
@@ -228,6 +230,13 @@ class Engine:
             recorder.flush_if_full()
         reported = self._report(plan, lost) if lost else None
         return Outcome(plan.runs, start, env.now, reported, finished, self._ended_copies())
+
+    def _duration(self, plan: Plan) -> int:
+        if plan.batch is None:
+            return self.device.prefill_ns(plan)
+        if plan.prefill:
+            return self.device.mixed_ns(plan, plan.batch)
+        return self.device.decode_ns(plan.batch)
 
     def _compute(self, duration: int) -> Process:
         if self.link.in_flight:

@@ -330,6 +330,9 @@ class _NoCosts(StepCosts):
     def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:  # noqa: ARG002
         return 0
 
+    def mixed_ns(self, *what: object) -> int:  # noqa: ARG002
+        return 0
+
 
 class RecordedDevice(Device):
     """The simulated device: it counts tokens and completions; only durations are recorded."""
@@ -346,6 +349,11 @@ class RecordedDevice(Device):
     def prefill_ns(self, plan: Plan) -> int:
         """See Device."""
         super().prefill_ns(plan)
+        return self._tape.duration
+
+    def mixed_ns(self, plan: Plan, batch: Batch) -> int:
+        """See Device."""
+        super().mixed_ns(plan, batch)
         return self._tape.duration
 
 

@@ -100,15 +100,16 @@ def _service(
     last_window = (ends[last] // WINDOW_NS).tolist()
     edges: dict[int, int] = {}
     served: dict[tuple[int, int], int] = {}
-    seen: set[str] = set()
+    left = _uncached(requests)
     for index, name in enumerate(spans["request_id"]):
         client = client_of[name]
         window, until = first_window[index], last_window[index]
         if spans["kind"][index] == "prefill":
-            if name not in seen:
+            first_time = min(left[name], int(spans["tokens"][index]))
+            if first_time:
+                left[name] -= first_time
                 key = (client, window)
-                served[key] = served.get(key, 0) + PROMPT_WEIGHT * int(spans["tokens"][index])
-            seen.add(name)
+                served[key] = served.get(key, 0) + PROMPT_WEIGHT * first_time
             continue
         position = int(first[index])
         while window <= until:
@@ -123,6 +124,13 @@ def _service(
             position = after
             window += 1
     return served
+
+
+def _uncached(requests: dict[str, Any]) -> dict[str, int]:
+    """Prompt tokens of each request that had to be computed, in one prefill or in chunks of it; more
+    of them were recomputed, which is nobody's service."""
+    uncached = (requests["input_tokens"] - requests["cached_tokens"]).tolist()
+    return dict(zip(requests["request_id"], uncached, strict=True))
 
 
 def _starvation_age(

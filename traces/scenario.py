@@ -63,7 +63,8 @@ class PoolSpec(Section):
 
 class LimitSpec(Section):
     """vLLM 0.3.3's limits. `max_model_len` defaults to the model's, `max_num_batched_tokens` to
-    max(max_model_len, 2048) as in that release."""
+    max(max_model_len, 2048) as in that release, and to 2048 as in vLLM V1 where the system's steps are
+    chunked."""
 
     max_num_seqs: Positive = 256
     max_num_batched_tokens: Positive | None = None

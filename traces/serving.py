@@ -27,6 +27,8 @@ from traces.workload import Turn, Workload
 #: Checks: none, the cheap counts after every step (a full sweep every FULL_EVERY), or all always.
 CHECKS = ("off", "counts", "full")
 FULL_EVERY = 4096
+#: `max_num_batched_tokens` of chunked steps where the scenario is silent: vLLM V1's default.
+CHUNKED_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ def settings_for(
     if device < 1:
         raise ConfigError("pool.device_blocks: the device has no room for KV blocks")
     length = limits.max_model_len or max_model_len
+    step_tokens = CHUNKED_TOKENS
+    if scenario.resolve_system().shape != "chunked":
+        step_tokens = max(length, 2048)
     steps, nanoseconds = scenario.update_period()
     return Settings(
         device_blocks=device,
@@ -56,7 +61,7 @@ def settings_for(
         block_size=pool.block_size,
         watermark=pool.watermark,
         max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens or max(length, 2048),
+        max_num_batched_tokens=limits.max_num_batched_tokens or step_tokens,
         max_paddings=limits.max_paddings,
         max_model_len=length,
         initial_group=scenario.groups.initial_blocks,

@@ -103,6 +103,7 @@ class LateMachine(ShadowMachine):
         lost = self._copy(plan)
         start = self.now_ns
         self.now_ns += 1
+        prompts = {name for name, _ in plan.prefill}
         ran = [name for name, _ in plan.prefill]
         counts = [count for _, count in plan.prefill]
         if plan.batch is not None:
@@ -113,8 +114,13 @@ class LateMachine(ShadowMachine):
             tokens.append((name, int(name not in lost)))
             if name in lost:
                 continue
-            self._launch(name, count)
             served = self.served[name]
+            past = len(served.tags) - 1
+            if name in prompts:
+                past = self.scheduler.num_computed(name)
+            self._launch(name, past, count)
+            if past + count < len(served.tags):
+                continue  # a chunk
             served.tags.append((name, len(served.tags)))
             served.produced += 1
             if served.produced == served.turn.output_tokens:
@@ -170,15 +176,14 @@ class LateMachine(ShadowMachine):
         self.fake.run()
         self.poll()
 
-    def _launch(self, name: str, count: int) -> None:
-        tags = self.served[name].tags
-        total = len(tags)
+    def _launch(self, name: str, past: int, count: int) -> None:
+        total = past + count
+        tags = self.served[name].tags[:total]
         table = list(self.scheduler.block_table(name))
         positions = torch.arange(total)
         blocks = torch.tensor(table)[positions // self.size]
         slots = positions % self.size
         numbers = torch.tensor([self._number(tag) for tag in tags], dtype=torch.float64)
-        past = total - count
         self.swap.guard.check_compute(table[past // self.size : -(-total // self.size)])
         self.num_kernels += 1
 

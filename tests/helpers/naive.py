@@ -58,24 +58,23 @@ class NaiveDevice(Device):
 
     def begin(self, plan: Plan) -> int:
         """Duration of the plan's step."""
-        if plan.prefill:
+        if plan.batch is None:
             return self.prefill_ns(plan)
-        assert plan.batch is not None
         for request_id in plan.batch.decode:
             served = self.served[request_id]
             expected = served.turn.input_tokens + served.produced
             assert self._scheduler.num_tokens(request_id) == expected
         self.batch_size = len(plan.batch.decode)
         self.kv_tokens = sum(map(self._scheduler.num_tokens, plan.batch.decode))
+        if plan.prefill:
+            prompts = self._prompts(plan)
+            return self._costs.mixed_ns(self.batch_size, self.kv_tokens, 0, prompts)
         return self._costs.decode_ns(self.batch_size, self.kv_tokens)
 
     def end(self, plan: Plan, lost: set[str], end_ns: int) -> tuple[str, ...]:
         """Who is done."""
-        if plan.prefill:
-            return self.end_prefill(plan, lost, end_ns)
-        assert plan.batch is not None
-        finished = []
-        for request_id in plan.batch.decode:
+        finished = list(self.end_prefill(plan, lost, end_ns))
+        for request_id in plan.batch.decode if plan.batch is not None else ():
             if request_id not in lost:
                 served = self.served[request_id]
                 served.produced += 1
@@ -187,8 +186,9 @@ class NaiveEngine(Engine):
     def _log(self, plan: Plan, step: int, lost: set[str]) -> None:
         for request_id, count in plan.prefill:
             self.recorder.saw(request_id, "prefill", step, count)
+        whole = {name: self.device.completes(name, count) for name, count in plan.prefill}
         for request_id in plan.num_scheduled_tokens:
-            if request_id not in lost:
+            if request_id not in lost and whole.get(request_id, True):
                 self.recorder.saw(request_id, "token", step, 1)
 
 

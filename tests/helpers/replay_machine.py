@@ -163,14 +163,16 @@ class RoughMachine:
 
     def count_tokens(self, plan: Plan, lost: set[str], step: int) -> tuple[str, ...]:
         finished = []
+        computed, total = self.scheduler.num_computed, self.scheduler.num_tokens
+        chunks = {name for name, count in plan.prefill if computed(name) + count < total(name)}
         for name in plan.num_scheduled_tokens:
-            if name not in lost:
+            if name not in lost and name not in chunks:
                 served = self.served[name]
                 served.produced += 1
                 if served.produced == served.target or self.rng.random() < 0.01:
                     finished.append(name)
         for name, count in plan.prefill:
-            self.recorder.prefilled(name, step, count, produced=name not in lost)
+            self.recorder.prefilled(name, step, count, produced=name not in lost | chunks)
         return tuple(sorted(finished))
 
     # ------------------------------------------------------------------ copies

@@ -140,20 +140,24 @@ class ShadowMachine:
         tokens, finished = [], []
         if plan.runs:
             self.now_ns += self.rng.randrange(1, 5)
+            chunks = set()
             for request_id, count in plan.prefill:
                 if request_id in lost_requests:
                     tokens.append((request_id, 0))
                 else:
-                    self._compute(request_id, count)
+                    past = self.scheduler.num_computed(request_id)
+                    if past + count < len(self.served[request_id].tags):
+                        chunks.add(request_id)
+                    self._compute(request_id, past, count)
                     tokens.append((request_id, 1))
             for request_id in plan.batch.decode if plan.batch else ():
                 if request_id in lost_requests:
                     tokens.append((request_id, 0))
                 else:
-                    self._compute(request_id, 1)
+                    self._compute(request_id, len(self.served[request_id].tags) - 1, 1)
                     tokens.append((request_id, 1))
             for request_id, count in tokens:
-                if count:
+                if count and request_id not in chunks:
                     served = self.served[request_id]
                     served.tags.append((request_id, len(served.tags)))
                     served.produced += 1
@@ -234,16 +238,16 @@ class ShadowMachine:
         side = 0 if copy.direction is Direction.TO_HOST else 1
         return [pool[run[side] + i] for run in copy.runs for i in range(run[2])]
 
-    def _compute(self, request_id: str, count: int) -> None:
-        """Compute KV of the last `count` tokens, after checking that all before are right."""
+    def _compute(self, request_id: str, past: int, count: int) -> None:
+        """Compute KV of `count` tokens behind `past`, after checking that all before are right."""
         served = self.served[request_id]
         total = len(served.tags)
         assert self.scheduler.num_tokens(request_id) == total
         table = self.scheduler.block_table(request_id)
         assert len(table) >= -(-total // self.size), f"{request_id}: table too short"
-        for position in range(total):
+        for position in range(past + count):
             slots = self.device[table[position // self.size]]
-            if position >= total - count:
+            if position >= past:
                 slots[position % self.size] = served.tags[position]
             elif slots[position % self.size] != served.tags[position]:
                 raise WrongKV(

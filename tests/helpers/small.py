@@ -78,6 +78,7 @@ def random_system(rng: random.Random) -> System:
             "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
             "host_eviction": rng.choice(["priority", "lru"]),
             "contamination": rng.choice(["whole", "tail"]),
+            "shape": rng.choice(["prefill_only", "chunked"]),
         }
     )
 
@@ -89,7 +90,7 @@ def random_settings(rng: random.Random) -> Settings:
         host_blocks=rng.choice([0, 1, 8, 30, 200]),
         block_size=rng.choice([1, 2, 4, 16]),
         watermark=rng.choice([0.0, 0.01, 0.1]),
-        max_num_seqs=rng.choice([2, 5, 256]),
+        max_num_seqs=rng.choice([2, 5, 63]),
         max_num_batched_tokens=rng.choice([64, 256]),
         max_paddings=rng.choice([0, 8, 256]),
         max_model_len=rng.choice([50, 256]),
@@ -113,6 +114,7 @@ def sharing_system(rng: random.Random) -> System:
             "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
             "host_eviction": rng.choice(["priority", "lru"]),
             "contamination": rng.choice(["whole", "tail"]),
+            "shape": rng.choice(["prefill_only", "chunked"]),
             "prefix_sharing": True,
         }
     )

@@ -156,8 +156,11 @@ class Chaos:
     def _compute(self, plan: Plan, lost: set[str]) -> tuple[str, ...]:
         done = []
         limit = self.made.settings.max_model_len
+        computed, total = self.made.num_computed, self.made.num_tokens
+        chunks = {name for name, count in plan.prefill if computed(name) + count < total(name)}
+        self.seen["chunks"] += len(chunks)
         for name in plan.num_scheduled_tokens:
-            if name not in lost:
+            if name not in lost and name not in chunks:
                 self.outputs[name] -= 1
                 if not self.outputs[name] or self.made.num_tokens(name) >= limit:
                     done.append(name)

@@ -37,9 +37,13 @@ class Lengths:
 
     def __init__(self) -> None:
         self.tokens: dict[str, int] = {}
+        self.computed: dict[str, int] = {}
 
     def num_tokens(self, request_id: str) -> int:
-        return self.tokens[request_id]
+        return self.tokens.get(request_id, 8)
+
+    def num_computed(self, request_id: str) -> int:
+        return self.computed.get(request_id, 0)
 
 
 class Bench:
@@ -219,6 +223,7 @@ def test_a_standing_batch_reads_one_more_token_of_each_member_in_every_step() ->
 def test_a_prefill_costs_its_new_tokens_on_top_of_those_already_there() -> None:
     bench = Bench(a=1, b=1)
     bench.lengths.tokens = {"a": 30, "b": 10}
+    bench.lengths.computed = {"a": 20}
     plan = Plan(prefill=(("a", 10), ("b", 10)))
     assert bench.device.prefill_ns(plan) == 1000 + 5 * 20 + 2 * (10 * 25 + 10 * 5)
 
@@ -271,3 +276,40 @@ def test_uneven_lengths_cost_by_how_far_they_fall_short_and_no_more_as_all_grow(
     assert costs == [1000 + 20 + 300 + 3 * 100, 1000 + 20 + 302 + 3 * 100]
     alone = bench.batch("b", kv_tokens=202)
     assert bench.device.decode_ns(alone) == 1000 + 10 + 202
+
+
+# ---------------------------------------------------------------------- chunks beside decodes
+
+
+def test_a_chunk_yields_no_token_and_the_last_one_does() -> None:
+    bench = Bench(a=1)
+    bench.lengths.tokens = {"a": 8}
+    for computed, done in ((0, ()), (5, ("a",))):
+        bench.lengths.computed = {"a": computed}
+        plan = Plan(prefill=(("a", 5 if not computed else 3),))
+        assert bench.device.end_prefill(plan, set(), 0) == done
+    assert bench.output("a") == 1
+
+
+def test_a_mixed_step_pays_its_base_once_and_both_kinds_of_work() -> None:
+    bench = Bench(a=9, b=9, c=1)
+    bench.lengths.tokens = {"a": 10, "b": 20, "c": 50}
+    bench.lengths.computed = {"c": 30}
+    plan = Plan(batch=bench.batch("a", "b", kv_tokens=30), prefill=(("c", 10),))
+    assert plan.batch is not None
+    decodes, prompts = 10 * 2 + 30, 5 * 10 + 2 * 10 * 35
+    assert bench.device.mixed_ns(plan, plan.batch) == 1000 + decodes + prompts
+    assert bench.device.end_prefill(plan, set(), 0) == ()
+    assert bench.device.end_decode() == ()
+    assert bench.device.mixed_ns(plan, plan.batch) == 1000 + decodes + 2 + prompts
+
+
+def test_a_mixed_step_pays_for_uneven_contexts_as_a_decode_step_does() -> None:
+    bench = Bench(a=9, b=9, c=1)
+    bench.device = Device(UNEVEN, cast(Scheduler, bench.lengths))
+    bench.lengths.tokens = {"a": 10, "b": 20, "c": 8}
+    bench.device.served = Bench(a=9, b=9, c=1).device.served
+    plan = Plan(batch=bench.batch("a", "b", kv_tokens=30), prefill=(("c", 8),))
+    assert plan.batch is not None
+    prompts = 5 * 8 + 2 * 8 * 4
+    assert bench.device.mixed_ns(plan, plan.batch) == 1000 + 50 + 3 * (2 * 20 - 30) + prompts

@@ -23,6 +23,7 @@ class Minutes:
         self.seconds = minutes * MINUTE
         self.requests: list[dict[str, Any]] = []
         self.spans: list[tuple[str, str, int, int, int]] = []
+        self.long: dict[str, int] = {}  # prompts that went through in chunks
 
     def request(
         self,
@@ -66,6 +67,15 @@ class Minutes:
         requests: dict[str, Any] = {
             key: [row[key] for row in self.requests] for key in self.requests[0]
         }
+        prompts: dict[str, int] = {}
+        for name, kind, _, _, count in self.spans:
+            if kind == "prefill":
+                prompts.setdefault(name, count)
+        lengths = [prompts.get(name, 0) for name in requests["request_id"]]
+        requests["input_tokens"] = [
+            self.long.get(n, k) for n, k in zip(requests["request_id"], lengths, strict=True)
+        ]
+        requests["cached_tokens"] = [0] * len(lengths)
         for table in (spans, requests):
             for key, column in table.items():
                 if key not in ("request_id", "kind", "client_id", "session_id"):
@@ -105,6 +115,13 @@ def test_recomputed_tokens_are_nobodys_service() -> None:
     run = Minutes(1).request("a", 0, 60).request("b", 0, 60)
     run.prompt("a", 3, 40).tokens("a", 3, 5).prompt("a", 20, 43).prompt("b", 4, 46)
     assert run.found()["service_gap_max"] == 0
+
+
+def test_chunks_of_a_prompt_are_served_until_it_is_whole_and_not_again() -> None:
+    run = Minutes(1).request("a", 0, 60).request("b", 0, 60)
+    run.long["a"] = 50
+    run.prompt("a", 3, 30).prompt("a", 4, 30).prompt("a", 5, 20).tokens("a", 5, 5)
+    assert run.prompt("b", 4, 52).found()["service_gap_max"] == 0
 
 
 def test_only_clients_with_work_all_through_a_window_are_compared() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -396,7 +397,7 @@ def test_a_shared_block_knows_the_copies_that_hold_it() -> None:
         bool(s.leaving) and s.leaving == s.users
         for s in made.state.memory.device  # type: ignore[attr-defined]
     )
-    with pytest.raises(InvariantError, match=r"is in 1 copies in flight"):
+    with pytest.raises(InvariantError, match=r"is in \d copies in flight"):
         check_integrity(made)
 
 
@@ -410,3 +411,70 @@ def test_the_cheap_check_counts_shared_blocks_once() -> None:
     made.state.memory.device._num_held -= 1  # type: ignore[attr-defined]
     with pytest.raises(InvariantError, match=r"device: \d+ free .* is not 20"):
         check_counts(made)
+
+
+# ---------------------------------------------------------------------- chunks of prompts
+
+
+def chunking() -> tuple[Scheduler, Request]:
+    """A step in which one prompt is prefilled in part beside decodes."""
+    made = scheduler(
+        "fastswitch-chunked", device_blocks=40, max_num_batched_tokens=8, max_num_seqs=7
+    )
+    machine = ShadowMachine(made, random.Random(3))
+    for index in range(4):
+        machine.arrive(Turn(f"r{index}", 0, 9 + index, 30))
+    for _ in range(20):
+        plan = made.schedule(machine.now_ns)
+        check_integrity(made)
+        for request, computed in made.state.prefilling.items():
+            if computed < request.num_tokens and made.state.running:
+                return made, request
+        made.update(machine.execute(plan))
+    raise AssertionError("no step has a chunk")
+
+
+def compute_too_much(state: State, request: Request) -> None:
+    state.prefilling[request] = request.num_tokens + 1
+
+
+def compute_nothing(state: State, request: Request) -> None:
+    state.prefilling[request] = request.context.device_tokens
+
+
+def hold_a_chunks_blocks_only(state: State, request: Request) -> None:
+    device = request.context.device
+    assert device is not None
+    state.memory.device.truncate(device, state.memory.blocks_for(state.prefilling[request]))
+
+
+def run_without_computing(state: State, request: Request) -> None:
+    del state.prefilling[request]
+
+
+def chunk_where_prompts_go_whole(state: State, _request: Request) -> None:
+    state.system = variant("fastswitch", shape="prefill_only")
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (compute_too_much, r"is prefilled from \d+ to \d+"),
+        (compute_nothing, r"is prefilled from \d+ to \d+"),
+        (hold_a_chunks_blocks_only, r"is prefilled on \d+ blocks"),
+        (run_without_computing, r"runs and computes nothing"),
+        (chunk_where_prompts_go_whole, r"is prefilled in part, to \d+"),
+    ],
+)
+def test_a_seeded_bug_of_chunks_is_named(broken: Callable[..., None], says: str) -> None:
+    made, request = chunking()
+    broken(made.state, request)
+    with pytest.raises(InvariantError, match=says):
+        check_integrity(made)
+
+
+def test_a_step_keeps_to_the_token_budget() -> None:
+    made, _ = chunking()
+    made.state.settings = replace(made.state.settings, max_num_batched_tokens=7)
+    with pytest.raises(InvariantError, match="a step of 8 tokens, max_num_batched_tokens is 7"):
+        check_integrity(made)
