@@ -30,6 +30,7 @@ class Context:
     """
 
     __slots__ = (
+        "backup",
         "device",
         "device_tokens",
         "host",
@@ -51,6 +52,9 @@ class Context:
         self.host_base = 0
         self.outgoing: InFlight | None = None
         self.incoming: InFlight | None = None
+        self.backup: InFlight | None = (
+            None  # full blocks on their way to the host, the owner going on
+        )
         self.role = HostRole.NONE
         self.idle_since = 0  # rising number, set when the conversation went idle
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from policy.context import Context, HostRole
+from policy.context import Context, HostRole, InFlight
 from policy.errors import InvariantError
 from policy.pools.allocation import Allocation
 from policy.request import Request, RequestState
@@ -116,13 +116,32 @@ def _check_context(state: State, context: Context) -> None:
         if flight.waited or flight.cancelled:
             raise InvariantError(f"{context!r}: copy {flight.copy.copy_id} is settled already")
     expected = HostRole.NONE
-    if context.host is not None and not context.is_busy:
+    if context.backup is not None:
+        _check_backup(state, context, context.backup)
+    elif context.host is not None and not context.is_busy:
         if not context.owner.is_live:
             expected = HostRole.IDLE
         elif context.device is not None:
             expected = HostRole.DUPLICATE
     if context.role is not expected:
         raise InvariantError(f"{context!r}: host role {context.role.name}, not {expected.name}")
+
+
+def _check_backup(state: State, context: Context, flight: InFlight) -> None:
+    """It is in flight for its context, and reads full blocks that are computed."""
+    owner, memory = context.owner, state.memory
+    copy_id = flight.copy.copy_id
+    if memory.in_flight.get(copy_id) is not flight or flight.context is not context:
+        raise InvariantError(f"{context!r}: backup {copy_id} is not in flight for it")
+    if flight.waited or flight.cancelled or context.is_busy:
+        raise InvariantError(f"{context!r}: backup {copy_id} is settled already, or in the way")
+    computed = owner.num_tokens - 1 if owner.is_decoding else context.device_tokens
+    if context.device is None or flight.tokens > computed:
+        raise InvariantError(f"{context!r}: backup {copy_id} reads {flight.tokens} tokens")
+    if context.host is None or len(context.host.blocks) * memory.block_size < flight.tokens:
+        raise InvariantError(
+            f"{context!r}: backup {copy_id} has no room for {flight.tokens} tokens"
+        )
 
 
 def _check_leaving(sharing: SharedMemory, sources: list[Allocation]) -> None:

@@ -139,6 +139,11 @@ class Memory:
         self.ledger.classify(context)
         return copy
 
+    def stop_backup(self, context: Context) -> tuple[int, ...]:  # noqa: ARG002
+        """Cancel the copy that is made of the context while its owner goes on (`policy/backup.py`), if
+        there is one. Returns its id, for the plan's cancel list."""
+        return ()
+
     def wait(self, flight: InFlight) -> None:
         """A step waits for a copy out in flight: its effects count from this plan on."""
         assert flight.to_host and not flight.waited

@@ -10,6 +10,7 @@ from __future__ import annotations
 from policy.context import Context
 from policy.draft import Draft
 from policy.errors import ProgressError
+from policy.movement import BACKUP_BLOCKS, MOVEMENTS, Movement
 from policy.plan import Plan
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
@@ -28,6 +29,9 @@ class RulePlanner:
         self._state = state
         self._shape = SHAPES[state.system.shape]
         self.wake_step: int | None = None  # a shield that mattered ends in this step
+        movement = MOVEMENTS[state.system.movement]
+        self._movement = None if movement is None else movement()
+        self._behind = False  # there may be more to back up than the plan does
         self._unmet = False  # somebody in the target set waits for room or for the next prefill
 
     def enter(self, request: Request) -> None:
@@ -52,7 +56,9 @@ class RulePlanner:
         change or blocks run short. Room that comes back changes nothing either: the target set
         counts it while it is pending. Not settled: somebody named in it has not been admitted.
         """
-        return not self._unmet and bool(self._state.running or self._state.prefilling)
+        return not (self._unmet or self._behind) and bool(
+            self._state.running or self._state.prefilling
+        )
 
     def decide(self) -> Plan:
         """One plan from the present state."""
@@ -73,6 +79,8 @@ class RulePlanner:
         self._clear_growth(draft)
         self._admit(target, draft)
         self._set_wake_step(target, shielded)
+        if self._movement is not None:
+            self._back_up(self._movement, draft)
         if draft.prefill and not self._shape.decodes_beside:
             return draft.finish(None)
         growing = state.growing()
@@ -259,6 +267,41 @@ class RulePlanner:
     def _prefill_tokens(self, request: Request) -> int:
         return request.num_tokens - self._state.memory.present_tokens(request.context)
 
+    # ------------------------------------------------------------------ movement
+
+    def _back_up(self, movement: Movement, draft: Draft) -> None:
+        """Copy full blocks to the host ahead of need, behind every other copy that goes there."""
+        state = self._state
+        backing = state.backing
+        assert backing is not None
+        self._behind = draft.acts or bool(draft.prefill)  # what it changes may allow more
+        unsaved = {
+            request: tokens
+            for request in state.ranked
+            if request.context.device is not None
+            and backing.unsaved(request.context, tokens := _computed(request))
+        }
+        if not unsaved:
+            return
+        self._behind = True
+        left = BACKUP_BLOCKS
+        flights = backing.in_flight.values()
+        for flight in flights:
+            if flight.to_host:
+                context = flight.context
+                if context is not None and context.backup is not flight:
+                    return  # somebody waits for the room, or a turn's KV goes
+                left -= flight.copy.num_blocks
+        moving = {flight.context for flight in flights}
+        for request in movement.nominate(list(unsaved)):
+            context = request.context
+            if context in moving or left <= 0:
+                continue
+            copy = backing.back_up(context, unsaved[request], left, state.now_ns)
+            if copy is not None:
+                left -= copy.num_blocks
+                draft.add_store(copy, waited=False)
+
     # ------------------------------------------------------------------ idleness
 
     def _set_wake_step(self, target: Target, shielded: list[Request]) -> None:
@@ -304,6 +347,13 @@ class RulePlanner:
                 f" {state.memory.device.num_available} device blocks available"
             )
         return ("arrivals",)
+
+
+def _computed(request: Request) -> int:
+    """Tokens of a resident whose KV is on the device."""
+    if request.is_decoding:
+        return request.num_tokens - 1
+    return request.context.device_tokens
 
 
 def _is_prompt(request: Request) -> bool:

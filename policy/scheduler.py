@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from policy.backup import BackupMemory
 from policy.errors import ConfigError, InvariantError, ProgressError
 from policy.host_eviction import HOST_EVICTIONS
 from policy.ledger import Ledger
 from policy.memory import Memory
+from policy.movement import MOVEMENTS
 from policy.orders.base import Order
 from policy.overlap import OVERLAPS
 from policy.plan import CopyResult, Outcome, Plan
@@ -68,9 +70,18 @@ class Scheduler:
             self.sharing = SharedMemory(
                 pool, ledger, size, reuse=system.reuse, host_increment=increment
             )
-        memory = self.sharing or Memory(
-            device, ledger, size, reuse=system.reuse, host_increment=increment
+        moves = MOVEMENTS[system.movement] is not None
+        backing = (
+            BackupMemory(device, ledger, size, reuse=True, host_increment=increment)
+            if moves
+            else None
         )
+        memory = (
+            self.sharing
+            or backing
+            or Memory(device, ledger, size, reuse=system.reuse, host_increment=increment)
+        )
+        self._moves = moves
         self.state = State(
             settings,
             system,
@@ -79,6 +90,7 @@ class Scheduler:
             OVERLAPS[system.overlap](),
             rates or Rates(),
             self.sharing,
+            backing,
         )
         self.follows_release = system.fcfs_planner == "release" and type(order) is Order
         self._planner: RulePlanner | ReleasePlanner = (
@@ -172,7 +184,9 @@ class Scheduler:
                 return plan
             growing = state.growing()
             free = state.memory.device.num_available
-            if free >= len(growing) + self._planner.strict_growth:
+            if self._moves and growing:
+                pass  # blocks have filled up
+            elif free >= len(growing) + self._planner.strict_growth:
                 if not self.is_plain:
                     # Only now, since a batch that is made must be handed out, or whoever reads it
                     # never hears of who joined. A plan with commands may not come again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from policy.backup import BackupMemory
 from policy.context import Context, InFlight
 from policy.draft import Draft
 from policy.errors import InvariantError
@@ -37,11 +38,13 @@ class State:
         overlap: Overlap,
         rates: Rates,
         sharing: SharedMemory | None = None,
+        backing: BackupMemory | None = None,
     ) -> None:
         self.settings = settings
         self.system = system
         self.memory = memory
         self.sharing = sharing  # `memory` again, where prompts share what they begin with
+        self.backing = backing  # `memory` again, where blocks are backed up
         self.order = order
         self.overlap = overlap
         self.rates = rates
@@ -137,6 +140,7 @@ class State:
         request.move(Move.FINISH)
         self.forget(request)
         context = request.context
+        self._cancels.extend(self.memory.stop_backup(context))
         mode = self.system.between_turns
         if mode == "drop" or request.is_last_turn:
             self.memory.abandon(context)
@@ -153,7 +157,8 @@ class State:
             draft.reject.extend(self._rejects)
             self._rejects.clear()
         if self._cancels:
-            draft.cancel.extend(self._cancels)
+            in_flight = self.memory.in_flight  # one may have ended with the step that stopped it
+            draft.cancel.extend(copy_id for copy_id in self._cancels if copy_id in in_flight)
             self._cancels.clear()
 
     # ------------------------------------------------------------------ between turns
@@ -330,14 +335,13 @@ class State:
         if request.is_decoding:
             self.leave_batch(request)
         self.residents.pop(request, None)
+        draft.cancel.extend(memory.stop_backup(context))
         memory.prepare_to_leave(context)
         mode = PreemptionMode.RECOMPUTE
         if (
             self.system.preemption == "swap"
             and context.device_tokens
-            and memory.ledger.make_room(
-                memory.host_blocks_wanted(context), context, at_any_cost=True
-            )
+            and self._has_host_room(context, draft)
         ):
             mode = PreemptionMode.SWAP
             copy = memory.copy_out(context, self.now_ns, waited=waited, urgent=True)
@@ -348,6 +352,19 @@ class State:
             request.move(Move.RECOMPUTE)
         draft.preempt.append((request.request_id, mode))
         return mode
+
+    def _has_host_room(self, context: Context, draft: Draft) -> bool:
+        """Make host room for a victim; backups under way give way, so that what they add to may go."""
+        memory = self.memory
+        wanted = memory.host_blocks_wanted(context)
+        if memory.ledger.make_room(wanted, context, at_any_cost=True):
+            return True
+        if self.backing is None:
+            return False
+        for flight in self.backing.backups():
+            assert flight.context is not None
+            draft.cancel.extend(memory.stop_backup(flight.context))
+        return memory.ledger.make_room(wanted, context, at_any_cost=True)
 
     def _count_parking(self, request: Request) -> None:
         tokens = request.num_tokens

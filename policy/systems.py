@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "between_turns": ("drop", "keep_host", "keep_device"),
     "preemption": ("swap", "recompute"),
     "shape": ("prefill_only", "chunked"),
+    "movement": ("none", "write_through"),
     "host_eviction": ("priority", "lru"),
     "contamination": ("whole", "tail"),
     "fcfs_planner": ("rules", "release"),
@@ -35,6 +36,7 @@ class System:
     a step wait for copies. `reuse`: host copies outlive the load and only what is new is sent.
     `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim.
     `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside decodes (policy/shape.py).
+    `movement`: `write_through` copies blocks to the host as they fill (policy/movement.py).
     `host_eviction` and `contamination`: which host
     copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
     vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
@@ -52,6 +54,7 @@ class System:
     between_turns: str = "keep_host"
     preemption: str = "swap"
     shape: str = "prefill_only"
+    movement: str = "none"
     host_eviction: str = "priority"
     contamination: str = "whole"
     fcfs_planner: str = "rules"
@@ -70,6 +73,8 @@ class System:
             raise ConfigError(f"system {self.name}: the release knows paged, sync memory only")
         if self.fcfs_planner == "release" and self.between_turns == "keep_device":
             raise ConfigError(f"system {self.name}: the release keeps nothing on the device")
+        if self.movement != "none":
+            self._check_movement()
         if self.fcfs_planner == "release" and self.shape != "prefill_only":
             raise ConfigError(f"system {self.name}: the release prefills and decodes in turns")
         if self.prefix_sharing and self.fcfs_planner == "release":
@@ -78,6 +83,18 @@ class System:
             raise ConfigError(
                 f"system {self.name}: prefix_sharing and keep_device both keep idle KV on the device;"
                 " choose one"
+            )
+
+    def _check_movement(self) -> None:
+        if not self.reuse or self.preemption != "swap":
+            raise ConfigError(
+                f"system {self.name}: movement {self.movement} needs reuse and swap, or its copies"
+                " would be thrown away"
+            )
+        if self.prefix_sharing or self.fcfs_planner == "release":
+            raise ConfigError(
+                f"system {self.name}: movement {self.movement} goes with neither prefix_sharing nor"
+                " the release"
             )
 
     @property
@@ -122,6 +139,8 @@ SYSTEMS: dict[str, System] = {
         replace(_FASTSWITCH, name="fastswitch-prefix", prefix_sharing=True),
         System("+chunked", shape="chunked"),
         replace(_FASTSWITCH, name="fastswitch-chunked", shape="chunked"),
+        replace(_REUSE, name="+write-through", movement="write_through"),
+        replace(_FASTSWITCH, name="fastswitch-write-through", movement="write_through"),
     )
 }
 

@@ -68,7 +68,8 @@ def random_system(rng: random.Random) -> System:
     """Any combination of switches, or one of the baselines that follow the release."""
     if rng.random() < 0.2:
         return SYSTEMS[rng.choice(["vllm-0.3.3", "vllm-0.3.3-keep", "vllm-0.3.3-recompute"])]
-    return custom_system(
+    moves = rng.random() < 0.3
+    system = custom_system(
         {
             "name": "random",
             "allocator": rng.choice(["paged", "groups", "buddy"]),
@@ -81,6 +82,9 @@ def random_system(rng: random.Random) -> System:
             "shape": rng.choice(["prefill_only", "chunked"]),
         }
     )
+    if moves:
+        system = replace(system, reuse=True, preemption="swap", movement="write_through")
+    return system
 
 
 def random_settings(rng: random.Random) -> Settings:

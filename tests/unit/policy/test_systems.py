@@ -60,6 +60,31 @@ def test_sharing_is_refused_where_it_makes_no_sense(switches: dict[str, Any], sa
         custom_system({**switches, "prefix_sharing": True})
 
 
+def test_chunks_and_movement_are_one_switch_each() -> None:
+    plain = System("plain")
+    assert differences(SYSTEMS["+chunked"], plain) == {"shape": "chunked"}
+    assert differences(SYSTEMS["fastswitch-chunked"], FASTSWITCH) == {"shape": "chunked"}
+    through = {"movement": "write_through"}
+    assert differences(SYSTEMS["+write-through"], SYSTEMS["+reuse"]) == through
+    assert differences(SYSTEMS["fastswitch-write-through"], FASTSWITCH) == through
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"base": "+groups"}, "movement write_through needs reuse and swap"),
+        ({"base": "+reuse", "preemption": "recompute"}, "needs reuse and swap"),
+        ({"base": "fastswitch-prefix"}, "goes with neither prefix_sharing nor the release"),
+        ({"base": "-keep", "reuse": True}, "goes with neither prefix_sharing nor the release"),
+    ],
+)
+def test_movement_is_refused_where_its_copies_would_be_thrown_away(
+    switches: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        custom_system({**switches, "movement": "write_through"})
+
+
 def test_a_leading_dash_is_a_variant_of_the_baseline() -> None:
     assert [named_system(name).name for name in ("-keep", "-recompute", "+groups")] == [
         "vllm-0.3.3-keep",

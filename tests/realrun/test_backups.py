@@ -1,0 +1,64 @@
+"""Blocks copied to the host while their request decodes, on the real machine: same text, same replay."""
+
+# ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the executor needs torch")
+for _needed in ("safetensors", "tokenizers", "gguf"):
+    pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
+
+from sim.replay import replay
+from tests.helpers.real import ROOM, run, scenario, write_workload
+from tests.realrun.test_chunked import fail
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_workload(tmp_path_factory.mktemp("w") / "w.jsonl", seed=6)
+
+
+@pytest.fixture(scope="module")
+def expected(workload: Path) -> dict[str, list[int]]:
+    """What the model says with room for everybody."""
+    roomy = scenario(workload, system="+groups", pool={**ROOM, "device_blocks": 300})
+    return run(roomy, deterministic=True).replies
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        "+write-through",
+        "fastswitch-write-through",
+        {"base": "fastswitch-write-through", "shape": "chunked", "layout": "block_major"},
+        {"base": "+write-through", "between_turns": "keep_device", "allocator": "paged"},
+    ],
+    ids=str,
+)
+def test_backups_change_no_token_and_replay(
+    workload: Path, expected: dict[str, list[int]], system: object
+) -> None:
+    pool = {**ROOM, "device_blocks": 18, "block_size": 3}
+    loaded = scenario(workload, system=system, pool=pool)
+    found = run(loaded, deterministic=True)
+    assert found.replies == expected
+    assert replay(found.recording, loaded).difference is None
+    assert found.metrics["preemptions"] > 3
+    copies = found.recording.table("copies").to_pylist()
+    out = [copy for copy in copies if copy["direction"] == "d2h"]
+    assert len(out) > found.metrics["preemptions"]  # more than the victims' own
+
+
+def test_a_backup_that_fails_costs_no_text(workload: Path, expected: dict[str, list[int]]) -> None:
+    loaded = scenario(workload, system="fastswitch-write-through")
+    for which in range(0, 20, 2):
+        found = run(
+            loaded,
+            deterministic=True,
+            on_engine=lambda engine, _, which=which: fail(engine, which),  # type: ignore[misc]
+        )
+        assert found.replies == expected
+        assert replay(found.recording, loaded).difference is None
