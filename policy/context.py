@@ -69,6 +69,11 @@ class Context:
         """A copy that the step did not wait for reads or writes it."""
         return self.outgoing is not None or self.incoming is not None
 
+    @property
+    def host_blocks(self) -> int:
+        """Blocks held on the host."""
+        return 0 if self.host is None else len(self.host.blocks)
+
     def limit(self, tokens: int) -> None:
         """Only the first `tokens` tokens are the new owner's context (parent_prefix_tokens)."""
         self.device_tokens = min(self.device_tokens, tokens)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
+from typing import cast
 
 from policy.context import Context, HostRole
 from policy.host_eviction import HostEviction
 from policy.pools.allocation import Pool
+from policy.request import Request
 
 _IdleEntry = tuple[tuple[int | float, ...], int, Context]
 
@@ -76,9 +78,14 @@ class Ledger:
         self.kept[context.owner.request_id] = context
         self.classify(context)
 
-    def take(self, parent_id: str | None) -> Context | None:
-        """The context that `parent_id` left, if it is still there; it is the caller's now."""
-        return self.kept.pop(parent_id, None) if parent_id is not None else None
+    def take(self, request: Request) -> Context | None:
+        """The context that the request's parent left, if it is still there; it is the caller's now."""
+        if request.parent_id is None:
+            return None
+        context = self.kept.pop(request.parent_id, None)
+        hit = context is not None and context.role is HostRole.IDLE
+        self._eviction.returned(request, hit=hit)
+        return context
 
     def forget_if_empty(self, context: Context) -> None:
         """An idle conversation of which nothing is left need not be remembered."""
@@ -144,6 +151,16 @@ class Ledger:
                     yield context
         if not self._idle:
             return
+        chosen: dict[Context, None] = {}
+        idle = self._idle_by_key(wanted_by, at_any_cost=at_any_cost)
+        for copy in self._eviction.nominate(wanted_by.owner, idle):
+            context = cast(Context, copy)
+            if context in self._idle and context not in chosen and context is not wanted_by:
+                chosen[context] = None
+                yield context
+
+    def _idle_by_key(self, wanted_by: Context, *, at_any_cost: bool) -> Iterator[Context]:
+        """Copies of idle conversations that may go, the largest key first, then the longest idle."""
         order = self._idle_order
         if order is None:
             order = self._idle_order = sorted(self._idle_entry(context) for context in self._idle)
@@ -166,6 +183,9 @@ class Ledger:
 
     def _give_up(self, context: Context, keep: int) -> None:
         assert context.host is not None
-        self.num_contaminated += len(context.host.blocks) - keep
+        blocks = len(context.host.blocks)
+        if context.role is HostRole.IDLE and not keep:
+            self._eviction.given_up(context.owner, blocks)
+        self.num_contaminated += blocks - keep
         self.cut(context, (context.host_base + keep) * self._block_size)
         self.forget_if_empty(context)

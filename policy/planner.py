@@ -7,6 +7,8 @@ do not bar waiting ones; without host room a victim recomputes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from policy.context import Context
 from policy.draft import Draft
 from policy.errors import ProgressError
@@ -120,8 +122,16 @@ class RulePlanner:
             settings.block_size,
             settings.max_num_seqs,
             state.sharing,
+            state.system.protects_leader,
         )
-        return choose_target(state.ranked, state.residents, shielded, room)
+        return choose_target(self._order(), state.residents, shielded, room)
+
+    def _order(self) -> Sequence[Request]:
+        """Who is to be on the device first: the order, and who may displace whom."""
+        ranked, displacement = self._state.ranked, self._state.displacement
+        if displacement.by_rank:
+            return ranked
+        return sorted(ranked, key=lambda request: (displacement.key(request), request.rank))
 
     def _wanted(self, target: Target) -> int:
         state = self._state
@@ -167,6 +177,8 @@ class RulePlanner:
         self._unmet = not target.is_final or len(ready) + len(loading) < len(target.incoming)
         if state.sharing is not None and target.head_of_line is not None:
             self._unmet = True  # once what is computed now is shared, it may fit
+        if target.victims and not state.displacement.by_rank:
+            self._unmet = True  # who was put out stands elsewhere in the next choice
         if not ready and not loading:
             return
         wait = True

@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from policy.backup import BackupMemory
+from policy.decisions import Decisions, named_decisions
 from policy.errors import ConfigError, InvariantError, ProgressError
-from policy.host_eviction import HOST_EVICTIONS
 from policy.ledger import Ledger
 from policy.memory import Memory
 from policy.movement import MOVEMENTS
 from policy.orders.base import Order
-from policy.overlap import OVERLAPS
 from policy.plan import CopyResult, Outcome, Plan
 from policy.planner import RulePlanner
 from policy.pools.allocation import Pool
@@ -38,7 +37,8 @@ from policy.views import Draw
 
 
 class Scheduler:
-    """One engine's scheduler. `draw` is the only randomness (which tail a pool takes back)."""
+    """One engine's scheduler. `draw` is the only randomness (which tail a pool takes back).
+    `decisions`: in place of those that the system names."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Scheduler:
         order: Order,
         draw: Draw,
         rates: Rates | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         if system.shape == "chunked" and settings.max_num_batched_tokens <= settings.max_num_seqs:
             raise ConfigError(
@@ -59,8 +60,10 @@ class Scheduler:
         self.order = order
         device = make_pool("device", settings.device_blocks, system, draw)
         host = make_pool("host", settings.host_blocks, system, draw)
-        eviction = HOST_EVICTIONS[system.host_eviction]()
-        ledger = Ledger(host, settings.block_size, eviction, whole=system.contamination == "whole")
+        decisions = decisions or named_decisions(system, settings, order)
+        ledger = Ledger(
+            host, settings.block_size, decisions.eviction, whole=system.contamination == "whole"
+        )
         increment = settings.host_increment if system.reuse else 0
         size = settings.block_size
         #: The device side of `memory` where prompts share what they begin with.
@@ -87,7 +90,7 @@ class Scheduler:
             system,
             memory,
             order,
-            OVERLAPS[system.overlap](),
+            decisions,
             rates or Rates(),
             self.sharing,
             backing,
@@ -96,7 +99,9 @@ class Scheduler:
         self._planner: RulePlanner | ReleasePlanner = (
             ReleasePlanner(self.state) if self.follows_release else RulePlanner(self.state)
         )
-        self._learns = system.overlap == "adaptive"  # nobody else reads the time of a step
+        # Nobody else reads the times of steps.
+        self._learns = system.overlap == "adaptive"
+        self._learns_prefill = system.preemption == "cost"
         self._plan = Plan()
         self._changed = True  # the next plan must be decided
         self.is_plain = False  # the plan handed out last holds no command
@@ -209,6 +214,8 @@ class Scheduler:
                 state.clock.count += 1
                 if self._learns and not plan.wait_for:
                     state.rates.saw_step(outcome.end_ns - outcome.start_ns)
+            elif self._learns_prefill and not plan.wait_for:
+                state.rates.saw_prefill(plan, outcome.end_ns - outcome.start_ns)
             if outcome.tokens is not None:
                 self._withhold(plan, outcome.tokens)
             if state.prefilling:

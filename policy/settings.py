@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from policy.errors import ConfigError
 
@@ -16,7 +17,8 @@ class Settings:
     first prefill and `growth_group` for growth, the unused part reserved; `host_increment` blocks
     are reserved beside a host copy for the next turn (systems with reuse).
     `update_every` steps (or `update_every_ns`, a wall-clock variant) between priority updates.
-    `min_run_steps`: a request resident for fewer steps is no victim. After `max_parkings` parkings
+    `displacement_gap`: what a difference in priority must exceed, in the order's units (systems that
+    displace by gap). `min_run_steps`: a request resident for fewer steps is no victim. After `max_parkings` parkings
     without `token_quantum` tokens in between a request is shielded until it has made them (rule 10).
     `prefix_block`: tokens that one of a request's `prefix_keys` names (systems that share prefixes).
     """
@@ -34,6 +36,7 @@ class Settings:
     host_increment: int = 16
     update_every: int | None = None
     update_every_ns: int | None = None
+    displacement_gap: float = 0.0
     min_run_steps: int = 0
     max_parkings: int = 3
     token_quantum: int = 16
@@ -60,6 +63,10 @@ class Settings:
                 raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")
         if not 0 <= self.watermark < 1:
             raise ConfigError(f"pool.watermark: {self.watermark} is not in 0 <= share < 1")
+        if not 0 <= self.displacement_gap < inf:
+            raise ConfigError(
+                f"hysteresis.gap: {self.displacement_gap} is not in 0 <= gap < infinity"
+            )
         if self.update_every is not None and self.update_every < 1:
             raise ConfigError(f"update_every: {self.update_every} steps is below 1")
         if self.prefix_block is not None and (

@@ -6,12 +6,13 @@ from bisect import bisect_left, insort
 
 from policy.backup import BackupMemory
 from policy.context import Context, InFlight
+from policy.decisions import Decisions
 from policy.draft import Draft
 from policy.errors import InvariantError
 from policy.memory import Memory
 from policy.orders.base import Order
-from policy.overlap import Overlap
 from policy.plan import Batch, PreemptionMode
+from policy.preemption import parking_of
 from policy.rates import Rates
 from policy.request import DecodeClock, Move, Request, RequestState
 from policy.settings import Settings
@@ -35,7 +36,7 @@ class State:
         system: System,
         memory: Memory,
         order: Order,
-        overlap: Overlap,
+        decisions: Decisions,
         rates: Rates,
         sharing: SharedMemory | None = None,
         backing: BackupMemory | None = None,
@@ -46,7 +47,9 @@ class State:
         self.sharing = sharing  # `memory` again, where prompts share what they begin with
         self.backing = backing  # `memory` again, where blocks are backed up
         self.order = order
-        self.overlap = overlap
+        self.overlap = decisions.overlap
+        self.displacement = decisions.displacement
+        self.preemption = decisions.preemption
         self.rates = rates
         self.watermark = settings.watermark_blocks
         self.clock = DecodeClock()
@@ -75,7 +78,7 @@ class State:
     def enter(self, request: Request) -> None:
         """A new turn: take its parent's context over and give it a rank."""
         memory = self.memory
-        context = memory.ledger.take(request.parent_id)
+        context = memory.ledger.take(request)
         if context is None:
             context = Context(request)
         else:
@@ -328,7 +331,7 @@ class State:
             request.resident_since = self.step
 
     def preempt(self, request: Request, draft: Draft, *, waited: bool) -> PreemptionMode:
-        """Take a request off the device, by swap if the system says so and the host has room."""
+        """Take a request off the device, by swap if that is decided and the host has room."""
         memory = self.memory
         context = request.context
         self._count_parking(request)
@@ -339,8 +342,8 @@ class State:
         memory.prepare_to_leave(context)
         mode = PreemptionMode.RECOMPUTE
         if (
-            self.system.preemption == "swap"
-            and context.device_tokens
+            context.device_tokens
+            and self._swaps(request, waited=waited)
             and self._has_host_room(context, draft)
         ):
             mode = PreemptionMode.SWAP
@@ -353,25 +356,35 @@ class State:
         draft.preempt.append((request.request_id, mode))
         return mode
 
+    def _swaps(self, request: Request, *, waited: bool) -> bool:
+        """What is decided; but a host copy of all that was generated is not disowned, since the load
+        that brings it back leaves nothing to prefill."""
+        context = request.context
+        if request.num_generated and context.host_tokens >= request.num_tokens - 1:
+            return True
+        costs = parking_of(context, self.memory, self.rates, len(self.running), waits=waited)
+        return self.preemption.swaps(costs)
+
     def _has_host_room(self, context: Context, draft: Draft) -> bool:
         """Make host room for a victim; backups under way give way, so that what they add to may go."""
         memory = self.memory
         wanted = memory.host_blocks_wanted(context)
-        if memory.ledger.make_room(wanted, context, at_any_cost=True):
+        at_any_cost = self.preemption.at_any_cost
+        if memory.ledger.make_room(wanted, context, at_any_cost=at_any_cost):
             return True
         if self.backing is None:
             return False
         for flight in self.backing.backups():
             assert flight.context is not None
             draft.cancel.extend(memory.stop_backup(flight.context))
-        return memory.ledger.make_room(wanted, context, at_any_cost=True)
+        return memory.ledger.make_room(wanted, context, at_any_cost=at_any_cost)
 
     def _count_parking(self, request: Request) -> None:
         tokens = request.num_tokens
         if tokens - request.parked_tokens >= self.settings.token_quantum:
             request.parkings = 0
             self._worn.pop(request, None)
-        request.parkings += 1
+        request.parkings += self.system.caps_parkings
         if request.parkings == self.settings.max_parkings:
             self._worn[request] = None
         request.parked_tokens = tokens

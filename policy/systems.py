@@ -16,13 +16,16 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "overlap": ("sync", "async", "adaptive"),
     "reuse": (False, True),
     "between_turns": ("drop", "keep_host", "keep_device"),
-    "preemption": ("swap", "recompute"),
+    "preemption": ("swap", "recompute", "cost"),
+    "displacement": ("order", "gap", "never"),
     "shape": ("prefill_only", "chunked"),
     "movement": ("none", "write_through"),
-    "host_eviction": ("priority", "lru"),
+    "host_eviction": ("priority", "lru", "arc", "isolated_lru"),
     "contamination": ("whole", "tail"),
     "fcfs_planner": ("rules", "release"),
     "prefix_sharing": (False, True),
+    "protects_leader": (True, False),
+    "caps_parkings": (True, False),
 }
 
 
@@ -34,13 +37,15 @@ class System:
     `submission`: one call per block, per merged run, one batched call per job with a descriptor per
     run, or gather into one piece. `dispatch`: who submits; `threads` per direction. `overlap`: does
     a step wait for copies. `reuse`: host copies outlive the load and only what is new is sent.
-    `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim.
-    `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside decodes (policy/shape.py).
-    `movement`: `write_through` copies blocks to the host as they fill (policy/movement.py).
-    `host_eviction` and `contamination`: which host
+    `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim's.
+    `displacement`: may a waiting request displace a running one; by the order, over a gap in
+    priority, or never. `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside
+    decodes (policy/shape.py). `movement`: `write_through` copies blocks to the host as they fill
+    (policy/movement.py). `host_eviction` and `contamination`: which host
     copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
     vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
-    that begin alike hold the same device blocks.
+    that begin alike hold the same device blocks. `protects_leader`, `caps_parkings`: planner rules 9
+    and 10, which other orders than FCFS keep under the release's system too.
     """
 
     name: str
@@ -53,12 +58,15 @@ class System:
     reuse: bool = False
     between_turns: str = "keep_host"
     preemption: str = "swap"
+    displacement: str = "order"
     shape: str = "prefill_only"
     movement: str = "none"
     host_eviction: str = "priority"
     contamination: str = "whole"
     fcfs_planner: str = "rules"
     prefix_sharing: bool = False
+    protects_leader: bool = True
+    caps_parkings: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -77,6 +85,10 @@ class System:
             self._check_movement()
         if self.fcfs_planner == "release" and self.shape != "prefill_only":
             raise ConfigError(f"system {self.name}: the release prefills and decodes in turns")
+        if self.fcfs_planner == "release" and self.preemption == "cost":
+            raise ConfigError(f"system {self.name}: the release weighs no costs of preemption")
+        if self.fcfs_planner == "release" and self.displacement != "order":
+            raise ConfigError(f"system {self.name}: the release knows no rule of displacement")
         if self.prefix_sharing and self.fcfs_planner == "release":
             raise ConfigError(f"system {self.name}: the release shares no prefixes")
         if self.prefix_sharing and self.between_turns == "keep_device":
@@ -99,13 +111,16 @@ class System:
 
     @property
     def rules_off(self) -> tuple[int, ...]:
-        """Planner rules that vLLM 0.3.3's own planner does not keep (policies.md 3.4).
+        """Planner rules that a system does not keep (policies.md 3.4): those that it switches off,
+        or, under FCFS, those that vLLM 0.3.3's own planner does not know.
 
         4: one victim at a time until the next slot fits. 6: admits without room for the next step.
         9: may preempt the last runner. 10: parks without bound. 12: may stall for ever. 13: aborts
         when the host is full.
         """
-        return (4, 6, 9, 10, 12, 13) if self.fcfs_planner == "release" else ()
+        if self.fcfs_planner == "release":
+            return (4, 6, 9, 10, 12, 13)
+        return (*((9,) * (not self.protects_leader)), *((10,) * (not self.caps_parkings)))
 
     def switches(self) -> dict[str, Any]:
         """Every switch but the name, for provenance."""
@@ -135,6 +150,16 @@ SYSTEMS: dict[str, System] = {
         replace(_FASTSWITCH, name="fastswitch-no-reuse", reuse=False),
         replace(_REUSE, name="fastswitch-no-async"),
         replace(_FASTSWITCH, name="fastswitch-block-major", layout="block_major"),
+        replace(_GROUPS, name="+groups-block-major", layout="block_major"),
+        replace(_GROUPS, name="+cost", preemption="cost"),
+        replace(_FASTSWITCH, name="fastswitch-cost", preemption="cost"),
+        replace(_FASTSWITCH, name="fastswitch-gap", displacement="gap"),
+        replace(_FASTSWITCH, name="fastswitch-never", displacement="never"),
+        replace(_FASTSWITCH, name="fastswitch-lru", host_eviction="lru"),
+        replace(_FASTSWITCH, name="fastswitch-arc", host_eviction="arc"),
+        replace(_FASTSWITCH, name="fastswitch-isolated-lru", host_eviction="isolated_lru"),
+        replace(_FASTSWITCH, name="fastswitch-no-leader", protects_leader=False),
+        replace(_FASTSWITCH, name="fastswitch-no-cap", caps_parkings=False),
         System("+prefix", prefix_sharing=True),
         replace(_FASTSWITCH, name="fastswitch-prefix", prefix_sharing=True),
         System("+chunked", shape="chunked"),

@@ -37,7 +37,7 @@ class Room(NamedTuple):
     """Device room in blocks, and seats. `coming`: free now, or pending, or held by idle contexts.
 
     `growth`: blocks that the decode batch needs in this very step. `sharing`: where prompts share
-    what they begin with, whoever holds it; such blocks are counted once.
+    what they begin with, whoever holds it; such blocks are counted once. `protects_leader`: rule 9.
     """
 
     total: int
@@ -47,6 +47,7 @@ class Room(NamedTuple):
     block_size: int
     max_num_seqs: int
     sharing: SharedMemory | None = None
+    protects_leader: bool = True
 
 
 def choose_target(
@@ -64,7 +65,8 @@ def choose_target(
     size = room.block_size
     total = room.total
     roomy = total - room.watermark
-    protected = _with_leader(order, shielded)
+    leader = _leader(order) if room.protects_leader else None
+    protected = _with_leader(leader, shielded)
     inside = set(protected)
     incoming: list[Request] = []
     never: list[Request] = []
@@ -119,22 +121,30 @@ def choose_target(
         gains = _Gains(room.block_size)
         if room.sharing is not None:
             gains = _SharedGains(room.block_size, room.sharing, incoming)
-        victims = _choose_victims(residents, inside, protected, short, seats_short, room, gains)
+        victims = _choose_victims(
+            residents, inside, leader, protected, short, seats_short, room, gains
+        )
         incoming = [request for request in incoming if request not in victims]
     incoming += _holders(residents, inside, victims, size)
     if len(incoming) > 1:
         incoming.sort(key=_rank)
-    leads_on = not incoming or not protected or protected[0].rank <= incoming[0].rank
+    leads_on = not incoming or leader is None or leader.rank <= incoming[0].rank
     is_final = head_of_line is None or (leads_on and inside.isdisjoint(victims))
     return Target(incoming, victims, head_of_line, never, is_final)
 
 
-def _with_leader(order: Sequence[Request], shielded: Sequence[Request]) -> list[Request]:
+def _leader(order: Sequence[Request]) -> Request | None:
     """The first in order that is resident is never a victim, so someone always finishes (rule 9)."""
     for request in order:
         if request.context.device is not None:
-            return [request, *(other for other in shielded if other is not request)]
-    return list(shielded)
+            return request
+    return None
+
+
+def _with_leader(leader: Request | None, shielded: Sequence[Request]) -> list[Request]:
+    if leader is None:
+        return list(shielded)
+    return [leader, *(other for other in shielded if other is not leader)]
 
 
 def _is_hopeless(request: Request, room: Room) -> bool:
@@ -161,6 +171,7 @@ def _shortfall(incoming: Sequence[Request], newcomers: int, room: Room) -> int:
 def _choose_victims(
     residents: Collection[Request],
     inside: set[Request],
+    leader: Request | None,
     protected: Sequence[Request],
     short: int,
     seats_short: int,
@@ -181,13 +192,12 @@ def _choose_victims(
     # Only shields and loads can have overfilled the device. They give way to growth and to the
     # leader, who must always be able to finish.
     short = room.growth - room.coming - gained
-    if protected and protected[0].state is _WAITING:
-        leader = protected[0]
+    if leader is not None and leader.state is _WAITING:
         short += max(0, leader.num_tokens // room.block_size + 1 - leader.device_blocks)
-    for request in sorted(protected[1:], key=_rank, reverse=True):
+    for request in sorted(protected, key=_rank, reverse=True):
         if short <= 0:
             break
-        if request.state is not _LOADING:
+        if request.state is not _LOADING and request is not leader:
             victims.append(request)
             short -= gains.of(request)
     return victims

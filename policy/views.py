@@ -56,6 +56,17 @@ class RequestView(Protocol):
         """(key, arrival, id), the total order at the last refresh of keys."""
 
 
+class HostCopy(Protocol):
+    """The host copy of an idle conversation, as a host eviction may see it."""
+
+    @property
+    def owner(self) -> RequestView:
+        """The turn that left it."""
+
+    @property
+    def host_blocks(self) -> int: ...
+
+
 class Tables(Protocol):
     """Block tables, read live by machines on the engine thread."""
 

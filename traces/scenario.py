@@ -81,8 +81,10 @@ class GroupSpec(Section):
 
 
 class HysteresisSpec(Section):
-    """Who is not a victim yet (planner rule 10)."""
+    """Who is not a victim yet (planner rule 10). `gap`: how much more urgent a waiting request must
+    be, in the order's units, where a system displaces by gap."""
 
+    gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     min_run_steps: Count = 0
     max_parkings: Positive = 3
     token_quantum: Positive = 16
@@ -103,6 +105,7 @@ class RateSpec(Section):
     step_ns: Positive = 30_000_000
     load_ns_per_block: Positive = 100_000
     store_ns_per_block: Positive = 100_000
+    prefill_ns_per_token: Positive = 100_000
 
     def start(self) -> Rates:
         """Fresh rates."""
@@ -110,6 +113,7 @@ class RateSpec(Section):
             step_ns=self.step_ns,
             load_ns_per_block=self.load_ns_per_block,
             store_ns_per_block=self.store_ns_per_block,
+            prefill_ns_per_token=self.prefill_ns_per_token,
         )
 
 

@@ -69,6 +69,7 @@ def settings_for(
         host_increment=scenario.groups.host_increment_blocks,
         update_every=steps,
         update_every_ns=nanoseconds,
+        displacement_gap=scenario.hysteresis.gap,
         min_run_steps=scenario.hysteresis.min_run_steps,
         max_parkings=scenario.hysteresis.max_parkings,
         token_quantum=scenario.hysteresis.token_quantum,

@@ -22,6 +22,8 @@ class Order:
 
     name = "fcfs"
     refreshes = False
+    #: What one unit of priority is in the first number of a key (`hysteresis.gap` counts in units).
+    unit: int = 1
 
     def arrived(self, request: RequestView, now_ns: int) -> None:
         """A request came in. Called before its first `key`."""

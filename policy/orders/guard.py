@@ -28,7 +28,7 @@ class _View:
         object.__setattr__(self, "_View__request", request)
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a request shows an order no {name} (policy/views.py says what)")
+        raise AttributeError(f"a request shows a policy no {name} (policy/views.py says what)")
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"it changed a request's {name}; a view is read-only")
@@ -61,6 +61,9 @@ class Guarded(Order):
         if not isinstance(order.refreshes, bool):
             self._fail(f"refreshes is {_shown(order.refreshes)}, neither True nor False")
         self.refreshes = order.refreshes
+        if type(order.unit) is not int or order.unit < 1:
+            self._fail(f"unit is {_shown(order.unit)}, not a whole number of at least 1")
+        self.unit = order.unit
 
     def arrived(self, request: RequestView, now_ns: int) -> None:
         """A request came in."""

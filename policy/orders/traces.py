@@ -18,11 +18,12 @@ _ONE = 1 << _BITS
 class RandomTrace(Order):
     """Fresh, uniform priorities for everybody at every update.
 
-    Keyed by (request, update index).
+    Keyed by (request, update index). A unit of priority is the whole range.
     """
 
     name = "random"
     refreshes = True
+    unit = _ONE
 
     def __init__(self, draw: Draw) -> None:
         self._draw = draw

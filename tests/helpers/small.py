@@ -76,10 +76,11 @@ def random_system(rng: random.Random) -> System:
             "overlap": rng.choice(["sync", "async", "adaptive"]),
             "reuse": rng.random() < 0.5,
             "between_turns": rng.choice(["drop", "keep_host", "keep_device"]),
-            "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
-            "host_eviction": rng.choice(["priority", "lru"]),
+            "preemption": rng.choice(["swap", "swap", "recompute", "cost"]),
+            "host_eviction": rng.choice(["priority", "lru", "arc", "isolated_lru"]),
             "contamination": rng.choice(["whole", "tail"]),
             "shape": rng.choice(["prefill_only", "chunked"]),
+            "displacement": rng.choice(["order", "order", "gap", "never"]),
         }
     )
     if moves:
@@ -103,6 +104,7 @@ def random_settings(rng: random.Random) -> Settings:
         host_increment=rng.choice([0, 2, 16]),
         update_every=rng.choice([1, 2, 5, 25]),
         min_run_steps=rng.choice([0, 0, 3, 10]),
+        displacement_gap=rng.choice([0, 0.25, 1, 40]),
     )
 
 
@@ -115,10 +117,11 @@ def sharing_system(rng: random.Random) -> System:
             "overlap": rng.choice(["sync", "async", "adaptive"]),
             "reuse": rng.random() < 0.5,
             "between_turns": rng.choice(["drop", "keep_host"]),
-            "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
-            "host_eviction": rng.choice(["priority", "lru"]),
+            "preemption": rng.choice(["swap", "swap", "recompute", "cost"]),
+            "host_eviction": rng.choice(["priority", "lru", "arc", "isolated_lru"]),
             "contamination": rng.choice(["whole", "tail"]),
             "shape": rng.choice(["prefill_only", "chunked"]),
+            "displacement": rng.choice(["order", "order", "gap", "never"]),
             "prefix_sharing": True,
         }
     )

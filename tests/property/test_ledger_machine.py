@@ -135,7 +135,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.by_rank = bool(switches & 1)
         self.whole = bool(switches & 2)
         self.reuse = bool(switches & 4)
-        eviction = HOST_EVICTIONS["priority" if self.by_rank else "lru"]()
+        eviction = HOST_EVICTIONS["priority" if self.by_rank else "lru"](64)
         host = make_pool(kind, "host", host_blocks)
         self.ledger = Ledger(host, size, eviction, whole=self.whole)
         device = make_pool(kind, "device", device_blocks)

@@ -58,7 +58,7 @@ def random_scenario(rng: random.Random, folder: Path) -> Scenario:
             "aging": "none",
         },
         "limits": {"max_model_len": 400, "max_num_seqs": rng.choice([3, 256])},
-        "hysteresis": {"min_run_steps": rng.choice([0, 0, 7])},
+        "hysteresis": {"min_run_steps": rng.choice([0, 0, 7]), "gap": rng.choice([0, 0.25, 1, 40])},
         "seed": rng.randrange(1 << 30),
     }
     if rng.random() < 0.3:

@@ -768,7 +768,7 @@ def given_up(made: Scheduler, count: int) -> list[str]:
     return [name for name in before if name not in after]
 
 
-@pytest.mark.parametrize("eviction", ["priority", "lru"])
+@pytest.mark.parametrize("eviction", ["priority", "lru", "arc"])
 def test_t18_proposing_without_evicting_changes_no_later_answer(eviction: str) -> None:
     system = variant("fastswitch", host_eviction=eviction)
     asked, fresh = idle_conversations(system), idle_conversations(system)

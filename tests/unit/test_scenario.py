@@ -595,4 +595,9 @@ def test_a_shipped_scenario_written_to_a_file_is_loaded_as_it_was(
 def test_a_scenario_is_written_out_with_every_default() -> None:
     found = parse_yaml(scenario().as_yaml(), "here")
     assert set(found) == set(Scenario.model_fields)
-    assert found["hysteresis"] == {"min_run_steps": 0, "max_parkings": 3, "token_quantum": 16}
+    assert found["hysteresis"] == {
+        "gap": 0.0,
+        "min_run_steps": 0,
+        "max_parkings": 3,
+        "token_quantum": 16,
+    }

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from policy import contract
-from policy.contract import check, crowd, violations
+from policy.contract import check, violations
+from policy.contract import crowd as served
+from policy.contract.crowd import crowd
 from policy.errors import ConfigError, InvariantError
 from policy.orders.base import Order
 from policy.orders.catalog import ORDERS, OrderSettings
@@ -180,7 +181,7 @@ class Unmakeable(_Broken):
         (FailsLater, "served the same crowd again, it failed: .*the file is gone"),
         (Counting, r"asked twice for the key of .* it said \(1,\) and then \(2,\)"),
         (Mutating, "it changed a request's priority; a view is read-only"),
-        (Peeking, "a request shows an order no output_tokens"),
+        (Peeking, "a request shows a policy no output_tokens"),
         (NotANumber, "NaN is neither less nor more"),
         (WrongType, "which is not a tuple of numbers"),
         (NotTotal, "so not every two keys can be compared"),
@@ -230,7 +231,7 @@ def test_an_order_that_makes_names_from_ids_is_not_taken_for_a_random_one() -> N
 
 
 def test_progress_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "MAX_PLANS", 20)
+    monkeypatch.setattr(served, "MAX_PLANS", 20)
     found = violations(VirtualTokenCounter, "vtc")
     assert len(found) == 3
     for problem in found:
@@ -241,7 +242,7 @@ def test_safety_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: Any) -> None:
         raise InvariantError("3 blocks are nobody's")
 
-    monkeypatch.setattr(contract, "check_integrity", fails)
+    monkeypatch.setattr(served, "check_integrity", fails)
     with pytest.raises(ConfigError, match=r"safety is lost under \+groups: 3 blocks are nobody's"):
         check(Order)
 
@@ -262,13 +263,13 @@ def test_parkings_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everybody_is_served_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[set[str]] = []
-    serve: Callable[[Any], None] = contract._Machine.serve
+    serve: Callable[[Any], None] = served.Machine.serve
 
     def watched(machine: Any) -> None:
         serve(machine)
         ended.append(machine.done)
 
-    monkeypatch.setattr(contract._Machine, "serve", watched)
+    monkeypatch.setattr(served.Machine, "serve", watched)
     check(Order)
     everybody = {turn.request_id for turn in crowd()}
     assert len(ended) == 6 and all({*map(str, done)} == everybody for done in ended)
@@ -276,13 +277,13 @@ def test_everybody_is_served_whatever_the_order(monkeypatch: pytest.MonkeyPatch)
 
 def test_plans_are_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Plan] = []
-    execute: Callable[[Any, Plan], Any] = contract._Machine._execute
+    execute: Callable[[Any, Plan], Any] = served.Machine._execute
 
     def watched(machine: Any, plan: Plan) -> Any:
         plans.append(plan)
         return execute(machine, plan)
 
-    monkeypatch.setattr(contract._Machine, "_execute", watched)
+    monkeypatch.setattr(served.Machine, "_execute", watched)
     check(VirtualTokenCounter)
     for kind in ("preempt", "copies", "wait_for", "prefill"):
         assert any(getattr(plan, kind) for plan in plans), kind

@@ -52,7 +52,7 @@ def test_a_view_shows_what_the_protocol_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["context", "output_tokens", "move", "_tokens"])
 def test_a_view_shows_nothing_else(name: str) -> None:
-    with pytest.raises(AttributeError, match=f"shows an order no {name}"):
+    with pytest.raises(AttributeError, match=f"shows a policy no {name}"):
         getattr(view_of(request()), name)
 
 
@@ -149,6 +149,14 @@ def test_an_exception_from_inside_a_library_call_names_the_users_line_or_none() 
     guarded._order.update = divmod  # type: ignore[method-assign,assignment]
     with pytest.raises(ConfigError, match=r"update raised ZeroDivisionError: "):
         guarded.update(1, 0)
+
+
+@pytest.mark.parametrize("unit", [0, 0.5, True, None])
+def test_a_unit_of_priority_is_a_whole_number(unit: object) -> None:
+    order = Order()
+    order.unit = unit  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=f"unit is {unit}, not a whole number of at least 1"):
+        Guarded("mine:Order", order)
 
 
 def test_refreshes_is_yes_or_no() -> None:

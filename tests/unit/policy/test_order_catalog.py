@@ -49,4 +49,4 @@ def test_a_conversation_is_high_as_often_as_the_markov_share_says() -> None:
 def test_host_copies_go_by_the_owners_rank_or_by_age_alone(name: str, key: tuple[int, ...]) -> None:
     owner = Request("r", arrival_ns=0, input_tokens=1)
     owner.rank = ((7, 3), 0, "r")
-    assert HOST_EVICTIONS[name]().key(owner) == key
+    assert HOST_EVICTIONS[name](64).key(owner) == key

@@ -41,6 +41,25 @@ def test_leaving_one_out_changes_that_one_only(name: str, without: dict[str, Any
     assert differences(SYSTEMS[name], FASTSWITCH) == without
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "changed"),
+    [
+        ("+groups-block-major", "+groups", {"layout": "block_major"}),
+        ("+cost", "+groups", {"preemption": "cost"}),
+        ("fastswitch-cost", "fastswitch", {"preemption": "cost"}),
+        ("fastswitch-gap", "fastswitch", {"displacement": "gap"}),
+        ("fastswitch-never", "fastswitch", {"displacement": "never"}),
+        ("fastswitch-lru", "fastswitch", {"host_eviction": "lru"}),
+        ("fastswitch-arc", "fastswitch", {"host_eviction": "arc"}),
+        ("fastswitch-isolated-lru", "fastswitch", {"host_eviction": "isolated_lru"}),
+        ("fastswitch-no-leader", "fastswitch", {"protects_leader": False}),
+        ("fastswitch-no-cap", "fastswitch", {"caps_parkings": False}),
+    ],
+)
+def test_a_policy_is_one_switch(name: str, base: str, changed: dict[str, Any]) -> None:
+    assert differences(SYSTEMS[name], SYSTEMS[base]) == changed
+
+
 def test_sharing_is_one_switch_and_in_no_system_whose_name_does_not_say_so() -> None:
     assert differences(SYSTEMS["+prefix"], System("plain")) == {"prefix_sharing": True}
     assert differences(SYSTEMS["fastswitch-prefix"], FASTSWITCH) == {"prefix_sharing": True}
@@ -124,10 +143,11 @@ def test_the_release_keeps_nothing_on_the_device() -> None:
         System("s", fcfs_planner="release", between_turns="keep_device")
 
 
-def test_only_the_release_switches_planner_rules_off() -> None:
+def test_only_the_release_and_systems_named_after_it_switch_planner_rules_off() -> None:
     off = {name: system.rules_off for name, system in SYSTEMS.items() if system.rules_off}
     rules = (4, 6, 9, 10, 12, 13)
-    assert off == dict.fromkeys(["vllm-0.3.3", "vllm-0.3.3-keep", "vllm-0.3.3-recompute"], rules)
+    release = dict.fromkeys(["vllm-0.3.3", "vllm-0.3.3-keep", "vllm-0.3.3-recompute"], rules)
+    assert off == {**release, "fastswitch-no-leader": (9,), "fastswitch-no-cap": (10,)}
 
 
 def test_a_mapping_starts_from_its_base_and_is_named_after_what_it_changes() -> None:
