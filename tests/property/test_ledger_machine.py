@@ -207,14 +207,16 @@ class MemoryMachine(RuleBasedStateMachine):
         """The next turn repeats `shared` tokens of its parent's context (State._take_over)."""
         self._report()
         parent = self._one(place, is_idle)
+        owner = self._owner(key)
+        assert self.ledger.take(owner) is None  # it has no parent
         if parent is None:
-            assert self.ledger.take(None) is None
             return
-        context = self.ledger.take(parent.owner.request_id)
+        owner.parent_id = parent.owner.request_id
+        context = self.ledger.take(owner)
         assert context is parent
-        assert self.ledger.take(parent.owner.request_id) is None
+        assert self.ledger.take(owner) is None
         memory, book = self.memory, self.books[context]
-        context.owner = self._owner(key)
+        context.owner = owner
         context.limit(shared)
         book.device, book.host = min(book.device, shared), min(book.host, shared)
         if context.outgoing is None:
@@ -462,7 +464,9 @@ class MemoryMachine(RuleBasedStateMachine):
         if context.owner.is_live:
             context.owner.state = RequestState.CANCELLED
         else:
-            assert self.ledger.take(context.owner.request_id) is context
+            owner = self._owner(0)
+            owner.parent_id = context.owner.request_id
+            assert self.ledger.take(owner) is context
         flights = [f.copy.copy_id for f in (context.outgoing, context.incoming) if f is not None]
         assert list(self.memory.abandon(context)) == flights
         assert context.device is None and context.host is None and not context.is_busy
