@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policy.context import Context
+from policy.displacement import Place
 from policy.draft import Draft
 from policy.errors import ProgressError
 from policy.movement import BACKUP_BLOCKS, MOVEMENTS, Movement
@@ -17,7 +18,7 @@ from policy.plan import Plan
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
 from policy.shape import SHAPES, Shape
-from policy.state import State, rank_of
+from policy.state import Rank, State
 from policy.target import Room, Target, choose_target
 
 
@@ -123,15 +124,16 @@ class RulePlanner:
             settings.max_num_seqs,
             state.sharing,
             state.system.protects_leader,
+            None if state.displacement.by_rank else self._place,
         )
-        return choose_target(self._order(), state.residents, shielded, room)
+        order: Sequence[Request] = state.ranked
+        if not state.displacement.by_rank:
+            order = sorted(order, key=self._place)
+        return choose_target(order, state.residents, shielded, room)
 
-    def _order(self) -> Sequence[Request]:
-        """Who is to be on the device first: the order, and who may displace whom."""
-        ranked, displacement = self._state.ranked, self._state.displacement
-        if displacement.by_rank:
-            return ranked
-        return sorted(ranked, key=lambda request: (displacement.key(request), request.rank))
+    def _place(self, request: Request) -> tuple[Place, Rank]:
+        """Where a request stands, the order and who may displace whom put together."""
+        return (self._state.displacement.key(request), request.rank)
 
     def _wanted(self, target: Target) -> int:
         state = self._state
@@ -186,7 +188,7 @@ class RulePlanner:
             wait = self._choose_overlap(len(ready), loading, draft)
         shape: Shape | None = None
         is_open = True  # no prompt may pass one before it that did not fit the step
-        for request in self._in_turn(ready, loading):
+        for request in self._in_turn(target, len(ready) + len(loading)):
             is_prompt = _is_prompt(request)
             loads = request in loading
             if loads and not (is_prompt and wait):
@@ -210,15 +212,11 @@ class RulePlanner:
         if state.sharing is not None:
             state.sharing.tree.spare((), {})
 
-    def _in_turn(self, ready: list[Request], loading: list[Request]) -> list[Request]:
-        """In rank order; where the batch decodes beside prompts, those who only come back to it go
-        first, since their tokens come first out of the step's budget."""
-        if not loading:
-            return ready
-        found = sorted(ready + loading, key=rank_of)
-        if self._shape.decodes_beside:
-            found.sort(key=_is_prompt)
-        return found
+    def _in_turn(self, target: Target, count: int) -> Sequence[Request]:
+        """The first so many in the target's order; where the batch decodes beside prompts, those who only
+        come back to it go first, since their tokens come first out of the step's budget."""
+        found = target.incoming[:count]
+        return sorted(found, key=_is_prompt) if self._shape.decodes_beside else found
 
     def _with_room(self, target: Target, draft: Draft) -> tuple[list[Request], list[Request]]:
         """Those that could be prefilled now, and those that must be loaded first."""

@@ -8,8 +8,8 @@ many plans the copies take. Rules of policies.md 3.4 are cited by number.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
@@ -38,6 +38,7 @@ class Room(NamedTuple):
 
     `growth`: blocks that the decode batch needs in this very step. `sharing`: where prompts share
     what they begin with, whoever holds it; such blocks are counted once. `protects_leader`: rule 9.
+    `place`: what the order that was given is sorted by, where that is not the rank.
     """
 
     total: int
@@ -48,6 +49,7 @@ class Room(NamedTuple):
     max_num_seqs: int
     sharing: SharedMemory | None = None
     protects_leader: bool = True
+    place: Callable[[Request], tuple[Any, ...]] | None = None
 
 
 def choose_target(
@@ -56,7 +58,7 @@ def choose_target(
     shielded: Sequence[Request],
     room: Room,
 ) -> Target:
-    """Choose over the live requests, in rank order, and those of them that hold device blocks.
+    """Choose over the live requests, in order, and those of them that hold device blocks.
 
     `shielded` residents are no victims: requests that a copy is loading, and those that rule 10 or
     hysteresis protects. Pure: reads requests, changes nothing. Costs one look at each request down
@@ -65,6 +67,7 @@ def choose_target(
     size = room.block_size
     total = room.total
     roomy = total - room.watermark
+    place = room.place or _rank
     leader = _leader(order) if room.protects_leader else None
     protected = _with_leader(leader, shielded)
     inside = set(protected)
@@ -127,8 +130,8 @@ def choose_target(
         incoming = [request for request in incoming if request not in victims]
     incoming += _holders(residents, inside, victims, size)
     if len(incoming) > 1:
-        incoming.sort(key=_rank)
-    leads_on = not incoming or leader is None or leader.rank <= incoming[0].rank
+        incoming.sort(key=place)
+    leads_on = not incoming or leader is None or place(leader) <= place(incoming[0])
     is_final = head_of_line is None or (leads_on and inside.isdisjoint(victims))
     return Target(incoming, victims, head_of_line, never, is_final)
 
@@ -180,7 +183,8 @@ def _choose_victims(
 ) -> list[Request]:
     """The last in order outside the target, until the whole shortfall is covered (rule 4)."""
     outside = [request for request in residents if request not in inside]
-    outside.sort(key=_rank, reverse=True)
+    place = room.place or _rank
+    outside.sort(key=place, reverse=True)
     victims: list[Request] = []
     gained = 0
     for request in outside:
@@ -194,7 +198,7 @@ def _choose_victims(
     short = room.growth - room.coming - gained
     if leader is not None and leader.state is _WAITING:
         short += max(0, leader.num_tokens // room.block_size + 1 - leader.device_blocks)
-    for request in sorted(protected, key=_rank, reverse=True):
+    for request in sorted(protected, key=place, reverse=True):
         if short <= 0:
             break
         if request.state is not _LOADING and request is not leader:

@@ -76,11 +76,11 @@ def random_system(rng: random.Random) -> System:
             "overlap": rng.choice(["sync", "async", "adaptive"]),
             "reuse": rng.random() < 0.5,
             "between_turns": rng.choice(["drop", "keep_host", "keep_device"]),
-            "preemption": rng.choice(["swap", "swap", "recompute", "cost"]),
+            "preemption": rng.choice(["swap", "swap", "swap", "swap", "recompute", "cost"]),
             "host_eviction": rng.choice(["priority", "lru", "arc", "isolated_lru"]),
             "contamination": rng.choice(["whole", "tail"]),
             "shape": rng.choice(["prefill_only", "chunked"]),
-            "displacement": rng.choice(["order", "order", "gap", "never"]),
+            "displacement": rng.choice(["order", "order", "order", "gap", "never"]),
         }
     )
     if moves:
@@ -117,11 +117,11 @@ def sharing_system(rng: random.Random) -> System:
             "overlap": rng.choice(["sync", "async", "adaptive"]),
             "reuse": rng.random() < 0.5,
             "between_turns": rng.choice(["drop", "keep_host"]),
-            "preemption": rng.choice(["swap", "swap", "recompute", "cost"]),
+            "preemption": rng.choice(["swap", "swap", "swap", "swap", "recompute", "cost"]),
             "host_eviction": rng.choice(["priority", "lru", "arc", "isolated_lru"]),
             "contamination": rng.choice(["whole", "tail"]),
             "shape": rng.choice(["prefill_only", "chunked"]),
-            "displacement": rng.choice(["order", "order", "gap", "never"]),
+            "displacement": rng.choice(["order", "order", "order", "gap", "never"]),
             "prefix_sharing": True,
         }
     )

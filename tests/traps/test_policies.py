@@ -151,6 +151,26 @@ def test_t10_under_never_nobody_is_parked_for_a_newcomer(need: int) -> None:
     assert five_and_an_urgent_one(need, NEVER) == []
 
 
+# ------------------------------------------------------------------ D2: holders first
+
+
+@pytest.mark.parametrize("displacement", ["order", "gap", "never"])
+def test_d2_who_holds_all_its_blocks_goes_on_before_one_that_needs_more(displacement: str) -> None:
+    """Both next turns found their KV on the device, are shielded, and one block is free: the first
+    in order needs two. Room is given out in the order that the target was chosen in."""
+    system = variant("+groups", between_turns="keep_device", displacement=displacement)
+    made = scheduler(system, device_blocks=9, host_blocks=0, min_run_steps=10, initial_group=1)
+    turns = [
+        Turn("first", 0, 10, 6, "s1", priority=1),
+        Turn("other", 0, 9, 5, "s2", priority=2),
+        Turn("first+", 40, 22, 3, "s1", "first", priority=1),
+        Turn("other+", 40, 16, 3, "s2", "other", priority=2),
+    ]
+    machine = run(made, turns)
+    if displacement == "never":
+        assert machine.started[2:] == ["other+", "first+"]
+
+
 # ------------------------------------------------------------------ D6, L13: full hosts, lost copies
 
 
