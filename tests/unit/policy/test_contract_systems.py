@@ -302,6 +302,19 @@ def test_the_releases_own_verdict_is_an_end_under_fcfs_alone(
     ]
 
 
+def test_fewer_plans_the_second_time_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = served.Machine.serve
+
+    def forgets(machine: served.Machine) -> None:
+        serve(machine)
+        if not machine._checks:
+            machine.plans.pop()
+
+    monkeypatch.setattr(served.Machine, "serve", forgets)
+    problem = system_violations(FASTSWITCH)[0]
+    assert "not deterministic under fcfs" in problem and "and then none; a decision" in problem
+
+
 def test_plans_are_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Plan] = []
     execute = served.Machine._execute

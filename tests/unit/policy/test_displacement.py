@@ -13,6 +13,7 @@ from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.plan import Plan
 from policy.planner import RulePlanner
+from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import CHOICES, System
@@ -29,6 +30,8 @@ def test_every_choice_of_the_switch_is_a_rule_of_that_name() -> None:
     for name, make in DISPLACEMENTS.items():
         made = make(1.0, 4)
         assert (made.name, made.by_rank) == (name, name == "order")
+    request = Request("r", arrival_ns=0, input_tokens=1)
+    assert DISPLACEMENTS["order"](1.0, 4).key(request) == ()
 
 
 # ---------------------------------------------------------------------- a gap with a threshold

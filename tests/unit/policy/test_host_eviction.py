@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +19,7 @@ from policy.host_eviction import (
 from policy.ledger import Ledger
 from policy.request import Request
 from policy.systems import CHOICES
+from policy.views import HostCopy, RequestView
 from tests.helpers.scripted import run
 from tests.helpers.shadow import Turn
 from tests.helpers.small import scheduler, variant
@@ -128,6 +130,28 @@ def test_what_was_never_here_is_no_second_visit_and_a_visit_counts_once() -> Non
     arc.given_up(owner("a"), 2)
     arc.returned(owner("b"), hit=False)
     assert arc.target == 0
+
+
+def test_who_came_back_longest_ago_is_forgotten_beyond_twice_the_pool() -> None:
+    arc = AdaptiveReplacement(2)
+    for name in "abcde":
+        arc.returned(owner(name), hit=True)
+    assert list(arc._came_back) == list("bcde")
+
+
+class Repeats(HostEviction):
+    """Bad: it names every copy twice."""
+
+    def nominate(self, wanted_by: RequestView, copies: Iterable[HostCopy]) -> list[HostCopy]:
+        return [copy for copy in copies for _ in range(2)]
+
+
+def test_a_copy_that_is_nominated_twice_goes_once() -> None:
+    made = scheduler(variant("fastswitch"), host_blocks=24, host_increment=0)
+    made.state.memory.ledger._eviction = Repeats(24)
+    run(made, [Turn(f"c{i}", 40 * i, 16, 8, session_id=f"c{i}") for i in range(9)])
+    kept = made.state.memory.ledger.kept.values()
+    assert sum(context.host_blocks for context in kept) == 24
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9), st.booleans()), max_size=200))
