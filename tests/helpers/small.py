@@ -68,7 +68,6 @@ def random_system(rng: random.Random) -> System:
     """Any combination of switches, or one of the baselines that follow the release."""
     if rng.random() < 0.2:
         return SYSTEMS[rng.choice(["vllm-0.3.3", "vllm-0.3.3-keep", "vllm-0.3.3-recompute"])]
-    moves = rng.random() < 0.3
     system = custom_system(
         {
             "name": "random",
@@ -76,14 +75,27 @@ def random_system(rng: random.Random) -> System:
             "overlap": rng.choice(["sync", "async", "adaptive"]),
             "reuse": rng.random() < 0.5,
             "between_turns": rng.choice(["drop", "keep_host", "keep_device"]),
-            "preemption": rng.choice(["swap", "swap", "swap", "swap", "recompute", "cost"]),
-            "host_eviction": rng.choice(["priority", "lru", "arc", "isolated_lru"]),
+            "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
+            "host_eviction": rng.choice(["priority", "lru"]),
             "contamination": rng.choice(["whole", "tail"]),
-            "shape": rng.choice(["prefill_only", "chunked"]),
-            "displacement": rng.choice(["order", "order", "order", "gap", "never"]),
         }
     )
-    if moves:
+    return with_policies(system)
+
+
+def with_policies(system: System) -> System:
+    """Some with other policies, shapes of steps and movements, by a stream of their own."""
+    rng = random.Random(repr(system))
+    if rng.random() < 0.5:
+        system = replace(system, shape="chunked")
+    if rng.random() < 0.33:
+        system = replace(
+            system,
+            displacement=rng.choice(["order", "gap", "never"]),
+            preemption=rng.choice([system.preemption, "cost"]),
+            host_eviction=rng.choice(["lru", "arc", "isolated_lru"]),
+        )
+    if rng.random() < 0.3 and not system.prefix_sharing:
         system = replace(system, reuse=True, preemption="swap", movement="write_through")
     return system
 
@@ -104,27 +116,25 @@ def random_settings(rng: random.Random) -> Settings:
         host_increment=rng.choice([0, 2, 16]),
         update_every=rng.choice([1, 2, 5, 25]),
         min_run_steps=rng.choice([0, 0, 3, 10]),
-        displacement_gap=rng.choice([0, 0.25, 1, 40]),
     )
 
 
 def sharing_system(rng: random.Random) -> System:
     """Any combination of switches in which prompts share what they begin with."""
-    return custom_system(
+    system = custom_system(
         {
             "name": "sharing",
             "allocator": rng.choice(["paged", "groups", "buddy"]),
             "overlap": rng.choice(["sync", "async", "adaptive"]),
             "reuse": rng.random() < 0.5,
             "between_turns": rng.choice(["drop", "keep_host"]),
-            "preemption": rng.choice(["swap", "swap", "swap", "swap", "recompute", "cost"]),
-            "host_eviction": rng.choice(["priority", "lru", "arc", "isolated_lru"]),
+            "preemption": rng.choice(["swap", "swap", "swap", "recompute"]),
+            "host_eviction": rng.choice(["priority", "lru"]),
             "contamination": rng.choice(["whole", "tail"]),
-            "shape": rng.choice(["prefill_only", "chunked"]),
-            "displacement": rng.choice(["order", "order", "order", "gap", "never"]),
             "prefix_sharing": True,
         }
     )
+    return with_policies(system)
 
 
 def sharing_scheduler(rng: random.Random) -> Scheduler:
