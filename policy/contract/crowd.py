@@ -194,7 +194,9 @@ class Machine:
                 results.append(self._end(queue))
         if plan.runs:
             self.now_ns += 1_000_000
-        finished = tuple([r for r in plan.num_scheduled_tokens if self._gains(r)])
+        chunks = {name for name, count in plan.prefill if self._is_part(name, count)}
+        scheduled = [name for name in plan.num_scheduled_tokens if name not in chunks]
+        finished = tuple([name for name in scheduled if self._gains(name)])
         for queue in self.moving.values():
             for copy in queue:
                 copy[1] -= 1
@@ -208,6 +210,11 @@ class Machine:
     def _end(self, queue: deque[list[int]]) -> CopyResult:
         copy_id, _ = queue.popleft()
         return CopyResult(copy_id, copy_id not in self.cancelled, self.now_ns)
+
+    def _is_part(self, request_id: str, count: int) -> bool:
+        """A chunk that does not complete its prompt, so that no token comes of it."""
+        scheduler = self.scheduler
+        return scheduler.num_computed(request_id) + count < scheduler.num_tokens(request_id)
 
     def _gains(self, request_id: str) -> bool:
         self.left[request_id] -= 1
