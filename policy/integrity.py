@@ -66,6 +66,7 @@ def check_integrity(scheduler: Scheduler) -> None:
     _check_queues(state)
     _check_batch(state)
     _check_prefills(state)
+    _check_backups(state)
 
 
 def _present(allocations: list[Allocation | None]) -> list[Allocation]:
@@ -141,6 +142,16 @@ def _check_backup(state: State, context: Context, flight: InFlight) -> None:
     if context.host is None or len(context.host.blocks) * memory.block_size < flight.tokens:
         raise InvariantError(
             f"{context!r}: backup {copy_id} has no room for {flight.tokens} tokens"
+        )
+
+
+def _check_backups(state: State) -> None:
+    """All together keep to their limit, so that an urgent copy waits for no more than that."""
+    backing = state.backing
+    blocks = 0 if backing is None else sum(f.copy.num_blocks for f in backing.backups())
+    if blocks > state.settings.backup_blocks:
+        raise InvariantError(
+            f"{blocks} blocks are being backed up, limit {state.settings.backup_blocks}"
         )
 
 

@@ -1,7 +1,7 @@
-"""What is copied to the host before anybody has to leave. A decision; the planner holds the rules.
+"""Whose blocks are copied to the host before anybody has to leave. A decision; the rules are elsewhere.
 
-A movement names requests; the planner backs them up (`policy/backup.py`) only while no other copy to
-the host is under way or due, within `BACKUP_BLOCKS`, and into host room that is free.
+A movement names requests. They are backed up (`policy/ahead.py`, `policy/backup.py`) only while no other
+copy to the host is under way or due, within `Settings.backup_blocks`, and into host room that is free.
 """
 
 from __future__ import annotations
@@ -10,25 +10,57 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from policy.request import Request
-
-#: Blocks of all backups under way at once: an urgent copy waits for no more than these.
-BACKUP_BLOCKS = 64
+from policy.settings import Settings
 
 
 class Movement(Protocol):
-    """Who should be backed up, the first in need first."""
+    """Who should be backed up. `is_lazy`: in rounds, `Settings.backup_every` steps apart, and not as
+    soon as blocks are full."""
 
-    def nominate(self, residents: Sequence[Request]) -> Iterable[Request]:
-        """Of `residents` that hold full blocks which the host lacks, in rank order."""
+    is_lazy: bool
+
+    def nominate(self, residents: Sequence[Request], free: int) -> Iterable[Request]:
+        """Of `residents`, in the order in which they are served, the first in need first. `free`: device
+        blocks that nobody holds, or that copies under way give back."""
 
 
 class WriteThrough:
     """Every block once it is full, as HiCache and SuperInfer do. Who ranks last goes first, being the
     next to be parked."""
 
-    def nominate(self, residents: Sequence[Request]) -> Iterable[Request]:
+    is_lazy = False
+
+    def __init__(self, settings: Settings) -> None:
+        """It has no numbers."""
+
+    def nominate(self, residents: Sequence[Request], free: int) -> Iterable[Request]:  # noqa: ARG002
         """All of them."""
         return reversed(residents)
 
 
-MOVEMENTS: dict[str, type[WriteThrough] | None] = {"none": None, "write_through": WriteThrough}
+class Incremental:
+    """Likely victims alone, every so many steps: from the end of the order on, those that decode, until
+    with what is free they hold `backup_depth` of the device. What vLLM's lazy offload does from the
+    eviction end of its free queue (policies.md 2.5)."""
+
+    is_lazy = True
+
+    def __init__(self, settings: Settings) -> None:
+        self._depth = int(settings.backup_depth * settings.device_blocks)
+
+    def nominate(self, residents: Sequence[Request], free: int) -> Iterable[Request]:
+        """Nobody while enough is free."""
+        short = self._depth - free
+        for request in reversed(residents):
+            if short <= 0:
+                return
+            short -= request.device_blocks
+            if request.is_decoding:
+                yield request
+
+
+#: Movements that back blocks up, by the name of the switch.
+BACKUPS: dict[str, type[WriteThrough] | type[Incremental]] = {
+    "write_through": WriteThrough,
+    "incremental": Incremental,
+}

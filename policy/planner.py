@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from policy.ahead import Ahead, make_ahead
 from policy.context import Context
 from policy.displacement import Place
 from policy.draft import Draft
 from policy.errors import ProgressError
-from policy.movement import BACKUP_BLOCKS, MOVEMENTS, Movement
 from policy.plan import Plan
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
@@ -32,9 +32,7 @@ class RulePlanner:
         self._state = state
         self._shape = SHAPES[state.system.shape]
         self.wake_step: int | None = None  # a shield that mattered ends in this step
-        movement = MOVEMENTS[state.system.movement]
-        self._movement = None if movement is None else movement()
-        self._behind = False  # there may be more to back up than the plan does
+        self._ahead = make_ahead(state)
         self._unmet = False  # somebody in the target set waits for room or for the next prefill
 
     def enter(self, request: Request) -> None:
@@ -59,9 +57,9 @@ class RulePlanner:
         change or blocks run short. Room that comes back changes nothing either: the target set
         counts it while it is pending. Not settled: somebody named in it has not been admitted.
         """
-        return not (self._unmet or self._behind) and bool(
-            self._state.running or self._state.prefilling
-        )
+        if self._unmet or (self._ahead is not None and self._ahead.is_behind):
+            return False
+        return bool(self._state.running or self._state.prefilling)
 
     def decide(self) -> Plan:
         """One plan from the present state."""
@@ -78,12 +76,12 @@ class RulePlanner:
         waited = state.overlap.waits_for_stores
         for request in target.victims:
             state.preempt(request, draft, waited=waited)
-        self._make_room_for(self._wanted(target), draft)
+        state.retire_idle(self._wanted(target), draft)
         self._clear_growth(draft)
         self._admit(target, draft)
         self._set_wake_step(target, shielded)
-        if self._movement is not None:
-            self._back_up(self._movement, draft)
+        if self._ahead is not None:
+            self._act_ahead(self._ahead, draft)
         if draft.prefill and not self._shape.decodes_beside:
             return draft.finish(None)
         growing = state.growing()
@@ -125,11 +123,16 @@ class RulePlanner:
             state.sharing,
             state.system.protects_leader,
             None if state.displacement.by_rank else self._place,
+            0 if self._ahead is None else self._ahead.headroom,
         )
-        order: Sequence[Request] = state.ranked
-        if not state.displacement.by_rank:
-            order = sorted(order, key=self._place)
-        return choose_target(order, state.residents, shielded, room)
+        return choose_target(self._standing(), state.residents, shielded, room)
+
+    def _standing(self) -> Sequence[Request]:
+        """The live requests in the order in which they are served."""
+        state = self._state
+        if state.displacement.by_rank:
+            return state.ranked
+        return sorted(state.ranked, key=self._place)
 
     def _place(self, request: Request) -> tuple[Place, Rank]:
         """Where a request stands, the order and who may displace whom put together."""
@@ -144,16 +147,6 @@ class RulePlanner:
         return wanted + (state.watermark if target.incoming else 0)
 
     # ------------------------------------------------------------------ room
-
-    def _make_room_for(self, wanted: int, draft: Draft) -> None:
-        """Idle conversations on the device give way, the one served last first."""
-        state = self._state
-        if not state.idle_device:
-            return
-        device = state.memory.device
-        idle = sorted(state.idle_device, key=lambda context: context.owner.rank)
-        while idle and device.num_available + state.memory.pending_device < wanted:
-            state.retire(idle.pop(), draft)
 
     def _clear_growth(self, draft: Draft) -> None:
         """If this step's growth must come from blocks that are being copied out, wait for those
@@ -277,40 +270,13 @@ class RulePlanner:
     def _prefill_tokens(self, request: Request) -> int:
         return request.num_tokens - self._state.memory.present_tokens(request.context)
 
-    # ------------------------------------------------------------------ movement
+    # ------------------------------------------------------------------ ahead of need
 
-    def _back_up(self, movement: Movement, draft: Draft) -> None:
-        """Copy full blocks to the host ahead of need, behind every other copy that goes there."""
-        state = self._state
-        backing = state.backing
-        assert backing is not None
-        self._behind = draft.acts or bool(draft.prefill)  # what it changes may allow more
-        unsaved = {
-            request: tokens
-            for request in state.ranked
-            if request.context.device is not None
-            and backing.unsaved(request.context, tokens := _computed(request))
-        }
-        if not unsaved:
-            return
-        self._behind = True
-        left = BACKUP_BLOCKS
-        flights = backing.in_flight.values()
-        for flight in flights:
-            if flight.to_host:
-                context = flight.context
-                if context is not None and context.backup is not flight:
-                    return  # somebody waits for the room, or a turn's KV goes
-                left -= flight.copy.num_blocks
-        moving = {flight.context for flight in flights}
-        for request in movement.nominate(list(unsaved)):
-            context = request.context
-            if context in moving or left <= 0:
-                continue
-            copy = backing.back_up(context, unsaved[request], left, state.now_ns)
-            if copy is not None:
-                left -= copy.num_blocks
-                draft.add_store(copy, waited=False)
+    def _act_ahead(self, ahead: Ahead, draft: Draft) -> None:
+        if ahead.act(self._standing(), draft):
+            self._unmet = True  # who was put out stands elsewhere in the next choice
+        if ahead.wake_step is not None:
+            self.wake_step = min(ahead.wake_step, self.wake_step or ahead.wake_step)
 
     # ------------------------------------------------------------------ idleness
 
@@ -357,13 +323,6 @@ class RulePlanner:
                 f" {state.memory.device.num_available} device blocks available"
             )
         return ("arrivals",)
-
-
-def _computed(request: Request) -> int:
-    """Tokens of a resident whose KV is on the device."""
-    if request.is_decoding:
-        return request.num_tokens - 1
-    return request.context.device_tokens
 
 
 def _is_prompt(request: Request) -> bool:

@@ -17,7 +17,7 @@ from policy.decisions import Decisions, named_decisions
 from policy.errors import ConfigError, InvariantError, ProgressError
 from policy.ledger import Ledger
 from policy.memory import Memory
-from policy.movement import MOVEMENTS
+from policy.movement import BACKUPS
 from policy.orders.base import Order
 from policy.plan import CopyResult, Outcome, Plan
 from policy.planner import RulePlanner
@@ -73,10 +73,10 @@ class Scheduler:
             self.sharing = SharedMemory(
                 pool, ledger, size, reuse=system.reuse, host_increment=increment
             )
-        moves = MOVEMENTS[system.movement] is not None
+        backups = BACKUPS.get(system.movement)
         backing = (
             BackupMemory(device, ledger, size, reuse=True, host_increment=increment)
-            if moves
+            if backups is not None
             else None
         )
         memory = (
@@ -84,7 +84,8 @@ class Scheduler:
             or backing
             or Memory(device, ledger, size, reuse=system.reuse, host_increment=increment)
         )
-        self._moves = moves
+        self._backs_up_at_once = backups is not None and not backups.is_lazy
+        self._low = settings.low_blocks if system.movement == "proactive" else 0
         self.state = State(
             settings,
             system,
@@ -189,8 +190,10 @@ class Scheduler:
                 return plan
             growing = state.growing()
             free = state.memory.device.num_available
-            if self._moves and growing:
+            if self._backs_up_at_once and growing:
                 pass  # blocks have filled up
+            elif self._low and state.room_left() < self._low:
+                pass  # somebody may have to leave
             elif free >= len(growing) + self._planner.strict_growth:
                 if not self.is_plain:
                     # Only now, since a batch that is made must be handed out, or whoever reads it

@@ -20,6 +20,9 @@ class Settings:
     `displacement_gap`: what a difference in priority must exceed, in the order's units (systems that
     displace by gap). `min_run_steps`: a request resident for fewer steps is no victim. After `max_parkings` parkings
     without `token_quantum` tokens in between a request is shielded until it has made them (rule 10).
+    Backups (systems with a movement): at most `backup_blocks` under way; lazy ones come every `backup_every`
+    steps, for the last in order that with free blocks hold `backup_depth` of the device. Proactive
+    parking starts where less than `free_low` of the device is free and goes on up to `free_high`.
     `prefix_block`: tokens that one of a request's `prefix_keys` names (systems that share prefixes).
     """
 
@@ -42,6 +45,11 @@ class Settings:
     token_quantum: int = 16
     idle_limit: int = 10_000
     prefix_block: int | None = None
+    backup_every: int = 32
+    backup_blocks: int = 64
+    backup_depth: float = 0.25
+    free_low: float = 0.02
+    free_high: float = 0.05
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -58,11 +66,20 @@ class Settings:
             ("min_run_steps", 0),
             ("max_parkings", 1),
             ("token_quantum", 1),
+            ("backup_every", 1),
+            ("backup_blocks", 1),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")
         if not 0 <= self.watermark < 1:
             raise ConfigError(f"pool.watermark: {self.watermark} is not in 0 <= share < 1")
+        if not 0 <= self.backup_depth <= 1:
+            raise ConfigError(f"movement.depth: {self.backup_depth} is not in 0 <= share <= 1")
+        if not 0 <= self.free_low < self.free_high < 1:
+            raise ConfigError(
+                f"movement.low: {self.free_low} and movement.high: {self.free_high} are not in"
+                " 0 <= low < high < 1"
+            )
         if not 0 <= self.displacement_gap < inf:
             raise ConfigError(
                 f"hysteresis.gap: {self.displacement_gap} is not in 0 <= gap < infinity"
@@ -81,6 +98,16 @@ class Settings:
     def watermark_blocks(self) -> int:
         """Blocks that admission leaves free."""
         return int(self.watermark * self.device_blocks)
+
+    @property
+    def low_blocks(self) -> int:
+        """Free blocks below which proactive parking starts."""
+        return int(self.free_low * self.device_blocks)
+
+    @property
+    def high_blocks(self) -> int:
+        """Free blocks up to which it goes on."""
+        return int(self.free_high * self.device_blocks)
 
     @property
     def prompt_limit(self) -> int:

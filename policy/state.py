@@ -187,6 +187,16 @@ class State:
             memory.drop_device(context)
             memory.ledger.forget_if_empty(context)
 
+    def retire_idle(self, wanted: int, draft: Draft) -> None:
+        """Idle conversations on the device give way until `wanted` blocks are free or about to be, the
+        one served last first."""
+        if not self.idle_device:
+            return
+        memory = self.memory
+        idle = sorted(self.idle_device, key=lambda context: context.owner.rank)
+        while idle and memory.device.num_available + memory.pending_device < wanted:
+            self.retire(idle.pop(), draft)
+
     # ------------------------------------------------------------------ the standing batch
 
     def join_batch(self, request: Request) -> None:
@@ -229,6 +239,11 @@ class State:
             assert device is not None
             holders.append(device)
         self.memory.device.grow(holders, self.settings.growth_group - 1)
+
+    def room_left(self) -> int:
+        """Device blocks free, or pending, once the batch has grown by this step's tokens."""
+        memory = self.memory
+        return memory.device.num_available + memory.pending_device - len(self.growing())
 
     def standing_batch(self, *, by_id: bool = False) -> Batch | None:
         """The decode batch; the same object while its members and their order are the same.

@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "preemption": ("swap", "recompute", "cost"),
     "displacement": ("order", "gap", "never"),
     "shape": ("prefill_only", "chunked"),
-    "movement": ("none", "write_through"),
+    "movement": ("none", "write_through", "incremental", "proactive"),
     "host_eviction": ("priority", "lru", "arc", "isolated_lru"),
     "contamination": ("whole", "tail"),
     "fcfs_planner": ("rules", "release"),
@@ -40,8 +40,9 @@ class System:
     `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim's.
     `displacement`: may a waiting request displace a running one; by the order, over a gap in
     priority, or never. `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside
-    decodes (policy/shape.py). `movement`: `write_through` copies blocks to the host as they fill
-    (policy/movement.py). `host_eviction` and `contamination`: which host
+    decodes (policy/shape.py). `movement`: `write_through` copies blocks to the host as they fill,
+    `incremental` those of likely victims now and then; `proactive` parks before the device is full
+    (policy/ahead.py). `host_eviction` and `contamination`: which host
     copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
     vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
     that begin alike hold the same device blocks. `protects_leader`, `caps_parkings`: planner rules 9
@@ -98,7 +99,13 @@ class System:
             )
 
     def _check_movement(self) -> None:
-        if not self.reuse or self.preemption != "swap":
+        if self.movement == "proactive":
+            if self.overlap == "sync" or self.preemption != "swap":
+                raise ConfigError(
+                    f"system {self.name}: movement proactive needs swap, and overlap async or adaptive:"
+                    " copies that no step waits for"
+                )
+        elif not self.reuse or self.preemption != "swap":
             raise ConfigError(
                 f"system {self.name}: movement {self.movement} needs reuse and swap, or its copies"
                 " would be thrown away"
@@ -166,6 +173,10 @@ SYSTEMS: dict[str, System] = {
         replace(_FASTSWITCH, name="fastswitch-chunked", shape="chunked"),
         replace(_REUSE, name="+write-through", movement="write_through"),
         replace(_FASTSWITCH, name="fastswitch-write-through", movement="write_through"),
+        replace(_REUSE, name="+incremental", movement="incremental"),
+        replace(_FASTSWITCH, name="fastswitch-incremental", movement="incremental"),
+        replace(_ASYNC, name="+proactive", movement="proactive"),
+        replace(_FASTSWITCH, name="fastswitch-proactive", movement="proactive"),
     )
 }
 

@@ -38,7 +38,8 @@ class Room(NamedTuple):
 
     `growth`: blocks that the decode batch needs in this very step. `sharing`: where prompts share
     what they begin with, whoever holds it; such blocks are counted once. `protects_leader`: rule 9.
-    `place`: what the order that was given is sorted by, where that is not the rank.
+    `place`: what the order that was given is sorted by, where that is not the rank. `headroom`: blocks
+    that who has none leaves free, unless nobody else would be there.
     """
 
     total: int
@@ -50,6 +51,7 @@ class Room(NamedTuple):
     sharing: SharedMemory | None = None
     protects_leader: bool = True
     place: Callable[[Request], tuple[Any, ...]] | None = None
+    headroom: int = 0
 
 
 def choose_target(
@@ -67,8 +69,9 @@ def choose_target(
     size = room.block_size
     total = room.total
     roomy = total - room.watermark
+    entry = min(roomy, total - room.headroom)
     place = room.place or _rank
-    leader = _leader(order) if room.protects_leader else None
+    leader = leader_of(order) if room.protects_leader else None
     protected = _with_leader(leader, shielded)
     inside = set(protected)
     incoming: list[Request] = []
@@ -107,6 +110,8 @@ def choose_target(
             if device is not None:
                 need = max(need, len(device.blocks))
             limit = roomy if newcomers or device is None else total
+            if device is None and inside:
+                limit = entry
             if used + need > limit or not free_seats:
                 head_of_line = request
                 break
@@ -136,7 +141,7 @@ def choose_target(
     return Target(incoming, victims, head_of_line, never, is_final)
 
 
-def _leader(order: Sequence[Request]) -> Request | None:
+def leader_of(order: Sequence[Request]) -> Request | None:
     """The first in order that is resident is never a victim, so someone always finishes (rule 9)."""
     for request in order:
         if request.context.device is not None:

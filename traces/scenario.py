@@ -90,6 +90,18 @@ class HysteresisSpec(Section):
     token_quantum: Positive = 16
 
 
+class MovementSpec(Section):
+    """Where a system has a `movement`. Backups: steps between rounds of `incremental` ones, blocks of all
+    that are under way, share of the device that likely victims and free blocks make up. `proactive`:
+    shares of the device, free, below which it parks and up to which it goes on."""
+
+    every: Positive = 32
+    blocks: Positive = 64
+    depth: Annotated[float, Field(ge=0, le=1)] = 0.25
+    low: Share = 0.02
+    high: Share = 0.05
+
+
 class VtcSpec(Section):
     """Virtual token counter: head start of a resident, weights, steps between refreshes."""
 
@@ -137,6 +149,7 @@ class Scenario(Section):
     limits: LimitSpec = LimitSpec()
     groups: GroupSpec = GroupSpec()
     hysteresis: HysteresisSpec = HysteresisSpec()
+    movement: MovementSpec = MovementSpec()
     vtc: VtcSpec = VtcSpec()
     rates: RateSpec = RateSpec()
     last_turn_known: bool = False
@@ -398,6 +411,9 @@ def _check(scenario: Scenario, where: str) -> None:
         raise ConfigError(
             f"{where}: order: {quoted(scenario.order_name)} is not one of {', '.join(ORDERS)}"
         )
+    low, high = scenario.movement.low, scenario.movement.high
+    if low >= high:
+        raise ConfigError(f"{where}: movement.low: {low} is not below movement.high {high}")
     try:
         scenario.resolve_system()
         scenario.update_period()

@@ -73,6 +73,11 @@ def settings_for(
         min_run_steps=scenario.hysteresis.min_run_steps,
         max_parkings=scenario.hysteresis.max_parkings,
         token_quantum=scenario.hysteresis.token_quantum,
+        backup_every=scenario.movement.every,
+        backup_blocks=scenario.movement.blocks,
+        backup_depth=scenario.movement.depth,
+        free_low=scenario.movement.low,
+        free_high=scenario.movement.high,
     )
 
 

@@ -97,12 +97,32 @@ def with_policies(system: System) -> System:
         )
     if rng.random() < 0.3 and not system.prefix_sharing:
         system = replace(system, reuse=True, preemption="swap", movement="write_through")
+        match rng.randrange(3):
+            case 1:
+                system = replace(system, movement="incremental")
+            case 2:
+                overlap = "async" if system.overlap == "sync" else system.overlap
+                system = replace(system, movement="proactive", overlap=overlap)
     return system
+
+
+def with_movements(numbers: Settings) -> Settings:
+    """Numbers of movements, by a stream of their own."""
+    rng = random.Random(repr(numbers))
+    low = rng.choice([0.02, 0.1, 0.3])
+    return replace(
+        numbers,
+        backup_every=rng.choice([1, 3, 32]),
+        backup_blocks=rng.choice([1, 5, 64]),
+        backup_depth=rng.choice([0.25, 0.7, 1.0]),
+        free_low=low,
+        free_high=low + rng.choice([0.05, 0.3]),
+    )
 
 
 def random_settings(rng: random.Random) -> Settings:
     """Pools and limits that are short more often than not."""
-    return Settings(
+    numbers = Settings(
         device_blocks=rng.randrange(6, 40),
         host_blocks=rng.choice([0, 1, 8, 30, 200]),
         block_size=rng.choice([1, 2, 4, 16]),
@@ -117,6 +137,7 @@ def random_settings(rng: random.Random) -> Settings:
         update_every=rng.choice([1, 2, 5, 25]),
         min_run_steps=rng.choice([0, 0, 3, 10]),
     )
+    return with_movements(numbers)
 
 
 def sharing_system(rng: random.Random) -> System:

@@ -61,6 +61,15 @@ def random_scenario(rng: random.Random, folder: Path) -> Scenario:
         "hysteresis": {"min_run_steps": rng.choice([0, 0, 7]), "gap": rng.choice([0, 0.25, 1, 40])},
         "seed": rng.randrange(1 << 30),
     }
+    movement = random.Random(repr(data))
+    low = movement.choice([0.02, 0.1, 0.3])
+    data["movement"] = {
+        "every": movement.choice([1, 3, 32]),
+        "blocks": movement.choice([1, 5, 64]),
+        "depth": movement.choice([0.25, 1.0]),
+        "low": low,
+        "high": low + movement.choice([0.05, 0.3]),
+    }
     if rng.random() < 0.3:
         data["workload"] = write_workload(rng, folder)
     return build(data, "test")

@@ -35,6 +35,7 @@ def expected(workload: Path) -> dict[str, list[int]]:
         "fastswitch-write-through",
         {"base": "fastswitch-write-through", "shape": "chunked", "layout": "block_major"},
         {"base": "+write-through", "between_turns": "keep_device", "allocator": "paged"},
+        "+incremental",
     ],
     ids=str,
 )
@@ -42,7 +43,7 @@ def test_backups_change_no_token_and_replay(
     workload: Path, expected: dict[str, list[int]], system: object
 ) -> None:
     pool = {**ROOM, "device_blocks": 18, "block_size": 3}
-    loaded = scenario(workload, system=system, pool=pool)
+    loaded = scenario(workload, system=system, pool=pool, movement={"every": 4, "depth": 1.0})
     found = run(loaded, deterministic=True)
     assert found.replies == expected
     assert replay(found.recording, loaded).difference is None
@@ -50,6 +51,18 @@ def test_backups_change_no_token_and_replay(
     copies = found.recording.table("copies").to_pylist()
     out = [copy for copy in copies if copy["direction"] == "d2h"]
     assert len(out) > found.metrics["preemptions"]  # more than the victims' own
+
+
+@pytest.mark.parametrize("system", ["+proactive", "fastswitch-proactive"])
+def test_parking_ahead_changes_no_token_and_replays(
+    workload: Path, expected: dict[str, list[int]], system: str
+) -> None:
+    pool = {**ROOM, "device_blocks": 24, "block_size": 3}
+    loaded = scenario(workload, system=system, pool=pool, movement={"low": 0.2, "high": 0.4})
+    found = run(loaded, deterministic=True)
+    assert found.replies == expected
+    assert replay(found.recording, loaded).difference is None
+    assert found.metrics["preemptions"] > 3
 
 
 def test_a_backup_that_fails_costs_no_text(workload: Path, expected: dict[str, list[int]]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +13,6 @@ from policy.backup import BackupMemory
 from policy.context import HostRole
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
-from policy.movement import BACKUP_BLOCKS
 from policy.plan import Direction, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
@@ -21,6 +22,7 @@ from tests.helpers.shadow import Turn
 from tests.helpers.small import random_turns, scheduler, variant
 
 THROUGH = variant("fastswitch-write-through", overlap="async", between_turns="drop")
+INCREMENTAL = variant("fastswitch-incremental", overlap="async", between_turns="drop")
 
 
 def alone(tokens: int = 10, polls: int = 2, **sizes: int) -> tuple[Watched, Request]:
@@ -71,6 +73,78 @@ def test_a_victim_sends_its_last_block_alone() -> None:
     until(machine, lambda: bool(found.append(machine.step()) or machine.preempted))
     assert machine.preempted == [("low", SWAP)]
     assert sent(found[-1]) == [1]
+
+
+# ---------------------------------------------------------------------- in rounds
+
+
+def in_rounds(**sizes: float) -> Watched:
+    """Two requests that decode, the second the likely victim."""
+    made = scheduler(INCREMENTAL, **{"device_blocks": 40, "backup_every": 8, **sizes})
+    machine = Watched(made, polls=1)
+    machine.arrive(Turn("leads", 0, 10, 60))
+    machine.arrive(Turn("last", 0, 10, 60, priority=1))
+    return machine
+
+
+def rounds(machine: Watched, steps: int) -> list[tuple[int, str, int]]:
+    """Step, request and blocks of every copy to the host."""
+    found = []
+    for _ in range(steps):
+        plan = machine.step()
+        found += [(machine.scheduler.step, c.request_id, c.num_blocks) for c in plan.copies]
+    return found
+
+
+def test_a_round_comes_every_so_many_steps_and_sends_what_has_filled_up_since() -> None:
+    found = rounds(in_rounds(backup_depth=1.0), 34)
+    assert [step for step, name, _ in found if name == "last"] == [8, 16, 24, 32]
+    assert [blocks for _, name, blocks in found if name == "leads"] == [4, 2, 2, 2]
+    assert [name for step, name, _ in found if step == 8] == ["last", "leads"]
+
+
+def test_only_likely_victims_are_backed_up_and_nobody_while_enough_is_free() -> None:
+    assert rounds(in_rounds(backup_depth=0.25), 40) == []
+    found = rounds(in_rounds(backup_depth=0.25, device_blocks=20), 40)
+    assert {name for _, name, _ in found} == {"last"}
+    assert found[0][0] > 8
+
+
+def test_a_round_sends_no_more_than_may_be_under_way_and_leaves_the_rest_to_the_next() -> None:
+    found = rounds(in_rounds(backup_depth=1.0, backup_blocks=3), 34)
+    each: Counter[int] = Counter()
+    for step, _, blocks in found:
+        each[step] += blocks
+    assert each == {8: 3, 16: 3, 24: 3, 32: 3}
+    assert [name for _, name, _ in found][:2] == ["last", "last"]
+
+
+def test_a_round_that_is_due_waits_for_urgent_copies_and_no_longer() -> None:
+    machine = in_rounds(backup_depth=1.0, device_blocks=16)
+    made = machine.scheduler
+    until(machine, lambda: made.step == 7)
+    machine.rng.polls = 6  # type: ignore[attr-defined]
+    machine.arrive(Turn("urgent", 0, 30, 9, priority=-1))
+    urgent = [copy for copy in machine.step().copies if copy.urgent]
+    assert [copy.request_id for copy in urgent] == ["last"]
+    in_flight = made.state.memory.in_flight
+    while urgent[0].copy_id in in_flight:
+        assert sent(machine.step()) == []
+    assert made.step > 9
+    assert sent(machine.step()) != []
+
+
+def test_a_victim_of_a_round_sends_what_is_new_alone() -> None:
+    machine = in_rounds(backup_depth=1.0, device_blocks=16)
+    made = machine.scheduler
+    until(machine, lambda: made.step == 12)
+    request = made.request("last")
+    new = -(-(request.num_tokens - 1) // 4) - request.context.host_tokens // 4
+    machine.arrive(Turn("urgent", 0, 30, 9, priority=-1))
+    plan = machine.step()
+    assert machine.preempted == [("last", SWAP)]
+    assert [c.num_blocks for c in plan.copies if c.urgent] == [new]
+    assert 0 < new < 3 and request.context.host_tokens == 16
 
 
 # ---------------------------------------------------------------------- traps
@@ -166,7 +240,7 @@ def test_t1_backups_give_way_to_urgent_copies_and_keep_to_their_share() -> None:
         memory = made.state.memory
         assert isinstance(memory, BackupMemory)
         under_way = sum(flight.copy.num_blocks for flight in memory.backups())
-        assert under_way <= BACKUP_BLOCKS
+        assert under_way <= made.settings.backup_blocks
 
     machine = run(made, turns, watch=watch, polls=4)
     assert RECOMPUTE not in [mode for _, mode in machine.preempted]
@@ -196,9 +270,14 @@ def lose_its_room(state: State, request: Request) -> None:
     state.memory.host.truncate(request.context.host, 0)
 
 
+def overdo_it(state: State, _request: Request) -> None:
+    state.settings = replace(state.settings, backup_blocks=1)
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
+        (overdo_it, r"2 blocks are being backed up, limit 1"),
         (forget_it, r"backup \d+ is not in flight for it"),
         (settle_it, r"backup \d+ is settled already"),
         (read_what_is_not_computed, r"backup \d+ reads \d+ tokens"),

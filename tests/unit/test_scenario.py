@@ -601,3 +601,16 @@ def test_a_scenario_is_written_out_with_every_default() -> None:
         "max_parkings": 3,
         "token_quantum": 16,
     }
+    assert found["movement"] == {
+        "every": 32,
+        "blocks": 64,
+        "depth": 0.25,
+        "low": 0.02,
+        "high": 0.05,
+    }
+
+
+def test_thresholds_that_cross_are_refused_before_anything_runs() -> None:
+    says = r"^.*movement\.low: 0\.1 is not below movement\.high 0\.05$"
+    with pytest.raises(ConfigError, match=says):
+        scenario(movement={"low": 0.1})

@@ -23,6 +23,8 @@ LOWEST = {
     "min_run_steps": 0,
     "max_parkings": 1,
     "token_quantum": 1,
+    "backup_every": 1,
+    "backup_blocks": 1,
 }
 
 
@@ -53,6 +55,19 @@ def test_pool_blocks_divide_those_that_hash_ids_name(tokens: int) -> None:
 def test_a_watermark_is_a_share_of_the_pool(share: float) -> None:
     with pytest.raises(ConfigError, match=r"pool\.watermark"):
         settings(watermark=share)
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.01])
+def test_likely_victims_hold_a_share_of_the_device(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"movement\.depth: .* is not in 0 <= share <= 1"):
+        settings(backup_depth=share)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.1), (0.2, 0.1), (-0.1, 0.1), (0.1, 1.0)])
+def test_the_low_threshold_lies_below_the_high_one(low: float, high: float) -> None:
+    with pytest.raises(ConfigError, match=r"movement\.low: .* are not in 0 <= low < high < 1"):
+        settings(free_low=low, free_high=high)
+    assert settings(free_low=0.0, free_high=0.19).high_blocks == 1
 
 
 def test_updates_come_at_most_once_a_step() -> None:

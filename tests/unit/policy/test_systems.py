@@ -86,6 +86,11 @@ def test_chunks_and_movement_are_one_switch_each() -> None:
     through = {"movement": "write_through"}
     assert differences(SYSTEMS["+write-through"], SYSTEMS["+reuse"]) == through
     assert differences(SYSTEMS["fastswitch-write-through"], FASTSWITCH) == through
+    incremental, proactive = {"movement": "incremental"}, {"movement": "proactive"}
+    assert differences(SYSTEMS["+incremental"], SYSTEMS["+reuse"]) == incremental
+    assert differences(SYSTEMS["fastswitch-incremental"], FASTSWITCH) == incremental
+    assert differences(SYSTEMS["+proactive"], SYSTEMS["+async"]) == proactive
+    assert differences(SYSTEMS["fastswitch-proactive"], FASTSWITCH) == proactive
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,25 @@ def test_movement_is_refused_where_its_copies_would_be_thrown_away(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         custom_system({**switches, "movement": "write_through"})
+    with pytest.raises(ConfigError, match=says.replace("write_through", "incremental")):
+        custom_system({**switches, "movement": "incremental"})
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"base": "+reuse"}, "movement proactive needs swap, and overlap async or adaptive"),
+        ({"base": "+async", "preemption": "recompute"}, "movement proactive needs swap"),
+        ({"base": "fastswitch-cost"}, "movement proactive needs swap"),
+        ({"base": "fastswitch-prefix"}, "goes with neither prefix_sharing nor the release"),
+        ({"base": "-keep"}, "movement proactive needs swap, and overlap async"),
+    ],
+)
+def test_parking_ahead_is_refused_where_steps_would_wait_for_it(
+    switches: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        custom_system({**switches, "movement": "proactive"})
 
 
 def test_a_leading_dash_is_a_variant_of_the_baseline() -> None:
