@@ -69,7 +69,7 @@ def choose_target(
     size = room.block_size
     total = room.total
     roomy = total - room.watermark
-    entry = min(roomy, total - room.headroom)
+    entry = min(roomy, total - room.headroom) if room.headroom else roomy
     place = room.place or _rank
     leader = leader_of(order) if room.protects_leader else None
     protected = _with_leader(leader, shielded)
