@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -61,14 +60,14 @@ def _tail(axes: Axes, comparison: Comparison, name: str, key: str, index: int) -
     colour = COLOURS[index % len(COLOURS)]
     mean = [sum(column) / len(column) for column in columns]
     axes.plot(mean, left, color=colour, linestyle=STYLES[index % len(STYLES)], label=name, lw=1.6)
-    if name in _two_systems(comparison):  # more bands than these hide each other
+    if name in comparison.telling:  # more bands than these hide each other
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axes.fill_betweenx(left, low, high, color=colour, alpha=0.15, lw=0)
 
 
 def timeline(comparison: Comparison) -> Figure:
     """Pools, link and batch of the first run, for the first and the last interesting system."""
-    names = _two_systems(comparison)
+    names = comparison.telling
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10, 2.6 * len(names)), layout="constrained")
         grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)
@@ -101,25 +100,10 @@ def timeline(comparison: Comparison) -> Figure:
         return figure
 
 
-def _two_systems(comparison: Comparison) -> list[str]:
-    """The baseline that keeps KV, and fastswitch, or what there is."""
-    wanted: list[str] = ["vllm-0.3.3-keep", "fastswitch"]
-    wanted = [name for name in wanted if name in comparison.results]
-    return wanted or list(comparison.systems[:2])
-
-
-def save(figure: Figure, path: Path) -> None:
-    """PNG or SVG by suffix, without date."""
-    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+def drawn(figure: Figure, suffix: str) -> bytes:
+    """The content of a PNG or SVG file, without date."""
+    metadata: dict[str, Any] = {"Date": None} if suffix == ".svg" else {"Software": None}
+    buffer = io.BytesIO()
     with mpl.rc_context(SETTINGS):
-        figure.savefig(path, dpi=150, metadata=metadata)
-
-
-def as_svg(figure: Figure) -> str:
-    """The SVG element alone, to be put into a page."""
-    buffer = io.StringIO()
-    with mpl.rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    head, _, rest = text[text.index("<svg") :].partition("<metadata>")
-    return head + rest.partition("</metadata>")[2]
+        figure.savefig(buffer, format=suffix.removeprefix("."), dpi=150, metadata=metadata)
+    return buffer.getvalue()

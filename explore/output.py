@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from explore import figures, page, predict_figure, predict_page, predict_text, tables
+from explore import predict_text, tables
 from explore.compare import Comparison
 from explore.predict import Validation
+from explore.report import comparison as comparison_report
+from explore.report import validation as validation_report
 from policy.errors import ConfigError
+from traces.strict import reason, shown_path
 
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     """All files of a comparison. Raises ConfigError if they cannot be written."""
+    from explore import figures  # noqa: PLC0415  matplotlib is slow to import
+
     tails, timeline = figures.tails(comparison), figures.timeline(comparison)
+    data = tables.as_json(comparison)
+    data["provenance"] = {**comparison.provenance, "command": command}
     texts = {
-        "compare.json": json.dumps(tables.as_json(comparison), indent=1) + "\n",
+        "compare.json": json.dumps(data, indent=1) + "\n",
         "compare.csv": tables.as_csv(comparison),
-        "compare.html": page.page(comparison, command),
+        "compare.html": comparison_report.page(comparison, command),
         "compare.txt": tables.as_text(comparison) + "\n",
     }
     pictures = {
-        f"{stem}{suffix}": figure
+        f"{stem}{suffix}": figures.drawn(figure, suffix)
         for figure, stem in ((tails, "tails"), (timeline, "timeline"))
         for suffix in (".png", ".svg")
     }
@@ -34,31 +38,39 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
 
 def write_validation(found: Validation, folder: Path, command: str) -> list[Path]:
     """All files of a validation. Raises ConfigError if they cannot be written."""
-    texts = {
-        "validation.json": json.dumps(predict_text.as_json(found), indent=1) + "\n",
-        "validation.txt": predict_text.as_text(found) + "\n",
-        "validation.html": predict_page.page(found, command),
-    }
+    from explore import figures, predict_figure  # noqa: PLC0415  matplotlib is slow to import
+
     pictures = {}
     for one in found.predictions:
-        name = re.sub(r"[^\w.+-]", "_", one.scenario)
-        pictures[f"scatter-{name}.png"] = predict_figure.scatter(one)
-        pictures[f"residuals-{name}.png"] = predict_figure.residuals(one)
+        scatter, residuals = predict_figure.scatter(one), predict_figure.residuals(one)
+        pictures[validation_report.file_of("scatter", one)] = figures.drawn(scatter, ".png")
+        pictures[validation_report.file_of("residuals", one)] = figures.drawn(residuals, ".png")
+    data = {**predict_text.as_json(found), "command": command}
+    texts = {
+        "validation.json": json.dumps(data, indent=1) + "\n",
+        "validation.txt": predict_text.as_text(found) + "\n",
+        "validation.html": validation_report.page(found, command, pictures),
+    }
     return _write(folder, texts, pictures)
 
 
-def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]) -> list[Path]:
+def write_page(page: str, path: Path) -> None:
+    """A page under its name, as a whole or not at all. Raises ConfigError if it cannot be written."""
+    _write(path.parent, {path.name: page}, {})
+
+
+def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, bytes]) -> list[Path]:
     written = []
+    contents = {name: text.encode() for name, text in texts.items()} | dict(pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+        for name, content in contents.items():
             part = folder / f".{name}.part"
-            part.write_text(text, encoding="utf-8")
-            written.append(part.replace(folder / name))
-        for name, picture in pictures.items():
-            part = folder / f".part.{name}"
-            figures.save(picture, part)
-            written.append(part.replace(folder / name))
+            try:
+                part.write_bytes(content)
+                written.append(part.replace(folder / name))
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{shown_path(folder)}: cannot be written: {reason(error)}") from None
     return written

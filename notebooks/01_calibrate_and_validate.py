@@ -142,7 +142,7 @@ for name, picture in (
     ("scatter.png", predict_figure.scatter(prediction)),
     ("residuals.png", predict_figure.residuals(prediction)),
 ):
-    figures.save(picture, folder / name)
+    (folder / name).write_bytes(figures.drawn(picture, ".png"))
     display(Image(folder / name))
 
 # %% [markdown]
