@@ -18,10 +18,11 @@ import click
 
 from explore import sweep_commands
 from explore.export_command import export_command
-from explore.options import check_option, json_option, load, order_option, set_option
+from explore.options import check_option, load, order_option, set_option
 from explore.report_command import report_command
 from policy.errors import ConfigError, FastSwitchError
 from traces.commands import trace
+from traces.options import json_option
 from traces.progress import progress
 
 __version__ = "0.1.0"
@@ -352,6 +353,7 @@ def _calibrate(
       fastswitch simulate cpu-smoke --set profile=cpu.json --out run
     """
     from calibrate import build, figure
+    from traces import drawing
 
     if out.suffix != ".json":
         raise ConfigError(f"--out: {out} does not end in .json")
@@ -360,7 +362,7 @@ def _calibrate(
         _measure(device, model, dtype, points, repeats, budget)
     profile = build.refit(points, name=out.stem, seed=seed)
     build.save(profile, out)
-    figure.save_figure(profile, out.with_suffix(".png"))
+    drawing.save(figure.fit_figure(profile), out.with_suffix(".png"))
     click.echo("\n".join(build.summary(profile)))
     click.echo(f"written: {out}, {out.with_suffix('.png')}; samples in {points}", err=True)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from calibrate.points import Points
 
 #: Repeats of each point in all.
-SAMPLES = 21
+SAMPLES = 20
 SCENARIOS = {
     "cpu": ("validate-chat", "validate-agent", "validate-bursty"),
     "cuda": ("validate-gpu-chat", "validate-gpu-agent", "validate-gpu-bursty"),
@@ -225,11 +225,12 @@ def _serve(plan: Plan, target: Target, name: str, system: str, folder: Path) -> 
 def fit(plan: Plan) -> Path:
     """Fit the profile to all samples, write it with its figure, print it."""
     from calibrate import build, figure
+    from traces import drawing
 
     profile = build.refit(plan.points, name="machine")
     path = plan.out / "machine.json"
     build.save(profile, path)
-    figure.save_figure(profile, path.with_suffix(".png"))
+    drawing.save(figure.fit_figure(profile), path.with_suffix(".png"))
     print("\n".join(build.summary(profile)))
     return path
 

@@ -48,7 +48,7 @@ def chat() -> Workload:
         sent.clear()
         for turn in made:
             new = min(32, max(2, (turn.new_input_tokens or 0) // SCALE))
-            reply = min(20, max(2, turn.output_tokens // SCALE))
+            reply = min(12, max(2, turn.output_tokens // SCALE))
             before = sent.get(turn.session_id, 0)
             if before < 0 or before + new + reply > LONGEST:
                 sent[turn.session_id] = -1  # the conversation ends before this turn
@@ -73,7 +73,7 @@ def agent() -> Workload:
             context = 0
             for turn in range(1, 5):
                 new = (
-                    10 + _below(streams, 10, name, turn)
+                    8 + _below(streams, 8, name, turn)
                     if turn == 1
                     else 2 + _below(streams, 5, name, turn)
                 )
@@ -98,7 +98,7 @@ def bursty() -> Workload:
         clock = 0.0
         for index in range(TURNS + 4):
             burst = index % 12 == 0
-            gap = streams.exponential("arrival", "", index) * (1.6 if burst else 0.03)
+            gap = streams.exponential("arrival", "", index) * (1.5 if burst else 0.03)
             clock += gap
             new = 3 + _below(streams, 10, "b", index)
             reply = 2 + _below(streams, 7, "br", index)

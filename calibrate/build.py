@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import numpy as np
 from calibrate.fit import DRAWS, Estimate, Fitted, Part, fit
 from calibrate.header import Header, header_of
 from calibrate.inference import centre, interval
-from calibrate.models import CopyModel
+from calibrate.models import CopyModel, StepModel, further_name
 from calibrate.nnls import Floats
 from calibrate.points import Point, Points, read
 from calibrate.profile import (
     ONE,
     Corrections,
+    Curve,
     Fit,
     MeasuredPoint,
     Memory,
@@ -27,9 +27,8 @@ from calibrate.profile import (
     TransferCost,
     ValidRange,
 )
-from policy.errors import ConfigError
 from policy.systems import named_system
-from traces.strict import reason, shown_path
+from traces.whole import whole
 
 #: Faster than any link: where moving bytes costs nothing that could be measured.
 _NO_COST = 1e-6  # ns per byte
@@ -77,12 +76,8 @@ def build(points: Points, *, name: str, seed: int = 0, draws: int = DRAWS) -> Pr
 
 def save(profile: Profile, path: Path) -> None:
     """Write its file, whole or not at all. Raises ConfigError if it cannot be written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with whole(path) as part:
         part.write_text(json.dumps(profile.as_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
 
 
 def summary(profile: Profile) -> list[str]:
@@ -162,13 +157,35 @@ def _step(fitted: Fitted) -> StepCost:
         per_prefill_token=quantity("per_prefill_token"),
         per_prefill_square=quantity("per_prefill_square"),
         per_uneven_token=optional("per_uneven_token"),
-        per_further_prompt=optional("per_further_prompt"),
+        per_further_prompt=optional(further_name(_dearest(steps))) if _knots(steps) else None,
     )
+
+
+def _knots(steps: Part) -> tuple[int, ...]:
+    assert isinstance(steps.model, StepModel)
+    return steps.model.knots
+
+
+def _dearest(steps: Part) -> int:
+    """The number of prompts at which one more costs most."""
+    return max(_knots(steps), key=lambda knot: steps.coefficient(further_name(knot)))
 
 
 def _corrections(fitted: Fitted) -> Corrections | None:
     curves = {**fitted.steps.result.curves, **fitted.copies.result.curves}
+    further = _further_prompts(fitted.steps)
+    if further is not None:
+        curves["further_prompts"] = further
     return Corrections(**curves) if curves else None
+
+
+def _further_prompts(steps: Part) -> Curve | None:
+    """What a further prompt costs by their number, against where it costs most."""
+    costs = [steps.coefficient(further_name(knot)) for knot in _knots(steps)]
+    if len(costs) < 2 or not any(costs):
+        return None
+    factors = tuple(max(1, round(ONE * cost / max(costs))) for cost in costs)
+    return Curve(knots=_knots(steps), factors=factors)
 
 
 def _transfer(fitted: Fitted) -> TransferCost:
@@ -275,10 +292,10 @@ def _assumed(value: float, low: float, high: float, unit: str) -> Quantity:
 
 
 def _source(part: Part, name: str) -> str:
-    trained = int((~part.result.held_out).sum())
     if name not in part.result.terms:
+        trained = int((~part.result.held_out).sum())
         return f"left out: does not lower the cross-validated error of {trained} points"
-    return f"relative least squares on {trained} points"
+    return f"relative least squares on {len(part.points)} points"
 
 
 # ---------------------------------------------------------------------- points

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from calibrate.profile import HeldOut, MeasuredPoint, Profile
 from policy.errors import ConfigError
-from traces.strict import reason, shown_path
+from traces.drawing import SETTINGS
 
 BAND = 0.10
 #: Okabe and Ito's colours and a shape for each kind of point; held-out ones are filled.
@@ -24,13 +21,6 @@ _LOOKS = {
     "mixed": ("#009e73", "D"),
     "copy": ("#000000", "s"),
     "submit": ("#cc79a7", "v"),
-}
-_SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "fastswitch",
-    "svg.fonttype": "path",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -43,7 +33,7 @@ def fit_figure(profile: Profile) -> Figure:
         ("Steps", {"decode", "prefill", "prompts", "mixed"}, profile.fit.steps),
         ("Copies", {"copy", "submit"}, profile.fit.copies),
     )
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10, 6.6), layout="constrained")
         grid = figure.subplots(2, 2, sharex="col", height_ratios=(2, 1))
         figure.suptitle(f"{profile.name}: {profile.machine}, {profile.model.name}, {profile.date}")
@@ -56,18 +46,6 @@ def fit_figure(profile: Profile) -> Figure:
                 f" (P95 {100 * errors.p95:.1f} %)"
             )
         return figure
-
-
-def save_figure(profile: Profile, path: Path) -> None:
-    """PNG or SVG by suffix, without date. Raises ConfigError if it cannot be drawn or written."""
-    figure = fit_figure(profile)
-    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    try:
-        with mpl.rc_context(_SETTINGS):
-            figure.savefig(path, dpi=150, metadata=metadata)
-    except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{shown_path(path)}: cannot be written: {why}") from None
 
 
 def _scatter(axes: Axes, points: list[MeasuredPoint]) -> None:

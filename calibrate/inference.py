@@ -7,7 +7,7 @@ Everything is drawn from one seed, in the order of points and samples that the c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,9 @@ WILD_SHARE = 0.05
 
 
 class Result(NamedTuple):
-    """A fit on the points not held out. `curves`: by what its predictions are multiplied. `draws` are made with all terms, so that the interval of one
+    """A fit on all points, after its terms were chosen and its error was found by one that did not see
+    the points held out. `curves`: by what predictions are multiplied. `predicted`, `low` and `high` of a
+    point held out are by the fit that did not see it. `draws` are of that one too, and with all terms: the interval of a term
     that was left out says what it may yet be, and predictions are no surer than the choice of terms."""
 
     coefficients: Floats
@@ -52,7 +54,7 @@ def infer(
     seed: int,
     draws: int,
 ) -> Result:
-    """Hold out, choose terms, fit, resample. `samples`: repeats of each point, sorted;
+    """Hold out, choose terms, fit, resample; then fit to all. `samples`: repeats of each point, sorted;
     `corners`: points that are held out whatever chance says."""
     rng = np.random.default_rng(seed)
     times = np.array([centre(values) for values in samples])
@@ -69,16 +71,30 @@ def infer(
     factors = model.left.factors(curves)
     fitted = 0 if curves else len(model.names)  # errors of folds left out are wide enough
     low, high = prediction_interval(model, drawn, errors, fitted, rng)
+    final, final_curves = _fit_to_all(model, times, terms, curves)
+    seen = model.predict(final) * model.left.factors(final_curves)
     return Result(
-        coefficients,
+        final,
         terms,
-        curves,
+        final_curves,
         drawn,
         held_out,
-        predicted * factors,
+        np.where(held_out, predicted * factors, seen),
         low * factors,
         high * factors,
     )
+
+
+def _fit_to_all(
+    model: Model, times: Floats, terms: frozenset[str], sorts: Collection[str]
+) -> tuple[Floats, dict[str, Curve]]:
+    """Terms and curves were chosen without the points held out; once the error is known, no point is
+    left unused."""
+    everyone = np.ones(len(times))
+    coefficients = model.solve(times, everyone, terms)
+    ratios = times / np.maximum(model.predict(coefficients), 1e-9)
+    curves = curves_of(model.left, ratios, everyone)
+    return coefficients, {sort: curve for sort, curve in curves.items() if sort in sorts}
 
 
 def split(count: int, corners: Sequence[int], rng: np.random.Generator) -> Mask:
@@ -153,7 +169,8 @@ def _of_sort(left: Left, sort: str) -> Mask:
 
 
 def _is_sure(gain: Floats) -> bool:
-    """On average above zero by more than a standard error."""
+    """On average above zero by more than a standard error. A curve that noise alone brought in lies
+    close to one and moves little."""
     return bool(gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)))
 
 

@@ -7,6 +7,7 @@ The same formulas as `sim/costs.py` and `sim/link.py`, for one step or one copy 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from policy.systems import System, named_system
 #: `sim.costs.StepCosts.KNEE`: sequences beyond so many cost more each.
 KNEE = 64
 DIRECTIONS = ("h2d", "d2h")
+#: So many shapes of a number of prompts give it a cost of its own.
+_ENOUGH = 3
 #: Which of the two bounds of a copy holds is settled long before so many rounds.
 _ROUNDS = 25
 
@@ -79,7 +82,6 @@ class StepModel(_Linear):
         "per_uneven_token",
         "per_prefill_token",
         "per_prefill_square",
-        "per_further_prompt",
     )
     #: The others every machine has: KV is read and prompts are computed, however few points tell.
     optional: tuple[str, ...] = (
@@ -87,14 +89,37 @@ class StepModel(_Linear):
         "per_sequence_beyond",
         "per_uneven_token",
         "per_prefill_square",
-        "per_further_prompt",
     )
 
     def __init__(self, points: Sequence[Point]) -> None:
-        self.matrix = np.array([_step_row(point) for point in points], dtype=np.float64)
+        #: Numbers of prompts at which one more has a cost of its own, straight lines in between.
+        self.knots = _prompt_knots(points)
+        self.names = StepModel.names + tuple(further_name(knot) for knot in self.knots)
+        rows = [_step_row(point) + self._further(point) for point in points]
+        self.matrix = np.array(rows, dtype=np.float64)
         places = [_step_place(point) for point in points]
         at = np.array([place for _, place in places], dtype=np.float64)
         self.left = Left([sort for sort, _ in places], at)
+
+    def _further(self, point: Point) -> tuple[float, ...]:
+        """Prompts but one, shared out over the knots around their number."""
+        if point.kind != "prompts":
+            return (0.0,) * len(self.knots)
+        prompts = point["prompts"]
+        shares = (np.interp(prompts, self.knots, row) for row in np.eye(len(self.knots)))
+        return tuple(float(share) * (prompts - 1) for share in shares)
+
+
+def further_name(knot: int) -> str:
+    """The coefficient of a further prompt in a step of `knot` of them."""
+    return f"per_further_prompt_at_{knot}"
+
+
+def _prompt_knots(points: Sequence[Point]) -> tuple[int, ...]:
+    """Numbers of prompts with points enough to tell, or the largest there is."""
+    counts = Counter(int(point["prompts"]) for point in points if point.kind == "prompts")
+    told = sorted(number for number, count in counts.items() if count >= _ENOUGH and number > 1)
+    return tuple(told or sorted(counts)[-1:])
 
 
 def _step_place(point: Point) -> tuple[str | None, int]:
@@ -106,7 +131,7 @@ def _step_place(point: Point) -> tuple[str | None, int]:
 
 
 def _step_row(point: Point) -> tuple[float, ...]:
-    batch = kv_tokens = uneven = new = square = further = 0
+    batch = kv_tokens = uneven = new = square = 0
     if point.kind in ("decode", "mixed"):
         batch, kv_tokens = point["batch"], point["kv_tokens"]
     if point.kind == "decode":
@@ -115,10 +140,9 @@ def _step_row(point: Point) -> tuple[float, ...]:
         new = point["tokens"]
         square = new * (2 * point["past"] + new)
     if point.kind == "prompts":
-        further = point["prompts"] - 1
         new = point["prompts"] * point["tokens"]
         square = new * (2 * point["past"] + point["tokens"])
-    return (1, kv_tokens, batch, max(0, batch - KNEE), uneven, new, square / 2, further)
+    return (1, kv_tokens, batch, max(0, batch - KNEE), uneven, new, square / 2)
 
 
 class LineModel(_Linear):

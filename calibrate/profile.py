@@ -83,7 +83,7 @@ class StepCost(_Strict):
     + per_sequence_beyond * max(0, B - 64) + per_prefill_token * P + per_prefill_square * Q,
     with Q = sum of L * (past + L / 2). All in nanoseconds. `per_uneven_token`, where a machine pays
     for batches of uneven lengths, times longest * B - K; `per_further_prompt`, where it pays for them,
-    times the prompts of a prefill step but one.
+    times the prompts of a prefill step but one (and times a curve of their number, see Corrections).
     """
 
     base: Quantity
@@ -128,11 +128,13 @@ class Curve(_Strict):
 class Corrections(_Strict):
     """What the formulas leave over on a measured machine, where it lowers the error on points that
     were left out: a decode step times `decode` by its batch, a prefill step times `prefill` by its new
-    tokens, a copy job times `copy_piece` by the bytes of a piece."""
+    tokens, a copy job times `copy_piece` by the bytes of a piece; and of the formulas themselves
+    `per_further_prompt` times `further_prompts` by the number of prompts."""
 
     decode: Curve | None = None
     prefill: Curve | None = None
     copy_piece: Curve | None = None
+    further_prompts: Curve | None = None
 
 
 class TransferCost(_Strict):

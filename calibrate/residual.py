@@ -62,14 +62,16 @@ def _posterior(x: Floats, y: Floats) -> Callable[[Floats], Floats]:
     """The mean of the process that makes `y` at `x` likeliest."""
     gaps = np.abs(x[:, None] - x[None, :])
     best, weights, scale, length = -math.inf, y, 0.0, 1.0
-    for deviation, noise, reach in product(_DEVIATIONS, _NOISES, _LENGTHS):
-        covariance = deviation**2 * np.exp(-gaps / reach) + noise**2 * np.eye(len(x))
-        lower = np.linalg.cholesky(covariance)
-        half = np.linalg.solve(lower, y)
-        likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(lower)).sum())
-        if likelihood > best:
-            best, scale, length = likelihood, deviation**2, reach
-            weights = np.linalg.solve(lower.T, half)
+    for reach in _LENGTHS:
+        # one decomposition serves every pair of deviations: both change eigenvalues alone
+        values, vectors = np.linalg.eigh(np.exp(-gaps / reach))
+        turned = vectors.T @ y
+        for deviation, noise in product(_DEVIATIONS, _NOISES):
+            spread = deviation**2 * np.maximum(values, 0.0) + noise**2
+            likelihood = -0.5 * float((turned**2 / spread).sum() + np.log(spread).sum())
+            if likelihood > best:
+                best, scale, length = likelihood, deviation**2, reach
+                weights = vectors @ (turned / spread)
 
     def mean(at: Floats) -> Floats:
         found: Floats = scale * np.exp(-np.abs(at[:, None] - x[None, :]) / length) @ weights

@@ -33,16 +33,19 @@ class Cause:
 def unbiased(profile: Profile, errors: Sequence[CostErrors], part: str) -> Profile:
     """The profile with the mean error of one part's times taken out."""
     biases = {one.kind: one.bias for one in errors}
-    curves = profile.corrections or Corrections()
     if part == "steps":
-        changed = {
-            "decode": _divided(curves.decode, biases.get("decode", 0.0)),
-            "prefill": _divided(curves.prefill, biases.get("prefill", 0.0)),
-        }
-    else:
-        changed = {"copy_piece": _divided(curves.copy_piece, biases.get("copy", 0.0))}
-    values = {**dict(curves), **changed}
-    data = profile.as_json() | {"corrections": Corrections(**values).model_dump(mode="json")}
+        return divided(
+            profile, decode=biases.get("decode", 0.0), prefill=biases.get("prefill", 0.0)
+        )
+    return divided(profile, copy_piece=biases.get("copy", 0.0))
+
+
+def divided(profile: Profile, **biases: float) -> Profile:
+    """The profile with the times of some curves (`calibrate.profile.Corrections`) divided by 1 + bias."""
+    curves = dict(profile.corrections or Corrections())
+    for name, bias in biases.items():
+        curves[name] = _divided(curves[name], bias)
+    data = profile.as_json() | {"corrections": Corrections(**curves).model_dump(mode="json")}
     return Profile.model_validate(data, strict=False)
 
 

@@ -12,7 +12,8 @@ from typing import TextIO
 from explore import export_aiperf, export_llm_d, export_vllm, timeline
 from policy.errors import ConfigError
 from traces.recording import Recording
-from traces.strict import reason, shown_path
+from traces.strict import shown_path
+from traces.whole import whole
 
 #: Format -> the pieces of its file's text, given the recording and whether YAML is wanted.
 _WRITERS: dict[str, Callable[[Recording], Iterator[str]]] = {
@@ -39,16 +40,9 @@ def export(recording: Recording, name: str, out: Path) -> None:
     write = _WRITERS[name]
     if name == "llm-d" and suffixes[-1:] and suffixes[-1] in _YAML:
         write = export_llm_d.yaml_pieces
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with _opened(part, packed=out.suffix == ".gz") as file:
-            for piece in write(recording):
-                file.write(piece)
-        part.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{shown_path(out)}: cannot be written: {reason(error)}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(out) as part, _opened(part, packed=out.suffix == ".gz") as file:
+        for piece in write(recording):
+            file.write(piece)
 
 
 @contextmanager

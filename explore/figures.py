@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import matplotlib as mpl
 
 mpl.use("svg")
@@ -15,17 +12,11 @@ from matplotlib.ticker import FuncFormatter
 
 from explore.compare import Comparison
 from explore.series import TAIL
+from traces.drawing import SETTINGS
 
 #: Okabe and Ito's colours, told apart by most colour-blind readers; line styles repeat the cue.
 COLOURS = ("#000000", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#0072b2", "#cc79a7", "#999999")
 STYLES = ("-", "--", "-.", ":")
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "fastswitch",
-    "svg.fonttype": "path",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def tails(comparison: Comparison) -> Figure:
@@ -98,12 +89,3 @@ def timeline(comparison: Comparison) -> Figure:
             frameon=False,
         )
         return figure
-
-
-def drawn(figure: Figure, suffix: str) -> bytes:
-    """The content of a PNG or SVG file, without date."""
-    metadata: dict[str, Any] = {"Date": None} if suffix == ".svg" else {"Software": None}
-    buffer = io.BytesIO()
-    with mpl.rc_context(SETTINGS):
-        figure.savefig(buffer, format=suffix.removeprefix("."), dpi=150, metadata=metadata)
-    return buffer.getvalue()

@@ -17,7 +17,6 @@ set_option = click.option(
     metavar="A.B=C",
     help="Put a value over the scenario's, e.g. --set pool.aging=none. May be repeated.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 check_option = click.option(
     "--check",
     type=click.Choice(["off", "counts", "full"]),

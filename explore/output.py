@@ -13,13 +13,14 @@ from explore.report import comparison as comparison_report
 from explore.report import validation as validation_report
 from policy.errors import ConfigError
 from traces.strict import reason, shown_path
+from traces.whole import whole
 
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     """All files of a comparison. Raises ConfigError if they cannot be written."""
     from explore import figures  # noqa: PLC0415  matplotlib is slow to import
+    from traces import drawing  # noqa: PLC0415
 
-    tails, timeline = figures.tails(comparison), figures.timeline(comparison)
     data = tables.as_json(comparison)
     data["provenance"] = {**comparison.provenance, "command": command}
     texts = {
@@ -28,49 +29,47 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "compare.html": comparison_report.page(comparison, command),
         "compare.txt": tables.as_text(comparison) + "\n",
     }
-    pictures = {
-        f"{stem}{suffix}": figures.drawn(figure, suffix)
-        for figure, stem in ((tails, "tails"), (timeline, "timeline"))
-        for suffix in (".png", ".svg")
-    }
-    return _write(folder, texts, pictures)
+    written = write_texts(texts, folder)
+    for figure, stem in (
+        (figures.tails(comparison), "tails"),
+        (figures.timeline(comparison), "timeline"),
+    ):
+        for suffix in (".png", ".svg"):
+            drawing.save(figure, folder / f"{stem}{suffix}")
+            written.append(folder / f"{stem}{suffix}")
+    return written
 
 
 def write_validation(found: Validation, folder: Path, command: str) -> list[Path]:
     """All files of a validation. Raises ConfigError if they cannot be written."""
-    from explore import figures, predict_figure  # noqa: PLC0415  matplotlib is slow to import
+    from explore import predict_figure  # noqa: PLC0415  matplotlib is slow to import
+    from traces import drawing  # noqa: PLC0415
 
-    pictures = {}
-    for one in found.predictions:
-        scatter, residuals = predict_figure.scatter(one), predict_figure.residuals(one)
-        pictures[validation_report.file_of("scatter", one)] = figures.drawn(scatter, ".png")
-        pictures[validation_report.file_of("residuals", one)] = figures.drawn(residuals, ".png")
     data = {**predict_text.as_json(found), "command": command}
     texts = {
         "validation.json": json.dumps(data, indent=1) + "\n",
         "validation.txt": predict_text.as_text(found) + "\n",
-        "validation.html": validation_report.page(found, command, pictures),
     }
-    return _write(folder, texts, pictures)
+    written = write_texts(texts, folder)
+    for one in found.predictions:
+        for what, picture in (
+            ("scatter", predict_figure.scatter(one)),
+            ("residuals", predict_figure.residuals(one)),
+        ):
+            path = folder / validation_report.file_of(what, one)
+            drawing.save(picture, path)
+            written.append(path)
+    page = validation_report.page(found, command, validation_report.pictures(found, folder))
+    return written + write_texts({"validation.html": page}, folder)
 
 
-def write_page(page: str, path: Path) -> None:
-    """A page under its name, as a whole or not at all. Raises ConfigError if it cannot be written."""
-    _write(path.parent, {path.name: page}, {})
-
-
-def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, bytes]) -> list[Path]:
-    written = []
-    contents = {name: text.encode() for name, text in texts.items()} | dict(pictures)
+def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Each as a whole or not at all. Raises ConfigError if they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            part = folder / f".{name}.part"
-            try:
-                part.write_bytes(content)
-                written.append(part.replace(folder / name))
-            finally:
-                part.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{shown_path(folder)}: cannot be written: {reason(error)}") from None
-    return written
+    for name, text in texts.items():
+        with whole(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]

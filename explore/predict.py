@@ -3,18 +3,25 @@
 Memory sizes come from the runs, costs from a profile, everything else from the runs' own scenario. Runs
 of one system and scenario are repeats: their mean is what was measured, and largest minus smallest is
 its spread, below which no error means anything.
+
+A step a little longer or shorter lets other arrivals in, and from there on all decisions differ: under
+preemption one simulation is one draw of many. So a measured profile is played several times, each with all steps as much longer or shorter as
+the profile's own error leaves open; their mean is the prediction, and smallest and largest are told.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from calibrate import profile as profiles
 from calibrate.profile import Profile
-from explore.blame import PARTS, Cause, responsible, unbiased
+from explore.blame import PARTS, Cause, divided, responsible, unbiased
 from explore.divergence import Divergence, diverges
 from explore.step_replay import Compared, CostErrors, compare, errors, merged
 from explore.validate import replay
@@ -43,6 +50,8 @@ METRICS = (
 )
 #: Those that a ratio between two systems is told for.
 RATIOS = METRICS[:9]
+#: Simulations that make a prediction.
+DRAWS = 9
 #: An error is within its bar up to this share of what was measured, or so many spreads.
 BAR_SHARE, BAR_SPREADS = 0.10, 1.5
 
@@ -50,7 +59,7 @@ BAR_SHARE, BAR_SPREADS = 0.10, 1.5
 @dataclass(frozen=True)
 class Line:
     """One number twice: the mean of what was measured, with the smallest and largest of the runs, and
-    what was predicted. None: too few samples."""
+    that of what was predicted, likewise. None: too few samples; for ends also, only one run."""
 
     system: str
     metric: str
@@ -58,6 +67,8 @@ class Line:
     low: float | None
     high: float | None
     predicted: float | None
+    predicted_low: float | None = None
+    predicted_high: float | None = None
 
     @property
     def spread(self) -> float | None:
@@ -151,6 +162,20 @@ def as_simulated(recorded: Recording, profile: Profile) -> Scenario:
     )
 
 
+def within_its_error(profile: Profile) -> list[Profile]:
+    """The profile with all steps longer or shorter by what its own error leaves open of their level: the
+    standard error of the mean over the points held out, at even quantiles of a normal law, the middle
+    one left out. None of a profile without points."""
+    if profile.fit is None:
+        return []
+    errors = profile.fit.steps
+    # the mean of |N(0, s)| is s * sqrt(2 / pi)
+    level = errors.mean * math.sqrt(math.pi / 2 / max(1, errors.points))
+    quantiles = ((index + 0.5) / DRAWS for index in range(DRAWS) if 2 * index + 1 != DRAWS)
+    offs = [level * NormalDist().inv_cdf(quantile) for quantile in quantiles]
+    return [divided(profile, decode=off, prefill=off) for off in offs]
+
+
 # ---------------------------------------------------------------------- one system
 
 
@@ -161,9 +186,7 @@ class _System:
         self.name = name
         self.runs = runs
         self.measured: list[dict[str, Any]] = [one.summary["metrics"] for one in runs]
-        self.predicted: dict[str, Any] = {}
-        #: With the bias of one part's costs taken out.
-        self.without: dict[str, dict[str, Any]] = {}
+        self.predicted: list[dict[str, Any]] = []
         self.costs: tuple[CostErrors, ...] = ()
         self.compared: list[Compared] = []
         self.divergence: Divergence | None = None
@@ -177,7 +200,7 @@ class _System:
         simulated = simulate(self._scenario, decisions=True, profile=self._profile)
         for one in self.runs:
             _check_served(one, simulated)
-        self.predicted = simulated.summary["metrics"]
+        self.predicted = [simulated.summary["metrics"], *self._draws(self._profile)]
         of_profile = self._profile.warnings()
         self._warnings = [w for w in simulated.summary["warnings"] if w not in of_profile]
         self._warnings += _unlike(self.runs, self._profile)
@@ -187,10 +210,23 @@ class _System:
         self.compared = merged([compare(one, self._profile, system) for one in self.runs])
         spans = [float(one.summary["metrics"]["makespan_s"]) * 1e9 for one in self.runs]
         self.costs = tuple(errors(self.compared, round(sum(spans))))
+
+    def _draws(self, profile: Profile) -> list[dict[str, Any]]:
+        """What the profile predicts besides, within its own error."""
+        return [
+            dict(simulate(self._scenario, profile=one).summary["metrics"])
+            for one in within_its_error(profile)
+        ]
+
+    @cached_property
+    def without(self) -> dict[str, list[dict[str, Any]]]:
+        """What would be predicted with the bias of one part's costs taken out."""
+        found = {}
         for part in PARTS:
             profile = unbiased(self._profile, self.costs, part)
-            again = simulate(self._scenario, profile=profile)
-            self.without[part] = again.summary["metrics"]
+            found[part] = [simulate(self._scenario, profile=profile).summary["metrics"]]
+            found[part] += self._draws(profile)
+        return found
 
     def warnings(self) -> list[str]:
         """What the simulation warned of, and how the runs differ from the calibration."""
@@ -199,7 +235,7 @@ class _System:
     def lines(self) -> list[Line]:
         """One for every metric."""
         return [
-            _line(self.name, metric, [m.get(metric) for m in self.measured], self.predicted)
+            _line(self.name, metric, _of(self.measured, metric), _of(self.predicted, metric))
             for metric in METRICS
         ]
 
@@ -210,8 +246,10 @@ class _System:
             if line.is_within is not False or line.error is None or line.bar is None:
                 continue
             without = {
-                part: _line(line.system, line.metric, [line.measured], metrics).error
-                for part, metrics in self.without.items()
+                part: _line(
+                    line.system, line.metric, [line.measured], _of(drawn, line.metric)
+                ).error
+                for part, drawn in self.without.items()
             }
             who = responsible(line.error, line.bar, without, replay_is_exact=self.replay_is_exact)
             found.append(Cause(self.name, line.metric, line.error, without, who))
@@ -309,28 +347,48 @@ def _check_served(recorded: Recording, simulated: Recording) -> None:
 # ---------------------------------------------------------------------- lines
 
 
+def _of(runs: Sequence[dict[str, Any]], metric: str) -> list[float | None]:
+    return [run.get(metric) for run in runs]
+
+
 def _line(
-    system: str, metric: str, values: Sequence[float | None], predicted: dict[str, Any]
+    system: str,
+    metric: str,
+    measured: Sequence[float | None],
+    predicted: Sequence[float | None],
 ) -> Line:
+    return Line(system, metric, *_mean_and_ends(measured), *_mean_and_ends(predicted))
+
+
+def _mean_and_ends(
+    values: Sequence[float | None],
+) -> tuple[float | None, float | None, float | None]:
+    """None where one had too few samples; ends of several alone."""
     known = [value for value in values if value is not None]
-    foretold = predicted.get(metric)
     if not known or len(known) < len(values):
-        return Line(system, metric, None, None, None, foretold)
-    several = len(known) > 1
-    low, high = (min(known), max(known)) if several else (None, None)
-    return Line(system, metric, sum(known) / len(known), low, high, foretold)
+        return None, None, None
+    mean = sum(known) / len(known)
+    return (mean, min(known), max(known)) if len(known) > 1 else (mean, None, None)
 
 
 def _ratios(systems: Sequence[_System]) -> list[Line]:
-    """Every system against the first: its metric as a multiple of that one's, repeat by repeat."""
+    """Every system against the first: its metric as a multiple of that one's, repeat by repeat and
+    simulation by simulation."""
     base, *others = systems
     found = []
     for one in others:
         for metric in RATIOS:
-            pairs = zip(one.measured, base.measured, strict=False)
-            values = [_quotient(a.get(metric), b.get(metric)) for a, b in pairs]
-            ratio = _quotient(one.predicted.get(metric), base.predicted.get(metric))
-            found.append(_line(f"{one.name} / {base.name}", metric, values, {metric: ratio}))
+            measured, predicted = (
+                [
+                    _quotient(above, below)
+                    for above, below in zip(_of(left, metric), _of(right, metric), strict=False)
+                ]
+                for left, right in (
+                    (one.measured, base.measured),
+                    (one.predicted, base.predicted),
+                )
+            )
+            found.append(_line(f"{one.name} / {base.name}", metric, measured, predicted))
     return found
 
 

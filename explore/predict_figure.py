@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from explore.figures import COLOURS, SETTINGS
+from explore.figures import COLOURS
 from explore.predict import BAR_SHARE, Line, Prediction
 from explore.step_replay import KINDS, Compared
+from traces.drawing import SETTINGS
 
 #: Latencies share an axis; counts and rates would not.
 SHOWN = ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tbt_p50_s", "tbt_p95_s", "tbt_p99_s")

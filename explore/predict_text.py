@@ -89,15 +89,15 @@ def as_text(found: Validation) -> str:
 def _table(found: Prediction) -> Iterator[str]:
     head = (
         f"{'system':34} {'metric':26} {'measured':>11} {'from':>9} {'to':>9} {'predicted':>11}"
-        f" {'error':>8} {'bar':>7}"
+        f" {'from':>9} {'to':>9} {'error':>8} {'bar':>7}"
     )
     runs = ", ".join(f"{count} of {name}" for name, count in found.repeats.items())
     yield from (f"{found.scenario}: runs: {runs}", head, "-" * len(head))
     for line in (*found.lines, *found.ratios):
         yield (
             f"{line.system:34} {line.metric:26} {measured(line):>11} {number(line.low):>9}"
-            f" {number(line.high):>9} {number(line.predicted):>11} {percent(line.error):>8}"
-            f" {percent(line.bar, 0):>7} {'outside' if line.is_within is False else ''}".rstrip()
+            f" {number(line.high):>9} {number(line.predicted):>11} {number(line.predicted_low):>9}"
+            f" {number(line.predicted_high):>9} {percent(line.error):>8} {percent(line.bar, 0):>7} {'outside' if line.is_within is False else ''}".rstrip()
         )
 
 

@@ -32,5 +32,5 @@ def report_command(*, folder: Path, out: Path | None) -> None:
     with progress(None, "requests") as advance:
         found = report(folder, advance)
     path = out if out is not None else folder / found.name
-    output.write_page(found.text, path)
+    output.write_texts({path.name: found.text}, path.parent)
     click.echo(f"written: {path}, {len(found.text.encode()) / 1e6:.2f} MB", err=True)

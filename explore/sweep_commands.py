@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from explore.options import json_option
 from policy.errors import ConfigError
+from traces.options import json_option
 from traces.progress import progress
 
 if TYPE_CHECKING:

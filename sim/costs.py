@@ -44,6 +44,7 @@ class StepCosts:
         #: Times longest * B - K. That does not change while a batch stands: every context grows.
         self.per_uneven_token = _optional(step.per_uneven_token)
         self._per_further_prompt = _optional(step.per_further_prompt)
+        self._further = corrections.further_prompts
 
     def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:
         """A decode step of so many as a line over its KV tokens: (at none, per token), both in
@@ -65,7 +66,9 @@ class StepCosts:
             tokens += new
             squares += new * (2 * past + new)
         linear = self.base + self._per_prefill_token * tokens
-        linear += self._per_further_prompt * (len(lengths) - 1)
+        prompts = len(lengths)
+        further = self._per_further_prompt * _factor(self._further, prompts) >> _SHIFT
+        linear += further * (prompts - 1)
         cost = 2 * linear + self._per_square * squares
         return cost * _factor(self._prefill, tokens) >> 2 * _SHIFT + 1
 

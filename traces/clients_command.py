@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from policy.errors import ConfigError
+from traces.options import parse_window
 from traces.progress import progress
 
 
@@ -43,7 +44,7 @@ def clients_command(
     clients = (
         servegen.read_tables(*sources) if len(sources) == 2 else servegen.read_folder(sources[0])
     )
-    begin_s, end_s = _window(window)
+    begin_s, end_s = parse_window(window)
     known = [client for client in clients if client.rates and client.lengths]
     made = MeasuredClients(
         known, end_s, begin_s, scale, f"ServeGen clients: {sources[0].name}", "Apache-2.0"
@@ -53,13 +54,3 @@ def clients_command(
     click.echo(f"{count} requests of {len(known)} clients written to {out}")
     if len(known) < len(clients):
         click.echo(f"left out: {len(clients) - len(known)} clients without rates or lengths")
-
-
-def _window(text: str) -> tuple[float, float]:
-    first, colon, last = text.partition(":")
-    try:
-        if colon:
-            return float(first), float(last)
-    except ValueError:
-        pass
-    raise ConfigError(f"--window: {text[:60]!r} must be like 0:3600")

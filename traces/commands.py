@@ -14,9 +14,8 @@ import click
 from policy.errors import ConfigError
 from traces.clients_command import clients_command
 from traces.convert_command import convert_command, schema_command
+from traces.options import json_option, parse_window
 from traces.progress import progress
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
 @click.group()
@@ -179,7 +178,7 @@ def _compose(
     recipe = Recipe(
         lengths,
         name,
-        window=_window(window),
+        window=None if window is None else parse_window(window),
         priority=spec.priority,
         priority_process=spec.priority_process,
         **asked,
@@ -192,23 +191,12 @@ def _compose(
         click.echo(f"  {part}")
 
 
-def _window(text: str | None) -> tuple[float, float] | None:
-    """`600:1200`. Raises ConfigError."""
-    if text is None:
-        return None
-    begin, _, end = text.partition(":")
-    try:
-        return float(begin), float(end)
-    except ValueError:
-        raise ConfigError(f"--window: {text[:60]!r} must be like 600:1200, in seconds") from None
-
-
 @trace.command("fit")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "name", help="The file's format; default: found from its first line.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="GENERATOR.yaml")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@_json
+@json_option
 def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool) -> None:
     """Fit a generator to a workload file and print how far from the data it is.
 
@@ -246,7 +234,7 @@ def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool) -
 @click.option("--format", "name", help="The files' format; default: found from the first line.")
 @click.option("--cache", "sizes", metavar="BLOCKS", help="Sizes of LRU caches, e.g. 1000,50000.")
 @click.option("--figure", "picture", type=click.Path(path_type=Path), help="NAME.png or NAME.svg")
-@_json
+@json_option
 def _describe(
     *,
     files: tuple[str, ...],
@@ -267,12 +255,13 @@ def _describe(
     """
     from traces.describe import described, distances
     from traces.describe_text import as_text, distances_as_text
+    from traces.drawing import check_name
     from traces.readers.catalog import read_workload
 
     if len(files) > 2:
         raise ConfigError(f"trace describe: {len(files)} files; takes one or two")
-    if picture is not None and picture.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--figure: {picture} ends neither in .png nor in .svg")
+    if picture is not None:
+        check_name(picture)
     with progress(None, "requests") as advance:
         found = [
             described(read_workload(Path(file), name), _cache_sizes(sizes), advance)
@@ -288,10 +277,11 @@ def _describe(
         if both is not None:
             click.echo(distances_as_text(both))
     if picture is not None:
-        from traces.describe_figure import figure, save_figure
+        from traces.describe_figure import figure
+        from traces.drawing import save
 
         names = [Path(file).name.partition(".")[0] for file in files]
-        save_figure(figure([columns for columns, _ in found], names), picture)
+        save(figure([columns for columns, _ in found], names), picture)
 
 
 def _cache_sizes(text: str | None) -> list[int]:

@@ -55,21 +55,20 @@ def convert_command(
       fastswitch trace convert 0_trace.jsonl --companion 1_sys_prompt.jsonl -o rag.parquet
       fastswitch trace convert talk.json --tokenizer tokenizer.json -o talk.jsonl.gz
     """
-    from tqdm import tqdm
-
     from traces import tokenizer as tokenizers
     from traces.convert import convert
+    from traces.progress import progress
     from traces.readers.base import Aids
 
     encode = None if tokenizer is None else tokenizers.from_file(tokenizer)
-    with tqdm(unit=" rows", disable=None, delay=2, leave=False) as bar:  # None: a terminal alone
+    with progress(None, "rows") as advance:
         found = convert(
             files,
             out,
             name=name,
             aids=Aids(encode, companions),
             tokenizer_name="" if tokenizer is None else tokenizer.name,
-            progress=bar.update,
+            progress=advance,
         )
     click.echo(found.as_text(out))
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,19 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from policy.errors import ConfigError
 from traces.columns import NONE, NS, Columns, Floats
-from traces.strict import reason, shown_path
+from traces.drawing import SETTINGS
 
 _COLOURS = ("#0072b2", "#d55e00")
 _STYLES = ("-", "--", ":", "-.")
-_SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "fastswitch",
-    "svg.fonttype": "path",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 #: Points of a curve; the figure of a million requests is no larger than that of a thousand.
 _POINTS = 400
 
@@ -34,7 +22,7 @@ _POINTS = 400
 def figure(columns: Sequence[Columns], names: Sequence[str]) -> Figure:
     """Six panels: prompts, replies and turns, gaps by how the reply ended, arrivals, clients. Each
     workload has its colour."""
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         drawn = Figure(figsize=(11, 6.4), layout="constrained")
         panels = drawn.subplots(2, 3).ravel()
         for index, (one, name) in enumerate(zip(columns, names, strict=True)):
@@ -119,23 +107,3 @@ def _clients(axes: Axes, one: Columns, name: str, colour: str) -> None:
         return
     counts = np.sort(np.bincount(known))[::-1]
     axes.loglog(np.arange(counts.size) + 1, counts / known.size, ".-", color=colour, label=name)
-
-
-def save_figure(drawn: Figure, path: Path) -> None:
-    """PNG or SVG, whole or not at all. Raises ConfigError."""
-    kind = path.suffix.lstrip(".")
-    if kind not in ("png", "svg"):
-        raise ConfigError(f"--figure: {shown_path(path)} ends neither in .png nor in .svg")
-    buffer = io.BytesIO()
-    stamp = {"Date": None} if kind == "svg" else {"Software": None}
-    with mpl.rc_context(_SETTINGS):
-        drawn.savefig(buffer, format=kind, dpi=130, metadata=stamp)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()

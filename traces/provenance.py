@@ -12,6 +12,7 @@ from typing import Any
 
 from traces.orders import UserOrder
 from traces.scenario import Scenario
+from traces.workload_spec import is_generator_file
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("simpy", "numpy", "pandas", "pyarrow", "pydantic")
@@ -36,12 +37,20 @@ def provenance(scenario: Scenario, profile: Any, order: UserOrder | None = None)
 
 
 def workload_hash(scenario: Scenario) -> str:
-    """Of the file's bytes, or of the generator's numbers and seeds."""
+    """Of the file's bytes, or of the generator's numbers and seeds; a generator's own file counts by its
+    bytes, not by its name. Raises OSError."""
     spec = scenario.workload
-    if spec.file is None:
-        return _hash([spec.model_dump(mode="json"), scenario.seed, scenario.run])
+    if spec.file is not None:
+        return _file_hash(Path(spec.file))
+    numbers = spec.model_dump(mode="json")
+    if is_generator_file(spec.generator):
+        numbers["generator"] = _file_hash(Path(str(spec.generator)))
+    return _hash([numbers, scenario.seed, scenario.run])
+
+
+def _file_hash(path: Path) -> str:
     digest = hashlib.sha256()
-    with Path(spec.file).open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()[:16]

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from policy.errors import InputError
 from traces.strict import Place, parse_json, reason, shown_path
 
-#: A picture that is larger is not one of ours.
-MAX_PICTURE = 4 << 20
 MAX_JSON = 1 << 28
 
 
@@ -65,9 +63,7 @@ def _of_validation(folder: Path, _: Callable[[], None] | None) -> Report:
 
     def make() -> str:
         found = predict_text.from_json(data)
-        names = (validation.file_of("residuals", one) for one in found.predictions)
-        pictures = {name: _picture(folder / name) for name in names}
-        return validation.page(found, str(data["command"]), pictures)
+        return validation.page(found, str(data["command"]), validation.pictures(found, folder))
 
     return Report("validation.html", _guarded(path, make))
 
@@ -100,14 +96,6 @@ def _json(path: Path) -> Any:
     if len(text) > MAX_JSON:
         place.fail(f"longer than {MAX_JSON} bytes")
     return parse_json(text, place)
-
-
-def _picture(path: Path) -> bytes:
-    """A picture beside the page; nothing if there is none."""
-    try:
-        return path.read_bytes() if path.stat().st_size <= MAX_PICTURE else b""
-    except OSError:
-        return b""
 
 
 def _guarded(path: Path, make: Callable[[], str]) -> str:

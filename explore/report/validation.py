@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from explore import words
 from explore.predict import BAR_SHARE, Line, Prediction, Validation
@@ -11,7 +13,19 @@ from explore.predict_text import SAYS, measured, number, percent, stories, withi
 from explore.report import chart, document
 from explore.report.document import Cell
 
-_HEAD = ["system", "metric", "measured", "from", "to", "predicted", "error", "bar", ""]
+_HEAD = [
+    "system",
+    "metric",
+    "measured",
+    "from",
+    "to",
+    "predicted",
+    "from",
+    "to",
+    "error",
+    "bar",
+    "",
+]
 _COSTS = ["system", "kind", "how many", "share of the time", "bias", "off by, P50", "P95"]
 #: Latencies share an axis; counts and rates would not.
 SHOWN = (
@@ -23,6 +37,8 @@ SHOWN = (
     "tbt_p99_s",
     "tbt_p999_s",
 )
+#: A picture that is larger is not one of ours.
+MAX_PICTURE = 4 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,20 +48,32 @@ def file_of(what: str, found: Prediction) -> str:
     return f"{what}-{name}.png"
 
 
-def page(found: Validation, command: str, pictures: Mapping[str, bytes]) -> str:
-    """The page. `pictures`: PNGs by the name of `file_of`; of single steps there is nothing else."""
+def pictures(found: Validation, folder: Path) -> dict[str, bytes]:
+    """PNGs of single steps by their names, of which nothing else is kept; nothing where there is none."""
+    read = {}
+    for name in (file_of("residuals", one) for one in found.predictions):
+        with suppress(OSError), (folder / name).open("rb") as file:
+            content = file.read(MAX_PICTURE + 1)
+            if content.startswith(_PNG) and len(content) <= MAX_PICTURE:
+                read[name] = content
+    return read
+
+
+def page(found: Validation, command: str, shown: Mapping[str, bytes]) -> str:
+    """The page. `shown`: what `pictures` found."""
     lead = (
         document.paragraph(verdict(found), "lead")
         + document.paragraph(
-            "Measured: mean of the real runs, with the smallest and largest. Bar: 10 % of it, or one and"
-            " a half times largest minus smallest where that is more; an error beyond it is marked. The"
+            "Measured: mean of the real runs, with the smallest and largest. Predicted: mean of simulations"
+            " with all steps as much longer or shorter as the profile's own error leaves open, likewise."
+            " Bar: 10 % of what was measured, or one and a half times largest minus smallest where that is more; an error beyond it is marked. The"
             " fit never saw these workloads."
         )
         + "".join(document.paragraph(warning, "note") for warning in found.warnings)
     )
     sections = [
         ("", lead),
-        *((one.scenario, "".join(_scenario(one, pictures))) for one in found.predictions),
+        *((one.scenario, "".join(_scenario(one, shown))) for one in found.predictions),
         (
             "Where this comes from",
             document.facts([("profile", found.profile)]) + document.commands([command]),
@@ -66,7 +94,7 @@ def verdict(found: Validation) -> str:
     return f"{text}; responsible for those of systems that are not: {counted}."
 
 
-def _scenario(found: Prediction, pictures: Mapping[str, bytes]) -> Iterator[str]:
+def _scenario(found: Prediction, shown: Mapping[str, bytes]) -> Iterator[str]:
     runs = ", ".join(f"{count} of {name}" for name, count in found.repeats.items())
     yield document.paragraph(f"Runs: {runs}. {within(found)}.")
     yield _scatter(found)
@@ -74,8 +102,8 @@ def _scenario(found: Prediction, pictures: Mapping[str, bytes]) -> Iterator[str]
         "Every number twice", _HEAD, [_row(line) for line in (*found.lines, *found.ratios)]
     )
     yield document.table("Steps and copies alone", _COSTS, _cost_rows(found))
-    png = pictures.get(file_of("residuals", found), b"")
-    if png.startswith(_PNG):
+    png = shown.get(file_of("residuals", found))
+    if png is not None:
         yield document.figure(
             document.image(png, "Error of single steps and copies against load"),
             "Every recorded step, and every copy that had the link to itself, through the cost model,"
@@ -95,7 +123,7 @@ def _scatter(found: Prediction) -> str:
     ]
     if not points:
         return ""
-    values = [value for point in points for value in (*point.x, point.y[0])]
+    values = [value for point in points for value in (*point.x, *point.y)]
     x, y = chart.log("measured, s", values), chart.log("predicted, s", values)
     picture = chart.scatter(
         f"{found.scenario}: predicted against measured",
@@ -107,8 +135,8 @@ def _scatter(found: Prediction) -> str:
     )
     return document.figure(
         picture,
-        "Latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest of the"
-        " repeats.",
+        "Latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest on"
+        " both sides.",
     )
 
 
@@ -117,11 +145,13 @@ def _point(line: Line, group: int) -> chart.Point:
     assert line.predicted is not None
     heading = words.HEADINGS.get(line.metric, (line.metric, "", 1))[0]
     label = f"{line.system}, {heading}: measured {measured(line)} s, predicted {number(line.predicted)} s"
-    low = line.measured if line.low is None else line.low
-    high = line.measured if line.high is None else line.high
-    return chart.Point(
-        label, group, (line.measured, low, high), (line.predicted, line.predicted, line.predicted)
-    )
+    x = _span(line.measured, line.low, line.high)
+    y = _span(line.predicted, line.predicted_low, line.predicted_high)
+    return chart.Point(label, group, x, y)
+
+
+def _span(value: float, low: float | None, high: float | None) -> tuple[float, float, float]:
+    return value, value if low is None else low, value if high is None else high
 
 
 def _row(line: Line) -> list[Cell]:
@@ -133,6 +163,8 @@ def _row(line: Line) -> list[Cell]:
         Cell(number(line.low)),
         Cell(number(line.high)),
         Cell(number(line.predicted)),
+        Cell(number(line.predicted_low)),
+        Cell(number(line.predicted_high)),
         Cell(percent(line.error), kind),
         Cell(percent(line.bar, 0)),
         Cell("outside" if kind else "", kind),

@@ -17,6 +17,7 @@ from policy.errors import InputError
 from traces.provenance import workload_hash
 from traces.scenario import Scenario
 from traces.strict import reason, shown_path
+from traces.workload_spec import is_generator_file
 
 #: Raise it by one with every change after which a simulation may give other numbers: results kept
 #: under the old number are then not taken for new ones. tests/unit/test_semantics.py notices.
@@ -43,15 +44,18 @@ class Inputs:
         """Hash of a workload's bytes, or of its generator's numbers. Raises InputError."""
         path = scenario.workload.file
         if path is None:
-            return workload_hash(scenario)
+            return _hashed(scenario)
         if path not in self._files:
-            try:
-                self._files[path] = workload_hash(scenario)
-            except OSError as error:
-                raise InputError(
-                    f"{shown_path(Path(path))}: cannot be read: {reason(error)}"
-                ) from None
+            self._files[path] = _hashed(scenario)
         return self._files[path]
+
+
+def _hashed(scenario: Scenario) -> str:
+    try:
+        return workload_hash(scenario)
+    except OSError as error:
+        path = Path(str(scenario.workload.file or scenario.workload.generator))
+        raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
 
 
 def canonical(value: Any) -> str:
@@ -70,6 +74,8 @@ def key_of(scenario: Scenario, inputs: Inputs) -> str:
     for name in _NAMES:
         del content[name]
     del content["workload"]["file"]
+    if is_generator_file(scenario.workload.generator):
+        del content["workload"]["generator"]
     system = scenario.resolve_system()
     return digest(
         canonical(
@@ -89,6 +95,8 @@ def portable(scenario: Scenario) -> dict[str, Any]:
     data = scenario.model_dump(mode="json", exclude_unset=True)
     if scenario.workload.file is not None:
         data["workload"]["file"] = os.path.abspath(scenario.workload.file)
+    if is_generator_file(scenario.workload.generator):
+        data["workload"]["generator"] = os.path.abspath(str(scenario.workload.generator))
     if scenario.profile not in profiles.names():
         data["profile"] = os.path.abspath(scenario.profile)
     return data

@@ -58,6 +58,7 @@ def load(wheel: Path, folder: Path) -> types.SimpleNamespace:
                 "vllm/sampling_params.py",
             ):
                 archive.extract(name, folder)
+    real = {name: sys.modules[name] for name in _STAND_INS if name in sys.modules}
     for name in _STAND_INS:
         sys.modules[name] = _Anything(name)
     package = types.ModuleType("vllm")
@@ -74,6 +75,7 @@ def load(wheel: Path, folder: Path) -> types.SimpleNamespace:
         for name in list(sys.modules):
             if name == "vllm" or name.startswith("vllm.") or name in _STAND_INS:
                 del sys.modules[name]
+        sys.modules.update(real)  # torch cannot be imported a second time
     scheduler.logger.disabled = True
     return types.SimpleNamespace(scheduler=scheduler, sequence=sequence, sampling=sampling)
 

@@ -58,7 +58,7 @@ def test_clients_send_at_their_rates_what_their_histograms_say(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        (["--window", "5"], "--window: '5' must be like 0:3600"),
+        (["--window", "5"], "--window: '5' must be like 600:1200"),
         (["--window", "9:3"], "9 to 3 s is no span of time"),
         (["--scale", "0"], "scale 0 is not above 0"),
         (["a", "b"], "3 sources; give a folder, or rates and lengths"),

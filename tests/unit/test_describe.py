@@ -202,7 +202,7 @@ def test_a_figure_is_written_whole_and_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("extra", "word"),
     [
-        (("--figure", "x.pdf"), "neither in .png nor in .svg"),
+        (("--figure", "x.pdf"), "a figure's name ends in .svg or .png"),
         (("--cache", "10,0"), "--cache"),
         (("--cache", "many"), "--cache"),
         (("third.jsonl",), "takes one or two"),

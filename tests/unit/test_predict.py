@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 import fastswitch
-from calibrate.profile import load
+from calibrate.build import save
+from calibrate.profile import Fit, HeldOut, load
 from explore import predict_text
-from explore.predict import Line, predict
+from explore.predict import DRAWS, Line, predict, within_its_error
 from policy.errors import ConfigError
+from sim.costs import StepCosts
 from sim.simulate import simulate
 from tests.helpers.pages import problems
 from traces import recording
@@ -55,6 +58,39 @@ def test_a_profile_that_is_the_machine_predicts_it_exactly(tmp_path: Path) -> No
     assert {line.system for line in found.ratios} == {"fastswitch / vllm-0.3.3"}
     assert found.replays == {"vllm-0.3.3": True, "fastswitch": True}
     assert not found.causes
+
+
+def known_within(mean: float, folder: Path) -> str:
+    """The profile, with such a mean error on 25 points held out."""
+    held_out = HeldOut(points=25, mean=mean, p95=2 * mean, max=3 * mean, covered=0.95)
+    fit = Fit(seed=0, draws=1, points=80, steps=held_out, copies=held_out, terms=())
+    path = folder / f"known-{mean}.json"
+    save(load(PROFILE).model_copy(update={"fit": fit}), path)
+    return str(path)
+
+
+def test_a_prediction_is_the_mean_of_what_the_profiles_own_error_leaves_open(
+    tmp_path: Path,
+) -> None:
+    """Under preemption a little more or less changes every decision after it; one simulation is one draw."""
+    run = pretend(tmp_path / "run", "fastswitch")
+    [sure] = predict([run], known_within(0.0, tmp_path)).predictions
+    for line in sure.lines:
+        assert line.predicted_low == line.predicted_high == pytest.approx(line.predicted)
+    [unsure] = predict([run], known_within(0.05, tmp_path)).predictions
+    tbt = next(line for line in unsure.lines if line.metric == "tbt_p50_s")
+    assert tbt.predicted_low is not None and tbt.predicted_high is not None
+    assert tbt.predicted_low < tbt.measured < tbt.predicted_high  # type: ignore[operator]
+    # 0.05 is the mean of |N(0, s)|; the level of 25 points is known to s / 5, and 9 quantiles reach 1.6 of it
+    level = 0.05 * math.sqrt(math.pi / 2) / 5
+    offs = [
+        StepCosts(one).decode_ns(1, 16) / StepCosts(load(PROFILE)).decode_ns(1, 16) - 1
+        for one in within_its_error(load(known_within(0.05, tmp_path)))
+    ]
+    assert len(offs) == DRAWS - 1
+    assert min(offs) == pytest.approx(-1.59 * level, abs=0.002)
+    assert max(offs) == pytest.approx(1.59 * level, abs=0.002)
+    assert within_its_error(load(PROFILE)) == []
 
 
 def slow(out: Path, **values: float) -> Path:

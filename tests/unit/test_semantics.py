@@ -13,6 +13,8 @@ from explore.sweep.semantics import Inputs, digest, key_of, portable
 from explore.sweep.trial import run_trial
 from policy.errors import InputError
 from tests.helpers.sweeps import SCENARIO
+from traces.generators import agent
+from traces.generators.files import GeneratorFile, save_generator
 from traces.scenario import build
 
 
@@ -74,6 +76,21 @@ def test_a_file_counts_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
         key(workload=str(tmp_path / "nothing"))
 
 
+def test_a_generators_own_file_counts_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
+    made = GeneratorFile(fitted_on="by hand", conversations=7, rate=0.5, model=agent.MODEL)
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    save_generator(made, one)
+    save_generator(made, two)
+    before = key(workload={"generator": str(one)})
+    assert key(workload={"generator": str(two)}) == before
+    assert key(workload={"generator": str(two)}, seed=1) != before
+    assert key(workload={"generator": str(two), "conversations": 3}) != before
+    save_generator(made.model_copy(update={"rate": 0.6}), two)
+    assert key(workload={"generator": str(two)}) != before
+    with pytest.raises(InputError, match="nothing"):
+        key(workload={"generator": str(tmp_path / "nothing.yaml")})
+
+
 def test_a_portable_scenario_means_the_same_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +99,8 @@ def test_a_portable_scenario_means_the_same_elsewhere(
     made = portable(build({**SCENARIO, "workload": "w.jsonl"}, "test"))
     assert made["workload"]["file"] == str(tmp_path / "w.jsonl")
     assert made["profile"] == "a10-llama-3-8b"
+    made = portable(build({**SCENARIO, "workload": {"generator": "mine.yaml"}}, "test"))
+    assert made["workload"] == {"generator": str(tmp_path / "mine.yaml")}
 
 
 #: Digest of three small results under semantics.SEMANTICS, to nine digits. If it changes, results

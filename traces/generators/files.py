@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from policy.errors import ConfigError
 from traces.generators.sessions import SessionModel
 from traces.scenario import MAX_BYTES, dump_yaml, parse_yaml
 from traces.strict import reason, shown_path
+from traces.whole import whole
 from traces.workload_spec import ArrivalSpec, Positive, Rate, Section, first_problem
 
 
@@ -51,15 +50,8 @@ def load_generator(path: Path) -> GeneratorFile:
 
 def save_generator(generator: GeneratorFile, path: Path) -> None:
     """Write a generator, whole or not at all. Raises ConfigError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as part:
         part.write_text(dump_yaml(_plain(generator)), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _plain(generator: GeneratorFile) -> dict[str, Any]:

@@ -10,17 +10,17 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from policy.errors import ConfigError
 from traces.readers import parquet
 from traces.readers.base import json_rows
 from traces.readers.rows import header_of, row_of, turn_of
 from traces.rules import checked
-from traces.strict import Place, reason, shown_path
+from traces.strict import Place
+from traces.whole import whole
 from traces.workload import FORMAT, Header, Turn, Workload
 
 #: Ways to write a workload, by the end of the file's name.
@@ -67,21 +67,13 @@ def write(workload: Workload, path: Path, turns: Iterable[Turn] | None = None) -
     ConfigError for a place that cannot be written, InputError for turns that break a rule of
     `traces.rules`, and what the turns raise.
     """
-    part = path.with_name(f".{path.name}.part")
     place = Place(path)
-    try:
-        with _opened(part, path.suffix, workload.header) as put:
-            rows = checked(workload if turns is None else turns, workload.header, place)
-            place.line = 1
-            for turn in rows:
-                put(turn)
-                place.line += 1
-        part.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{shown_path(path)}: cannot be written: {reason(error)}") from None
-    finally:
-        with suppress(OSError):  # it is there only if something broke, and not if its name did
-            part.unlink()
+    with whole(path) as part, _opened(part, path.suffix, workload.header) as put:
+        rows = checked(workload if turns is None else turns, workload.header, place)
+        place.line = 1
+        for turn in rows:
+            put(turn)
+            place.line += 1
     return place.line - 1
 
 
