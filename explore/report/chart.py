@@ -13,7 +13,7 @@ from html import escape
 #: Colours and dash patterns that the style knows.
 COLOURS, DASHES = 8, 4
 _WIDTH, _HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 10, 44
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,8 @@ def scatter(
     parts = [_axes(x, y)]
     if equal_within is not None:
         parts.append(_diagonal(x, y, equal_within))
-    named = len(points) <= 10 and len(groups) <= 1
-    parts += [_point(x, y, point, named=named) for point in points]
-    return _svg(label, parts) + (legend(groups, dots=True) if len(groups) > 1 else "")
+    parts += [_point(x, y, point) for point in points]
+    return _svg(label, parts) + legend(groups, dots=True)
 
 
 def stacked(label: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
@@ -240,20 +239,15 @@ def _diagonal(x: Axis, y: Axis, within: float) -> str:
     )
 
 
-def _point(x: Axis, y: Axis, point: Point, *, named: bool) -> str:
+def _point(x: Axis, y: Axis, point: Point) -> str:
     at_x, at_y = _x(x, point.x[0]), _y(y, point.y[0])
     cross = (
         f"M{_x(x, point.x[1]):.1f} {at_y:.1f}H{_x(x, point.x[2]):.1f}"
         f"M{at_x:.1f} {_y(y, point.y[1]):.1f}V{_y(y, point.y[2]):.1f}"
     )
-    name = ""
-    if named:
-        is_right = at_x > _WIDTH * 0.6
-        side = f'class="end" x="{at_x - 8:.1f}"' if is_right else f'x="{at_x + 8:.1f}"'
-        name = f'<text {side} y="{at_y - 6:.1f}">{escape(point.label)}</text>'
     faded = " faded" if point.is_faded else ""
     return (
         f'<g class="c{point.group % COLOURS}{faded}"{point.attributes}><title>{escape(point.label)}'
         f'</title><path class="cross" d="{cross}"/>'
-        f'<circle class="dot" cx="{at_x:.1f}" cy="{at_y:.1f}" r="4"/>{name}</g>'
+        f'<circle class="dot" cx="{at_x:.1f}" cy="{at_y:.1f}" r="4"/></g>'
     )

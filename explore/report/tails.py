@@ -90,10 +90,11 @@ def _shares(means: Sequence[float]) -> list[tuple[str, float]]:
     return [(state, mean / total) for state, mean in zip(STATES, means, strict=True) if mean]
 
 
-def _made_of(states: Sequence[int]) -> str:
+def _made_of(states: Sequence[int]) -> Cell:
     """The three states that take most."""
     ranked = sorted(range(len(STATES)), key=lambda i: -states[i])[:3]
-    return ", ".join(f"{STATES[i]} {plain(states[i])} s" for i in ranked if states[i])
+    told = ", ".join(f"{STATES[i]} {plain(states[i])} s" for i in ranked if states[i])
+    return Cell(told, "told")
 
 
 def legend(told: dict[str, str]) -> str:

@@ -42,7 +42,8 @@ def test_a_place_on_a_logarithmic_axis_is_by_the_exponent() -> None:
 
 def points_of(text: str) -> list[tuple[float, float]]:
     return [
-        (float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"/>', text)
+        (float(x), float(y))
+        for x, y in re.findall(r'class="dot" cx="([\d.]+)" cy="([\d.]+)" r="4"/>', text)
     ]
 
 
