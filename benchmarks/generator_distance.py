@@ -14,8 +14,7 @@ import argparse
 import json
 from typing import Any
 
-from traces_found import STEMS, open_trace
-
+from benchmarks.traces_found import STEMS, open_trace
 from policy.errors import FastSwitchError
 from traces.columns import collect
 from traces.fit import held_out_distances

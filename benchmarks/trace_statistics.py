@@ -13,8 +13,7 @@ import argparse
 import json
 from typing import Any
 
-from traces_found import STEMS, open_trace
-
+from benchmarks.traces_found import STEMS, open_trace
 from policy.errors import FastSwitchError
 from traces.describe import describe
 

@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 pytest.importorskip("tokenizers", reason="the executor needs tokenizers")
 pytest.importorskip("gguf", reason="the executor needs gguf")
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import Ledger, Point, run_points
+from benchmarks import gpu_check, gpu_ledger, gpu_measure, gpu_page
+from benchmarks.gpu_ledger import Ledger, Point, run_points
 from realrun.kvstore import LAYOUTS
 from realrun.transfer import MOVERS
 from realrun.weights import empty
@@ -108,9 +108,9 @@ def test_a_line_cut_off_by_a_kill_is_measured_again(tmp_path: Path, cut: int) ->
 
 
 def test_points_of_another_machine_are_refused(tmp_path: Path) -> None:
-    assert gpu_check.claim(Ledger(tmp_path), MACHINE) is None
-    assert gpu_check.claim(Ledger(tmp_path), dict(MACHINE)) is None
-    problem = gpu_check.claim(Ledger(tmp_path), {**MACHINE, "gpu": "another"})
+    assert gpu_ledger.claim(Ledger(tmp_path), MACHINE) is None
+    assert gpu_ledger.claim(Ledger(tmp_path), dict(MACHINE)) is None
+    problem = gpu_ledger.claim(Ledger(tmp_path), {**MACHINE, "gpu": "another"})
     assert problem is not None
     assert "has points of a card, and this is another" in problem
 
@@ -124,19 +124,19 @@ def test_a_step_moves_every_weight_once_and_the_kv_of_its_requests(shape: str) -
         read -= weights.embedding.nbytes
     rows = 3 * config.hidden * 2
     kv = 3 * (100 + 1) * config.token_elements * 2
-    assert gpu_check.step_bytes(config, 3, 100, 2) == read + rows + kv
+    assert gpu_measure.step_bytes(config, 3, 100, 2) == read + rows + kv
 
 
 def test_a_step_at_the_rate_of_a_copy_has_a_share_of_one() -> None:
-    values = gpu_check.decode_values(0.005, 0.006, 8, 15e9, 3e12)
+    values = gpu_measure.decode_values(0.005, 0.006, 8, 15e9, 3e12)
     assert values["share_of_copy"] == pytest.approx(1.0)
     assert values["tokens_per_s"] == pytest.approx(1600)
     assert (values["step_ms"], values["step_ms_tokens_read"]) == pytest.approx((5.0, 6.0))
-    assert gpu_check.decode_values(0.005, 0.006, 8, 15e9, None)["share_of_copy"] is None
+    assert gpu_measure.decode_values(0.005, 0.006, 8, 15e9, None)["share_of_copy"] is None
 
 
 def test_a_swap_is_a_share_of_the_best_copy_its_way() -> None:
-    values = gpu_check.swap_values(
+    values = gpu_measure.swap_values(
         {"d2h": 0.5, "h2d": 0.25}, 10_000_000_000, {"d2h": 25e9, "h2d": 50e9}
     )
     assert values == {
@@ -147,22 +147,24 @@ def test_a_swap_is_a_share_of_the_best_copy_its_way() -> None:
     }
 
 
-@pytest.mark.parametrize(("pattern", "length"), [("scattered", 1), ("runs", gpu_check.RUN_BLOCKS)])
+@pytest.mark.parametrize(
+    ("pattern", "length"), [("scattered", 1), ("runs", gpu_measure.RUN_BLOCKS)]
+)
 def test_a_job_has_its_blocks_and_none_twice(pattern: str, length: int) -> None:
-    blocks, pool = gpu_check.JOB_BLOCKS, gpu_check.POOL_BLOCKS
-    runs = gpu_check.job_runs(pattern, blocks, pool, 3)
+    blocks, pool = gpu_measure.JOB_BLOCKS, gpu_measure.POOL_BLOCKS
+    runs = gpu_measure.job_runs(pattern, blocks, pool, 3)
     assert {run[2] for run in runs} == {length}
     for side in (0, 1):
         touched = [run[side] + i for run in runs for i in range(length)]
         assert len(set(touched)) == len(touched) == blocks
         assert set(touched) <= set(range(pool))
-    assert runs != gpu_check.job_runs(pattern, blocks, pool, 4)
+    assert runs != gpu_measure.job_runs(pattern, blocks, pool, 4)
 
 
 def test_every_back_end_layout_batch_and_system_is_a_point(tmp_path: Path) -> None:
-    names = [point.name for point in gpu_check.bench_points(Ledger(tmp_path), tmp_path)]
+    names = [point.name for point in gpu_measure.bench_points(Ledger(tmp_path), tmp_path)]
     assert len(set(names)) == len(names)
-    assert names[:2] == [gpu_check.COPY, gpu_check.PINNED]
+    assert names[:2] == [gpu_measure.COPY, gpu_measure.PINNED]
     for layout in LAYOUTS:
         assert {f"swap {layout} {way}" for way in MOVERS} <= set(names)
     assert {f"decode batch {batch}" for batch in (1, 8, 64)} <= set(names)
@@ -171,20 +173,20 @@ def test_every_back_end_layout_batch_and_system_is_a_point(tmp_path: Path) -> No
 
 def test_the_page_says_what_was_not_measured_and_needs_nothing_else(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    gpu_check.write(ledger, tmp_path)
+    gpu_page.write(ledger, tmp_path)
     before = (tmp_path / "gpu-check.html").read_text()
-    assert before.count(gpu_check.NOT_MEASURED) > 60
+    assert before.count(gpu_page.NOT_MEASURED) > 60
     assert "Tests: not measured" in before
     assert not re.search(r"<script|https?:|src=|@import", before)
     assert "None" not in before
-    gpu_check.claim(ledger, {**MACHINE, "gpu": "<b>card</b>"})
-    fast = gpu_check.decode_values(0.005, 0.006, 8, 15e9, 3.5e12)
+    gpu_ledger.claim(ledger, {**MACHINE, "gpu": "<b>card</b>"})
+    fast = gpu_measure.decode_values(0.005, 0.006, 8, 15e9, 3.5e12)
     ledger.add("bench", "decode batch 8", ok=True, seconds=1.0, values=fast)
-    slow = gpu_check.decode_values(0.005, 0.006, 1, 15e9, 4.5e12)
+    slow = gpu_measure.decode_values(0.005, 0.006, 1, 15e9, 4.5e12)
     ledger.add("bench", "decode batch 1", ok=True, seconds=1.0, values=slow)
     ledger.add("bench", "serve fastswitch", ok=False, seconds=1.0, error="OutOfMemory: <big>")
     ledger.add("tests", "tests/x.py::test_y", ok=True, seconds=1.0, values={})
-    gpu_check.write(ledger, tmp_path)
+    gpu_page.write(ledger, tmp_path)
     page = (tmp_path / "gpu-check.html").read_text()
     assert "85.7% (reached: 80%)" in page
     assert "66.7% (missed: 80%)" in page
@@ -201,7 +203,7 @@ def test_the_page_says_what_was_not_measured_and_needs_nothing_else(tmp_path: Pa
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("part", [*gpu_check.PARTS, *gpu_check.EXPERIMENT])
+@pytest.mark.parametrize("part", [*gpu_page.PARTS, *gpu_check.EXPERIMENT])
 def test_without_a_gpu_it_says_so_in_a_line_and_writes_nothing(
     part: str, tmp_path: Path, capsys: Any
 ) -> None:
@@ -283,9 +285,9 @@ def test_tests_that_passed_are_not_run_again_and_no_other_counts_as_passed(tmp_p
 
 
 def test_the_scenario_preempts_in_both_systems() -> None:
-    for system in gpu_check.SYSTEMS:
-        scenario = build({**gpu_check.SCENARIO, "system": system}, "gpu-check")
+    for system in gpu_measure.SYSTEMS:
+        scenario = build({**gpu_measure.SCENARIO, "system": system}, "gpu-check")
         metrics = simulate.simulate(scenario).summary["metrics"]
         assert metrics["preemptions"] > 50
         assert metrics["finished"] == metrics["rows"]
-        assert set(gpu_check.SERVE_METRICS) <= set(metrics)
+        assert set(gpu_measure.SERVE_METRICS) <= set(metrics)

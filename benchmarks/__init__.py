@@ -1,0 +1,1 @@
+"""Speed and scale, each a script that prints a table and a last line of JSON."""
