@@ -15,6 +15,7 @@ import yaml
 from explore.output import write
 from explore.predict_text import as_json as validation_as_json
 from explore.predict_text import from_json as validation_from_json
+from explore.report import sweep
 from explore.tables import as_json, from_json
 from tests.helpers.made import compared
 from tests.helpers.pages import EVIL, Reader, problems
@@ -117,6 +118,18 @@ def test_the_report_of_a_sweep(tmp_path: Path) -> None:
     selects = [value for tag, name, value in read.attributes if name == "data-knob"]
     assert selects == ["0", "1", "2"]
     assert any(cell[1] == "yes" for cell in read.cells)
+
+
+def test_of_too_many_points_the_best_are_in_the_tables_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend({**SWEEP, "grid": {"workload.rate": [1.0, 2.0, 3.0, 4.0]}}, tmp_path / "out", reply)
+    monkeypatch.setattr(sweep, "MAX_ROWS", 3)
+    assert run("report", tmp_path / "out").exit_code == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "3 of 8 rows, the best first" in text and "3 of 4 rows, the best first" in text
+    assert text.count("<tr data-knobs") == 3 + 3
+    assert ("better", "yes") in Reader(text).cells
 
 
 def test_failed_and_missing_trials_are_told(tmp_path: Path) -> None:

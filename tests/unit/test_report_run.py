@@ -335,6 +335,8 @@ def test_nothing_from_outside_gets_out_of_its_place() -> None:
     table = requests_of(text)
     assert EVIL in table["request_id"] and EVIL in table["client_id_names"]
     assert EVIL in table["reason_names"]
+    assert "Latency, client by client" in read.headings
+    assert "2 clients; those with most requests are shown." in read.text
 
 
 def test_a_run_in_which_nothing_happened_has_a_page() -> None:
