@@ -44,8 +44,11 @@ test: check
 	$(BIN)/coverage report --omit='policy/*,realrun/*'
 	HYPOTHESIS_PROFILE=ci $(BIN)/python $(PYTEST) tests/realrun
 
-# The long ones: everything of `test`, the release's own package, Python 3.12 without torch.
+# The long ones: everything of `test`, the release's own package, Python 3.12 without torch, reports in a browser.
 test-full: test $(BIN)/test-full
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { apt-get update --quiet && apt-get install --yes --quiet chromium; } \
+	  || echo 'Reports are not tested in a browser: no chromium here, and it could not be installed'
 	mkdir -p $(VLLM)
 	test -n "$$(ls $(VLLM))" || $(BIN)/python -m pip download --quiet --no-deps --dest $(VLLM) \
 	  --python-version 3.11 --only-binary=:all: vllm==0.3.3

@@ -153,6 +153,13 @@ class Comparison:
         """Those of the two baselines that were run."""
         return tuple(name for name in BASELINES if name in self.results)
 
+    @property
+    def telling(self) -> tuple[str, ...]:
+        """The two systems that a picture has room for: the baseline that keeps KV and fastswitch, or
+        what there is."""
+        wanted = ("vllm-0.3.3-keep", "fastswitch")
+        return tuple(name for name in wanted if name in self.results) or self.systems[:2]
+
 
 def compare(
     scenario: Scenario,

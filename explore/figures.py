@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib as mpl
 
 mpl.use("svg")
@@ -53,14 +51,14 @@ def _tail(axes: Axes, comparison: Comparison, name: str, key: str, index: int) -
     colour = COLOURS[index % len(COLOURS)]
     mean = [sum(column) / len(column) for column in columns]
     axes.plot(mean, left, color=colour, linestyle=STYLES[index % len(STYLES)], label=name, lw=1.6)
-    if name in _two_systems(comparison):  # more bands than these hide each other
+    if name in comparison.telling:  # more bands than these hide each other
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axes.fill_betweenx(left, low, high, color=colour, alpha=0.15, lw=0)
 
 
 def timeline(comparison: Comparison) -> Figure:
     """Pools, link and batch of the first run, for the first and the last interesting system."""
-    names = _two_systems(comparison)
+    names = comparison.telling
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10, 2.6 * len(names)), layout="constrained")
         grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)
@@ -91,20 +89,3 @@ def timeline(comparison: Comparison) -> Figure:
             frameon=False,
         )
         return figure
-
-
-def _two_systems(comparison: Comparison) -> list[str]:
-    """The baseline that keeps KV, and fastswitch, or what there is."""
-    wanted: list[str] = ["vllm-0.3.3-keep", "fastswitch"]
-    wanted = [name for name in wanted if name in comparison.results]
-    return wanted or list(comparison.systems[:2])
-
-
-def as_svg(figure: Figure) -> str:
-    """The SVG element alone, to be put into a page."""
-    buffer = io.StringIO()
-    with mpl.rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    head, _, rest = text[text.index("<svg") :].partition("<metadata>")
-    return head + rest.partition("</metadata>")[2]

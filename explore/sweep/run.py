@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -166,7 +168,8 @@ def _checked(shard: tuple[int, int]) -> tuple[int, int]:
 
 def _opened(book: Journal, folder: Path, plan: Plan) -> list[str]:
     """Begin a session in the journal; what there is to tell about it."""
-    book.note("session", plan=plan.digest, semantics=SEMANTICS, commit=commit())
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    book.note("session", plan=plan.digest, semantics=SEMANTICS, commit=commit(), command=command)
     if not book.was_torn:
         return []
     return [
