@@ -17,18 +17,16 @@ from policy.errors import ConfigError
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     """All files of a comparison. Raises ConfigError if they cannot be written."""
-    tails, timeline = figures.tails(comparison), figures.timeline(comparison)
+    drawn = [(figures.tails(comparison), "tails"), (figures.timeline(comparison), "timeline")]
+    if comparison.warm_up is not None:
+        drawn.append((figures.warm_up(comparison.warm_up), "warm_up"))
     texts = {
         "compare.json": json.dumps(tables.as_json(comparison), indent=1) + "\n",
         "compare.csv": tables.as_csv(comparison),
         "compare.html": page.page(comparison, command),
         "compare.txt": tables.as_text(comparison) + "\n",
     }
-    pictures = {
-        f"{stem}{suffix}": figure
-        for figure, stem in ((tails, "tails"), (timeline, "timeline"))
-        for suffix in (".png", ".svg")
-    }
+    pictures = {f"{stem}{suffix}": figure for figure, stem in drawn for suffix in (".png", ".svg")}
     return _write(folder, texts, pictures)
 
 

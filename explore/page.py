@@ -20,6 +20,7 @@ def page(comparison: Comparison, command: str) -> str:
         f'<p class="lead">{escape(verdict(comparison))}</p>',
         f"<p>{escape(words.load(comparison))}</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
+        _warm_up(comparison),
         "<h2>Tails</h2>",
         html.figure(
             figures.as_svg(figures.tails(comparison)),
@@ -38,6 +39,15 @@ def page(comparison: Comparison, command: str) -> str:
         _fine_print(comparison, command),
     ]
     return html.document(title, body)
+
+
+def _warm_up(comparison: Comparison) -> str:
+    found = comparison.warm_up
+    if found is None:
+        return ""
+    told = "Mean over the pilot runs, five turns to a point. Dotted: the cut that each system asked for."
+    drawn = html.figure(figures.as_svg(figures.warm_up(found)), told)
+    return f"<h2>Warm-up</h2>{drawn}"
 
 
 def verdict(comparison: Comparison) -> str:
@@ -103,8 +113,9 @@ def _fine_print(comparison: Comparison, command: str) -> str:
     return (
         "<h2>Fine print</h2>"
         "<p>Means over runs, with half of the 95 % t interval; ratios are geometric means of ratios"
-        " paired by run, with their interval. Same workload, priority trace and random streams for"
-        " every system.</p>"
+        " paired by run, with their interval. Better or worse is said where a paired t test, corrected"
+        " by Holm for all systems of a table, says so at 5 %. Same workload, priority trace and random"
+        f" streams for every system. A {comparison.study} study.</p>"
         f"<p>{escape(words.provenance(comparison))}</p>"
         f"<p>Workload: {escape(words.composition(comparison))}</p>"
         f"<p><code>{escape(command)}</code></p>"

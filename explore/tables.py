@@ -81,6 +81,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 {key: result[key] for key in ("metrics", "priority_updates", "warnings")}
                 for result in results
             ],
+            "differences": {
+                baseline: {m: asdict(comparison.difference(name, baseline, m)) for m in SPEEDUPS}
+                for baseline in comparison.baselines
+                if baseline != name
+            },
             "speedups": {
                 baseline: {m: asdict(comparison.speedup(name, baseline, m)) for m in SPEEDUPS}
                 for baseline in comparison.baselines
@@ -90,6 +95,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     first = comparison.results[comparison.systems[0]][0]
     return {
         "format": "fastswitch-compare/1",
+        "study": comparison.study,
+        "until_precise": comparison.until_precise,
+        "measure": comparison.measure.as_json(),
+        "warm_up": None if comparison.warm_up is None else asdict(comparison.warm_up),
         "scenario": comparison.scenario.model_dump(mode="json"),
         "workload": first["workload"],
         "profile": first["profile"],
