@@ -36,9 +36,11 @@ def series_of(recording: Recording, *, with_timeline: bool) -> dict[str, Any]:
 
 
 def waits_of(recording: Recording) -> dict[str, list[int]]:
-    """When each finished turn came and its TTFT, in nanoseconds and in order of arrival."""
+    """When each finished turn came and its TTFT, in nanoseconds and in order of arrival, up to the
+    last session's: what comes after it finds the machine running empty."""
     requests = columns_of(recording, "requests")
-    finished = requests["finish_ns"] >= 0
+    last = requests["arrival_ns"][requests["turn"] == 1].max(initial=0)
+    finished = (requests["finish_ns"] >= 0) & (requests["arrival_ns"] <= last)
     arrival = requests["arrival_ns"][finished]
     order = np.argsort(arrival, kind="stable")
     ttft = (requests["first_token_ns"][finished] - arrival)[order]

@@ -108,6 +108,7 @@ def _point(found: Answer, point: Point) -> dict[str, Any]:
             one.name: asdict(point.estimate(which))
             for which, one in enumerate(found.search.objectives)
         },
+        "limited": {name: asdict(estimate) for name, estimate in point.limited.items()},
         "is_feasible": point.is_feasible,
         "problems": list(point.problems),
         "unsure": list(point.unsure),
@@ -182,7 +183,9 @@ def _verdict(found: Answer) -> str:
     (best,) = found.chosen
     told = ", ".join(f"{path}={value}" for path, value in best.values.items())
     (objective,) = found.search.objectives
-    return f"Best: point {best.index}, {told}: {objective.name} {_number(best.estimate(0))}"
+    kept = ", ".join(f"{name} {_number(found)}" for name, found in best.limited.items())
+    what = "" if objective.is_knob else f"{objective.name} {_number(best.estimate(0))}; "
+    return f"Best: point {best.index}, {told}: {what}{kept}"
 
 
 def _why_none(found: Answer) -> list[str]:
@@ -219,15 +222,17 @@ def _table(found: Answer) -> str:
     first = objectives[0]
     shown = [*found.chosen, *found.beside]
     rest = [p for p in found.points if p.is_feasible and p not in shown]
-    rest.sort(key=lambda p: (-(p.estimate(0).value or 0) * first.sign, p.index))
+    rest.sort(key=lambda p: (-(p.estimate(0).value or 0) * first.sign, -p.slack, p.index))
     rows = [
         [
             "*" if point in found.chosen else "~" if point in found.beside else "",
             str(point.index),
             *(str(point.values[path]) for path in knobs),
-            *(_number(point.estimate(which)) for which in range(len(objectives))),
+            *(_number(point.estimate(i)) for i, one in enumerate(objectives) if not one.is_knob),
+            *(_number(point.limited[name]) for name in found.limits),
         ]
         for point in [*shown, *rest][:SHOWN]
     ]
-    names = [HEADINGS[o.name][0] if o.name in HEADINGS else o.name for o in objectives]
+    shown_metrics = [*(one.name for one in objectives if not one.is_knob), *found.limits]
+    names = [HEADINGS[name][0] if name in HEADINGS else name for name in shown_metrics]
     return text_table(["", "point", *knobs, *names], rows)

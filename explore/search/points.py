@@ -19,7 +19,7 @@ class Point:
     """One point after its runs. `objectives`: every run's value of each; None if they cannot be
     told. `problems`: why it cannot be an answer; empty if it can. `excess`: of every limit, how far
     beyond it; above 0 or None: not kept. `unsure`: limits that hold by the mean, not by the whole
-    interval."""
+    interval. `limited`: of every limited metric its mean."""
 
     index: int
     values: dict[str, Any]
@@ -28,6 +28,13 @@ class Point:
     excess: dict[str, float | None] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
+    limited: dict[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def slack(self) -> float:
+        """How far inside its limits it is on the mean, each beside its size; below 0: beyond them."""
+        told = [-value for value in self.excess.values() if value is not None]
+        return math.fsum(told) / len(told) if told else 0.0
 
     @property
     def is_feasible(self) -> bool:
@@ -94,17 +101,28 @@ def _judged(
         for metric, (estimate, excess) in found.items()
         if excess is not None and excess <= 0 and not limits[metric].holds_surely(estimate)
     )
-    excess = {metric: value for metric, (_, value) in found.items()}
-    return Point(index, values, system, asked, excess, tuple(dict.fromkeys(problems)), unsure)
+    return Point(
+        index,
+        values,
+        system,
+        asked,
+        {metric: value for metric, (_, value) in found.items()},
+        tuple(dict.fromkeys(problems)),
+        unsure,
+        {metric: estimate for metric, (estimate, _) in found.items()},
+    )
 
 
 # ---------------------------------------------------------------------- the best
 
 
 def best_of(points: Sequence[Point], objective: Objective) -> Point | None:
-    """The feasible point with the best mean, the first of several."""
+    """The feasible point with the best mean; of several the one furthest inside its limits, then the
+    first."""
     feasible = [point for point in points if point.is_feasible]
-    return max(feasible, key=lambda p: (_mean(p, 0) * objective.sign, -p.index), default=None)
+    return max(
+        feasible, key=lambda p: (_mean(p, 0) * objective.sign, p.slack, -p.index), default=None
+    )
 
 
 def as_good(points: Sequence[Point], best: Point) -> list[Point]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from explore.search.run import search
+from explore.sweep.run import sweep
 from tests.full.test_sweep_storm import ROOT, environment, num_results, run_until_killed
 from tests.helpers.searches import searched, spec
-from tests.helpers.sweeps import SCENARIO, tree, written
+from tests.helpers.sweeps import SCENARIO, SMALL, tree, written
 
 pytestmark = pytest.mark.full
 
-KILLS = 12
+KILLS = 8
 SPACE: dict[str, Any] = {
     "workload.rate": {"low": 0.5, "high": 8.0, "scale": "log"},
     "pool.device_blocks": {"low": 50, "high": 200},
@@ -42,9 +46,6 @@ def needs_optuna() -> None:
 def test_a_search_killed_again_and_again_ends_like_one_that_was_not(
     method: str, tmp_path: Path
 ) -> None:
-    import subprocess
-    import sys
-
     if method == "optuna":
         needs_optuna()
     given = {**REAL, "method": method}
@@ -58,10 +59,42 @@ def test_a_search_killed_again_and_again_ends_like_one_that_was_not(
         run_until_killed(arguments, out, rng, whole=kill % 2 == 0)
         counts.append(num_results(out))
     print(f"results after each of {KILLS} kills: {counts}")
-    assert len(set(counts) - {0, 100}) >= KILLS / 4
+    assert len(set(counts) - {0, 100}) >= 2
     ended = subprocess.run(arguments, cwd=ROOT, env=environment(), check=False)
     assert ended.returncode == 0
     assert tree(out) == tree(whole.folder)
+
+
+MINE = """
+from policy.orders.base import Order
+
+class Mine(Order):
+    def key(self, request, now_ns):
+        return (request.priority,)
+"""
+
+
+@pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_users_order_goes_to_a_cluster(engine: str, package: str, tmp_path: Path) -> None:
+    """By name, from the folder it was typed in; equal to the built-in one."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install '.[{engine}]'")
+    (tmp_path / "mine_on_a_cluster.py").write_text(MINE)
+    path = written(tmp_path, {**SMALL, "systems": ["fastswitch"], "runs": 1})
+    plain = sweep(path, tmp_path / "plain", values={"order": "priority"}, workers=1)
+    arguments = [sys.executable, "-m", "fastswitch", "sweep", "run", str(path), "--out", "own"]
+    arguments += ["--order", "mine_on_a_cluster:Mine", "--engine", engine, "--start-cluster"]
+    ended = subprocess.run(
+        [*arguments, "--workers", "1"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    ours = (tmp_path / "own/results.csv").read_bytes()
+    assert ours == (plain.folder / "results.csv").read_bytes()
 
 
 def branin(x: float, y: float) -> float:
@@ -93,7 +126,7 @@ KNOWN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("points", "near"), [(300, 0.3), (600, 1.0)], ids=["tpe", "nsga2"])
+@pytest.mark.parametrize(("points", "near"), [(200, 0.3), (600, 1.0)], ids=["tpe", "nsga2"])
 def test_optuna_finds_the_optimum_of_a_known_function(
     points: int, near: float, tmp_path: Path
 ) -> None:
