@@ -63,7 +63,7 @@ test-full: test $(BIN)/test-full
 	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python $(PYTEST)
 
 $(BIN)/test-full: $(BIN)/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full,notebooks,dask,ray]' '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full,notebooks,dask,ray,search]' '$(TORCH)'
 	touch $@
 
 # The libraries of the first interpreter without torch: equal bytes need equal writers.

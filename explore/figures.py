@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from explore.compare import Comparison
 from explore.series import TAIL
+from explore.statistics.warm_up import WarmUp
 from traces.drawing import SETTINGS
 
 #: Okabe and Ito's colours, told apart by most colour-blind readers; line styles repeat the cue.
@@ -88,4 +89,23 @@ def timeline(comparison: Comparison) -> Figure:
             ncols=4,
             frameon=False,
         )
+        return figure
+
+
+def warm_up(found: WarmUp) -> Figure:
+    """What the warm-up was found from: TTFT over time, batch means over all pilot runs, and the cut
+    that holds for all systems; dotted, what each system asked for."""
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, trace) in enumerate(found.traces.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            style = STYLES[index % len(STYLES)]
+            axes.plot(trace.arrival_s, trace.ttft_s, style, color=colour, lw=1, label=name)
+            axes.axvline(trace.cut_s, color=colour, linestyle=":", lw=1)
+        axes.axvline(found.cut_s, color="#000000", lw=1.6, label=f"cut at {found.cut_s:g} s")
+        axes.set(xlabel="arrival, seconds", ylabel="TTFT, seconds")
+        axes.set_title(f"Warm-up (MSER-5, mean of {found.runs} runs)")
+        axes.grid(visible=True, alpha=0.25)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
         return figure

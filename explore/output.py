@@ -23,6 +23,9 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
 
     data = tables.as_json(comparison)
     data["provenance"] = {**comparison.provenance, "command": command}
+    drawn = [(figures.tails(comparison), "tails"), (figures.timeline(comparison), "timeline")]
+    if comparison.warm_up is not None:
+        drawn.append((figures.warm_up(comparison.warm_up), "warm_up"))
     texts = {
         "compare.json": json.dumps(data, indent=1) + "\n",
         "compare.csv": tables.as_csv(comparison),
@@ -30,10 +33,7 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "compare.txt": tables.as_text(comparison) + "\n",
     }
     written = write_texts(texts, folder)
-    for figure, stem in (
-        (figures.tails(comparison), "tails"),
-        (figures.timeline(comparison), "timeline"),
-    ):
+    for figure, stem in drawn:
         for suffix in (".png", ".svg"):
             drawing.save(figure, folder / f"{stem}{suffix}")
             written.append(folder / f"{stem}{suffix}")

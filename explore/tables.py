@@ -10,6 +10,8 @@ from typing import Any
 
 from explore import words
 from explore.compare import SPEEDUPS, Comparison, Load, worth
+from explore.measure import measure_of
+from explore.statistics.warm_up import warm_up_of
 from traces.scenario import build
 
 
@@ -85,6 +87,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 {key: value for key, value in result.items() if key != "provenance"}
                 for result in results
             ],
+            "differences": {
+                baseline: {m: asdict(comparison.difference(name, baseline, m)) for m in SPEEDUPS}
+                for baseline in comparison.baselines
+                if baseline != name
+            },
             "speedups": {
                 baseline: {m: asdict(comparison.speedup(name, baseline, m)) for m in SPEEDUPS}
                 for baseline in comparison.baselines
@@ -94,6 +101,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     first = comparison.results[comparison.systems[0]][0]
     return {
         "format": FORMAT,
+        "study": comparison.study,
+        "until_precise": comparison.until_precise,
+        "measure": comparison.measure.as_json(),
+        "warm_up": None if comparison.warm_up is None else asdict(comparison.warm_up),
         "scenario": comparison.scenario.model_dump(mode="json"),
         "workload": first["workload"],
         "profile": first["profile"],
@@ -135,6 +146,9 @@ def from_json(data: dict[str, Any]) -> Comparison:
         data["assumptions"],
         data["provenance"],
         data["notes"],
+        measure_of(data["measure"]),
+        None if data["warm_up"] is None else warm_up_of(data["warm_up"]),
+        data["until_precise"],
     )
 
 

@@ -21,6 +21,7 @@ def page(comparison: Comparison, command: str) -> str:
         *_speedup_tables(comparison),
         ("What each mechanism is worth", _worth(comparison)),
         ("Latency against throughput", _frontiers(comparison)),
+        *_warm_up(comparison),
         ("Tails", _tails(comparison)),
         ("Memory and link over time", _timelines(comparison)),
         ("Fine print", _fine_print(comparison, command)),
@@ -80,12 +81,12 @@ def _speedup_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
             rows.append(cells)
         if rows:
             header = ["system", *(words.HEADINGS[m][0] for m in SPEEDUPS)]
-            caption = "Above one is better; coloured where the whole interval says so"
+            caption = "Above one is better; coloured where the difference is sure (Holm)"
             yield f"Times better than {baseline}", document.table(caption, header, rows)
 
 
 def ratio_cell(found: Ratio) -> Cell:
-    """Coloured where the whole interval says better or worse, or where there is no number."""
+    """Coloured where it is surely better or worse, or where there is no number."""
     kind = "better" if found.is_better else "worse" if found.is_worse else ""
     return Cell(words.ratio(found), kind or ("small" if found.value is None else ""))
 
@@ -108,6 +109,30 @@ def _frontiers(comparison: Comparison) -> str:
         for i, name in enumerate(comparison.systems)
     ]
     return pareto.figures(candidates, comparison.systems)
+
+
+def _warm_up(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """What the warm-up of a steady-state study was found from."""
+    found = comparison.warm_up
+    if found is None:
+        return
+    curves = [
+        chart.Curve(name, list(zip(trace.arrival_s, trace.ttft_s, strict=True)))
+        for name, trace in found.traces.items()
+    ]
+    waits = [wait for trace in found.traces.values() for wait in trace.ttft_s]
+    x = chart.linear(
+        "arrival, seconds", [t for one in found.traces.values() for t in one.arrival_s]
+    )
+    y = chart.linear("TTFT, seconds", waits)
+    curves.append(chart.Curve("cut", [(found.cut_s, 0.0), (found.cut_s, max(waits, default=0.0))]))
+    asked = ", ".join(f"{name} {trace.cut_s:g} s" for name, trace in found.traces.items())
+    caption = (
+        f"MSER-5 on the mean over {found.runs} pilot runs, five turns to a point: the first"
+        f" {found.cut_s:g} s are cut off every system and run, the latest that any asked for ({asked})."
+    )
+    picture = chart.lines("Warm-up: time to first token over time", x, y, curves)
+    yield "Warm-up", document.figure(picture, caption)
 
 
 def _tails(comparison: Comparison) -> str:
@@ -173,8 +198,9 @@ def _fine_print(comparison: Comparison, command: str) -> str:
     return (
         document.paragraph(
             "Means over runs, with half of the 95 % t interval; ratios are geometric means of ratios"
-            " paired by run, with their interval. Same workload, priority trace and random streams for"
-            " every system."
+            " paired by run, with their interval. Better or worse is said where a paired t test,"
+            " corrected by Holm for all systems of a table, says so at 5 %. Same workload, priority"
+            f" trace and random streams for every system. A {comparison.study} study."
         )
         + document.paragraph(words.provenance(comparison))
         + document.paragraph(f"Workload: {words.composition(comparison)}")

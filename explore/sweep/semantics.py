@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def key_of(scenario: Scenario, inputs: Inputs) -> str:
-    """The trial's key. Raises ConfigError or InputError where an input cannot be read."""
+def key_of(scenario: Scenario, inputs: Inputs, beside: Mapping[str, Any] | None = None) -> str:
+    """The trial's key. `beside`: what else the result depends on, a user's order (name and hash of
+    its source) and what is asked of the run. Raises ConfigError or InputError where an input cannot
+    be read."""
     content = scenario.model_dump(mode="json")
     for name in _NAMES:
         del content[name]
@@ -85,6 +88,7 @@ def key_of(scenario: Scenario, inputs: Inputs) -> str:
                 "system": {"name": system.name, **system.switches()},
                 "profile": inputs.profile(scenario.profile),
                 "workload": inputs.workload(scenario),
+                **(beside or {}),
             }
         )
     )

@@ -592,6 +592,17 @@ def test_a_shipped_scenario_written_to_a_file_is_loaded_as_it_was(
     assert load(write(tmp_path / "copy.yaml", before.as_yaml())) == before
 
 
+def test_priorities_can_be_shares() -> None:
+    """A list within `workload`, which is no JSON any more when it is looked at."""
+    workload = {**CHAT, "priority": {"shares": [0.3, 0.7], "by": "client"}}
+    found = build(
+        {**scenario().model_dump(mode="json", exclude_unset=True), "workload": workload}, "here"
+    )
+    assert found.workload.priority is not None
+    assert found.workload.priority.shares == (0.3, 0.7)
+    assert build(found.model_dump(mode="json", exclude_unset=True), "here") == found
+
+
 def test_a_scenario_is_written_out_with_every_default() -> None:
     found = parse_yaml(scenario().as_yaml(), "here")
     assert set(found) == set(Scenario.model_fields)
