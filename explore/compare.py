@@ -23,7 +23,7 @@ from traces.stats import mean_and_half_width, ratio_and_factor
 if TYPE_CHECKING:
     import pandas
 
-#: Metrics of which less is better; `throughput_tok_s` is the one of which more is.
+#: What `compare` gives speed-ups of.
 SPEEDUPS = (
     "ttft_p50_s",
     "ttft_p95_s",
@@ -34,7 +34,16 @@ SPEEDUPS = (
     "tbt_in_batch_p999_s",
     "throughput_tok_s",
 )
-MORE_IS_BETTER = frozenset({"throughput_tok_s"})
+#: Of all other metrics less is better.
+MORE_IS_BETTER = frozenset(
+    {
+        "throughput_tok_s",
+        "io_utilisation",
+        "gpu_utilisation",
+        "token_efficiency_p99_tok_s",
+        "token_efficiency_p999_tok_s",
+    }
+)
 
 #: A ratio nearer to one than this is called no difference, however narrow its interval.
 NOTABLE = 1.02
