@@ -19,6 +19,7 @@ import click
 from explore import sweep_commands
 from explore.export_command import export_command
 from explore.options import check_option, json_option, load, order_option, set_option
+from explore.reproduce_command import reproduce_command
 from policy.errors import ConfigError, FastSwitchError
 from traces.commands import trace
 from traces.progress import progress
@@ -77,6 +78,7 @@ def main(*, debug: bool) -> None:
 main.add_command(trace)
 main.add_command(export_command)
 main.add_command(sweep_commands.group)
+main.add_command(reproduce_command)
 
 
 @main.command("compare")

@@ -29,7 +29,7 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         for figure, stem in ((tails, "tails"), (timeline, "timeline"))
         for suffix in (".png", ".svg")
     }
-    return _write(folder, texts, pictures)
+    return write_files(folder, texts, pictures)
 
 
 def write_validation(found: Validation, folder: Path, command: str) -> list[Path]:
@@ -44,10 +44,13 @@ def write_validation(found: Validation, folder: Path, command: str) -> list[Path
         name = re.sub(r"[^\w.+-]", "_", one.scenario)
         pictures[f"scatter-{name}.png"] = predict_figure.scatter(one)
         pictures[f"residuals-{name}.png"] = predict_figure.residuals(one)
-    return _write(folder, texts, pictures)
+    return write_files(folder, texts, pictures)
 
 
-def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]) -> list[Path]:
+def write_files(
+    folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]
+) -> list[Path]:
+    """Texts and pictures by file name, each whole. Raises ConfigError if they cannot be written."""
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

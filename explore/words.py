@@ -36,6 +36,7 @@ HEADINGS: dict[str, tuple[str, str, float]] = {
     "io_utilisation": ("I/O", "%", 100),
     "io_utilisation_h2d": ("I/O in", "%", 100),
     "io_utilisation_d2h": ("I/O out", "%", 100),
+    "io_busy_d2h_s": ("link busy out", "s", 1),
     "gpu_utilisation": ("GPU", "%", 100),
     "jain": ("Jain", "", 1),
     "service_gap_max": ("service gap", "tok", 1),
