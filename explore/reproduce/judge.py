@@ -57,16 +57,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A setting in which `held` of so many cells hold. `is_whole`: the claim would be reproduced."""
+
+    group: str
+    variant: str
+    held: int
+    cells: int
+    is_whole: bool
+
+    @property
+    def words(self) -> str:
+        """`10 us`, or `10 us (2 of 4)`."""
+        name = self.variant or self.group
+        return name if self.is_whole else f"{name} ({self.held} of {self.cells})"
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What became of a claim. `where`: other settings in which it would be reproduced, or partly so
-    ("2 of 4")."""
+    """What became of a claim. `where`: other settings in which it, or some of its cells, would hold."""
 
     claim: Claim
     word: Word
     why: str
     cells: tuple[Cell, ...] = ()
     trend: tuple[trends.Point, ...] = ()
-    where: tuple[str, ...] = ()
+    where: tuple[Elsewhere, ...] = ()
 
 
 def judge_all(
@@ -173,19 +189,27 @@ def _best(claim: Claim, cells: Sequence[Cell]) -> tuple[Word, str]:
     return ("partly" if shown and enough else "not"), why
 
 
-def _where(claim: Claim, found: Found) -> Iterable[str]:
-    """Settings other than the claim's own in which it would hold, as a whole or in some cells."""
+def _where(claim: Claim, found: Found) -> Iterable[Elsewhere]:
+    """Settings other than the claim's own in which some of its cells hold."""
     for group, variants in found.variants.items():
-        if group == claim.group:
-            continue
         for variant in variants:
             cells = cells_of(claim, found, group, variant.name)
+            if group == claim.group or _is_own(claim, found, cells):
+                continue
             held = sum(cell.state == "holds" for cell in cells)
-            place = f"{group} {variant.name}".strip()
-            if cells and _verdict(claim, cells)[0] == "reproduced":
-                yield place
-            elif held:
-                yield f"{place} ({held} of {len(cells)})"
+            whole = bool(cells) and _verdict(claim, cells)[0] == "reproduced"
+            if whole or held:
+                yield Elsewhere(group, variant.name, held, len(cells), is_whole=whole)
+
+
+def _is_own(claim: Claim, found: Found, cells: Sequence[Cell]) -> bool:
+    """These are the very runs of the claim's own point, under another name."""
+    return all(
+        found.of(cell.place, name) == found.of(Place(claim.group, cell.place.setup), name)
+        for cell in cells
+        for name in (cell.system, cell.against)
+        if name is not None
+    )
 
 
 def _overhead(claim: Claim, overhead: Overhead | None) -> Verdict:
@@ -201,7 +225,8 @@ def _overhead(claim: Claim, overhead: Overhead | None) -> Verdict:
 
 def _trend(claim: Claim, found: Found) -> Verdict:
     points = tuple(trends.points_of(claim, found))
-    if not points:
+    wanted = len(found.variants.get(claim.group, ())) * len(claim.metrics)
+    if not points or len(points) < wanted:
         return Verdict(claim, "not run", "")
     if claim.show == "unknown":
         return Verdict(claim, "no value claimed", "", trend=points)

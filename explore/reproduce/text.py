@@ -13,6 +13,8 @@ from explore.reproduce.tables import Table, all_tables
 from explore.tables import text_table
 from explore.words import HEADINGS, TOO_SMALL, ratio, significant
 
+#: So many other settings are named.
+MAX_WHERE = 5
 #: So many cells are told one by one; of more, the smallest and the largest.
 MAX_TOLD = 4
 
@@ -30,9 +32,19 @@ def as_markdown(found: Reproduction) -> str:
     """claims.md: the claims, then everything they rest on."""
     claims = Table(
         "Claims",
-        "Ours: times better (or the share), paired by run, with 95 % interval. The last column: other"
-        " settings in which the claim would be reproduced, or hold in some of its cells.",
-        ("claim", "theirs", "source", "ours", "verdict", "why", "would hold at"),
+        "Ours: times better (or the share), paired by run, with 95 % interval. The last columns: at which"
+        " costs of a copy call, and at which other settings, the claim would be reproduced, or hold in"
+        " some of its cells (2 of 4).",
+        (
+            "claim",
+            "theirs",
+            "source",
+            "ours",
+            "verdict",
+            "why",
+            "copy call",
+            "other settings",
+        ),
         tuple(_claim_row(one) for one in found.verdicts),
     )
     parts = [markdown(claims)]
@@ -54,8 +66,32 @@ def markdown(table: Table) -> str:
 def _claim_row(one: Verdict) -> tuple[str, ...]:
     claim = one.claim
     row = f"{claim.row} ({claim.note})" if claim.note else claim.row
-    where = ", ".join(one.where) if one.where else ""
-    return (row, claim.said, claim.source, ours(one), f"**{one.word}**", one.why, where)
+    calls = ", ".join(place.words for place in one.where if place.group == "dispatch")
+    return (
+        row,
+        claim.said,
+        claim.source,
+        ours(one),
+        f"**{one.word}**",
+        one.why,
+        calls,
+        _elsewhere(one),
+    )
+
+
+def _elsewhere(one: Verdict) -> str:
+    """The settings in which most of it would hold, and how many more there are."""
+    others = [place for place in one.where if place.group != "dispatch"]
+    others.sort(key=lambda place: (not place.is_whole, -place.held / place.cells))
+    told = [
+        place.words
+        if place.group == place.variant or not place.variant
+        else f"{place.group} {place.words}"
+        for place in others[:MAX_WHERE]
+    ]
+    if len(others) > MAX_WHERE:
+        told.append(f"and {len(others) - MAX_WHERE} more")
+    return ", ".join(told)
 
 
 def ours(one: Verdict) -> str:
@@ -172,7 +208,7 @@ def _verdict(one: Verdict) -> dict[str, Any]:
         **one.claim.model_dump(mode="json"),
         "verdict": one.word,
         "why": one.why,
-        "where": list(one.where),
+        "where": [asdict(place) for place in one.where],
         "cells": [_cell(cell) for cell in one.cells],
         "trend": [asdict(point) for point in one.trend],
     }

@@ -209,7 +209,15 @@ def test_where_else_a_claim_holds_is_told() -> None:
 
     other = found(elsewhere, "5 us", "7 us", "10 us", group="dispatch")
     held = Found({**at_point.results, **other.results}, {**at_point.variants, **other.variants})
-    assert verdict(claim(), held).where == ("dispatch 7 us (2 of 4)", "dispatch 10 us")
+    made = verdict(claim(), held)
+    assert [place.words for place in made.where] == ["7 us (2 of 4)", "10 us"]
+
+
+def test_the_claims_own_runs_under_another_name_are_no_other_setting() -> None:
+    own = found(lambda _p, system, _r: 1.0 if system == OURS else 5.0)
+    again = {Place("dispatch", p.setup, "5 us"): held for p, held in own.results.items()}
+    both = {**own.variants, "dispatch": (Variant(name="5 us"),)}
+    assert verdict(claim(), Found({**own.results, **again}, both)).where == ()
 
 
 def test_a_claim_whose_systems_were_not_run_is_not_judged() -> None:
