@@ -53,7 +53,7 @@ def reproduce_command(
     parts = PARTS if part == "all" else (part,)
     settings = importlib.import_module("traces.scenario").parse_settings(values)
     planned = study.plan(parts, full=full, values=settings)
-    with progress(len(planned.plan.keys), "trials") as advance:
+    with progress(study.missing(planned, out), "trials") as advance:
         try:
             found = study.reproduce(
                 planned, parts, out, full=full, workers=workers, progress=advance

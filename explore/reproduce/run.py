@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from explore.sweep import run as sweeps
 from explore.sweep.engines import EngineSettings
 from explore.sweep.semantics import SEMANTICS
 from explore.sweep.store import Store, write_whole, writing
-from policy.errors import FastSwitchError, FaultError, InputError
+from policy.errors import FaultError, InputError
 from traces.provenance import commit
 
 TRIALS, SESSIONS, OVERHEAD = "trials", "sessions.json", "overhead.json"
@@ -25,11 +26,13 @@ TRIALS, SESSIONS, OVERHEAD = "trials", "sessions.json", "overhead.json"
 
 @dataclass(frozen=True)
 class Session:
-    """A stretch of running: wall-clock seconds, trials made, worker processes (None: one per core)."""
+    """A stretch of running: wall-clock seconds, trials made, worker processes (None: one per core), and
+    CPU seconds of these."""
 
     seconds: float
     trials: int
     workers: int | None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ def plan(parts: Sequence[str], *, full: bool, values: dict[str, Any] | None = No
     return study_of(data.points(full=full), parts, values)
 
 
+def missing(study: Study, out: Path) -> int:
+    """How many trials `out` lacks."""
+    store = Store(out / TRIALS)
+    return sum(not store.has(key) for key in study.plan.keys)
+
+
 def reproduce(
     study: Study,
     parts: Sequence[str],
@@ -65,8 +74,8 @@ def reproduce(
     FaultError; what was finished by then stays.
     """
     store = Store(out / TRIALS)
-    before = sum(store.has(key) for key in study.plan.keys)
-    begin = time.monotonic()
+    before = missing(study, out)
+    begin, cpu = time.monotonic(), _cpu_seconds()
     try:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -79,9 +88,10 @@ def reproduce(
             progress=progress,
         )
     finally:
-        after = sum(store.has(key) for key in study.plan.keys)
-        if after > before and out.is_dir():
-            _note_session(out, Session(time.monotonic() - begin, after - before, workers))
+        made_now = before - missing(study, out)
+        if made_now > 0 and out.is_dir():
+            spent = round(time.monotonic() - begin, 1), round(_cpu_seconds() - cpu, 1)
+            _note_session(out, Session(spent[0], made_now, workers, spent[1]))
     if made.failed:
         raise FaultError(_failure(store, study))
     overhead = _overhead(out) if any(c.kind == "overhead" for c in _claims(parts)) else None
@@ -95,6 +105,12 @@ def reproduce(
         _sessions(out),
         {"commit": commit(), "semantics": SEMANTICS, "trials": len(study.plan.keys)},
     )
+
+
+def _cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _claims(parts: Sequence[str]) -> list[data.Claim]:
@@ -138,6 +154,3 @@ def _held(path: Path) -> Any:
         return None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-
-
-__all__ = ["FastSwitchError", "Reproduction", "Session", "plan", "reproduce"]

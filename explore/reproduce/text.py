@@ -8,7 +8,7 @@ from typing import Any
 
 from explore.compare import Estimate, Ratio
 from explore.reproduce.judge import Cell, Verdict
-from explore.reproduce.run import Reproduction
+from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.tables import Table, all_tables
 from explore.tables import text_table
 from explore.words import HEADINGS, TOO_SMALL, ratio, significant
@@ -177,16 +177,21 @@ def _cells(verdicts: Iterable[Verdict]) -> Table:
 def notes(found: Reproduction) -> list[str]:
     """What else a reader must know."""
     facts = found.provenance
-    seconds = sum(session.seconds for session in found.sessions)
     told = [
-        f"{facts['trials']} runs, results version {facts['semantics']}, commit {facts['commit']};"
-        f" {seconds / 60:.1f} minutes of running in {len(found.sessions)} sessions"
+        f"{facts['trials']} runs, results version {facts['semantics']}, commit {facts['commit']}"
     ]
+    told += [_session(one) for one in found.sessions]
     if found.found.missing:
         told.append(f"{found.found.missing} runs are missing")
     if found.found.left_out:
         told.append(f"not in this version, left out: {', '.join(found.found.left_out)}")
     return told
+
+
+def _session(one: Session) -> str:
+    cpu = "" if one.cpu_seconds is None else f", {one.cpu_seconds:.0f} CPU seconds"
+    workers = f"{one.workers} workers" if one.workers else "a worker for each core"
+    return f"{one.trials} of the runs took {one.seconds / 60:.1f} minutes with {workers}{cpu}"
 
 
 def as_json(found: Reproduction) -> dict[str, Any]:

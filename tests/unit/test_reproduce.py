@@ -331,6 +331,9 @@ def test_a_part_is_run_judged_and_written_and_a_second_run_finds_it_all(
     (frequency,) = (c for c in held["claims"] if c["id"] == "frequency")
     assert len(frequency["trend"]) == 9
     assert held["missing"] == 0
+    (session,) = held["sessions"]
+    assert session["trials"] == 30
+    assert 0 < session["cpu_seconds"]
     page = (out / "claims.md").read_text()
     assert "## Claims" in page
     assert (out / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
