@@ -12,6 +12,7 @@ from typing import Any
 
 from calibrate import profile as profiles
 from calibrate.profile import Profile
+from policy.errors import InvariantError
 from policy.plan import Copy, Direction
 from policy.systems import System, named_system
 from sim.costs import CopyCosts, StepCosts
@@ -107,25 +108,27 @@ def checks() -> Iterator[Check]:
         profile = profiles.load(machine)
         for length in CHECKED:
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "two.jsonl"
-                path.write_text(_two_requests(length), encoding="utf-8")
-                swapped = _preempted(machine, path, length, "vllm-0.3.3-keep")
+                path = Path(folder) / "three.jsonl"
+                path.write_text(_three_requests(profile, length), encoding="utf-8")
+                swapped = _preempted(machine, path, length, "vllm-0.3.3")
                 again = _preempted(machine, path, length, "vllm-0.3.3-recompute")
-            waited = sum(swapped.table("steps").column("stall_ns").to_pylist())
+            moved, waited = _swaps(swapped)
             tokens, took = _second_prefill(again)
-            moved = sum(swapped.table("copies").column("blocks").to_pylist()) // 2
             swap = swap_ns(profile, named_system("vllm-0.3.3-keep"), moved * BLOCK)
             yield Check(machine, length, waited, took, swap, recompute_ns(profile, tokens))
 
 
-def _two_requests(length: int) -> str:
-    """One that decodes for long, and an urgent one that needs its room."""
+def _three_requests(profile: Profile, length: int) -> str:
+    """One that decodes throughout (the last runner is never preempted), one that has just begun to, and
+    an urgent one that needs the room of the second."""
+    begun_ns = recompute_ns(profile, length) + 20 * StepCosts(profile).decode_ns(2, length)
     rows = [
-        {"request_id": "a", "input_tokens": length - 8, "output_tokens": 400, "arrival_s": 0.0},
-        {"request_id": "b", "input_tokens": length, "output_tokens": 4, "arrival_s": 5.0},
+        {"request_id": "leader", "input_tokens": 8, "output_tokens": 400, "priority": 0},
+        {"request_id": "victim", "input_tokens": length, "output_tokens": 200, "priority": 2},
+        {"request_id": "urgent", "input_tokens": length, "output_tokens": 4, "priority": 1},
     ]
-    priorities = (1, 0)
-    text = [json.dumps({**row, "priority": p}) for row, p in zip(rows, priorities, strict=True)]
+    arrivals = (0.0, 0.0, begun_ns / 1e9)
+    text = [json.dumps({**row, "arrival_s": at}) for row, at in zip(rows, arrivals, strict=True)]
     return "\n".join(text) + "\n"
 
 
@@ -137,7 +140,7 @@ def _preempted(machine: str, path: Path, length: int, system: str) -> Recording:
         "order": "priority",
         "limits": {"max_model_len": 2 * length + 1024},
         "pool": {
-            "device_blocks": length // BLOCK + 40,
+            "device_blocks": length // BLOCK + 50,
             "host_blocks": 4 * length // BLOCK,
             "aging": "none",
         },
@@ -145,14 +148,26 @@ def _preempted(machine: str, path: Path, length: int, system: str) -> Recording:
     return simulate(build(data, "crossover"))
 
 
+def _swaps(recording: Recording) -> tuple[int, int]:
+    """Blocks of the victim's copies, one way, and the nanoseconds of both."""
+    copies = recording.table("copies").to_pylist()
+    ways = [copy["direction"] for copy in copies if copy["request_id"] == "victim"]
+    if ways != ["d2h", "h2d"] or len(copies) != 2:
+        raise InvariantError(f"crossover: not one swap out and in, but {ways}")
+    return copies[0]["blocks"], sum(copy["end_ns"] - copy["submit_ns"] for copy in copies)
+
+
 def _second_prefill(recording: Recording) -> tuple[int, int]:
-    """Tokens and nanoseconds of the step that computes the preempted request's context again."""
+    """Tokens and nanoseconds of the step that computes the victim's context again."""
     steps = {row["step"]: row for row in recording.table("steps").to_pylist()}
     prefills = [
         row
         for row in recording.table("spans").to_pylist()
-        if (row["request_id"], row["kind"]) == ("a", "prefill")
+        if (row["request_id"], row["kind"]) == ("victim", "prefill")
     ]
-    last = prefills[-1]
-    step = steps[last["first_step"]]
-    return last["tokens"], step["end_ns"] - step["start_ns"]
+    if len(prefills) != 2:
+        raise InvariantError(
+            f"crossover: the victim was prefilled {len(prefills)} times, not twice"
+        )
+    step = steps[prefills[1]["first_step"]]
+    return prefills[1]["tokens"], step["end_ns"] - step["start_ns"]
