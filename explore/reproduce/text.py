@@ -9,10 +9,18 @@ from typing import Any
 from explore.compare import Estimate, Ratio
 from explore.reproduce.judge import Cell, Verdict
 from explore.reproduce.run import Reproduction, Session
+from explore.reproduce.study import Found
 from explore.reproduce.tables import Table, all_tables
 from explore.tables import text_table
 from explore.words import HEADINGS, TOO_SMALL, ratio, significant
 
+#: Start of a metric's name, where its number of samples is, and what these are.
+SAMPLES = (
+    ("ttft", "ttft_samples", "turns"),
+    ("tbt", "tbt_samples", "gaps"),
+    ("stall_share_p99_gaps", "tbt_samples", "gaps"),
+    ("token_efficiency", "steps", "steps"),
+)
 #: So many other settings are named.
 MAX_WHERE = 5
 #: So many cells are told one by one; of more, the smallest and the largest.
@@ -40,12 +48,13 @@ def as_markdown(found: Reproduction) -> str:
             "theirs",
             "source",
             "ours",
+            "samples",
             "verdict",
             "why",
             "copy call",
             "other settings",
         ),
-        tuple(_claim_row(one) for one in found.verdicts),
+        tuple(_claim_row(one, found.found) for one in found.verdicts),
     )
     parts = [markdown(claims)]
     parts += [markdown(table) for table in all_tables(found.found, full=found.full)]
@@ -63,7 +72,7 @@ def markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _claim_row(one: Verdict) -> tuple[str, ...]:
+def _claim_row(one: Verdict, found: Found) -> tuple[str, ...]:
     claim = one.claim
     row = f"{claim.row} ({claim.note})" if claim.note else claim.row
     calls = ", ".join(place.words for place in one.where if place.group == "dispatch")
@@ -72,11 +81,34 @@ def _claim_row(one: Verdict) -> tuple[str, ...]:
         claim.said,
         claim.source,
         ours(one),
+        _samples(one, found),
         f"**{one.word}**",
         one.why,
         calls,
         _elsewhere(one),
     )
+
+
+def _samples(one: Verdict, found: Found) -> str:
+    """How many turns, gaps or steps stand behind the percentiles of the thinnest run, and how many runs."""
+    kinds = {
+        words: name
+        for metric in one.claim.metrics
+        for start, name, words in SAMPLES
+        if metric.startswith(start)
+    }
+    places = {cell.place for cell in one.cells}
+    places |= {
+        p for p in found.places(one.claim.group) if one.trend and p.setup in one.claim.setups
+    }
+    runs = [held for place in places for held in found.results[place].values()]
+    if not runs:
+        return ""
+    told = []
+    for words, name in kinds.items():
+        least = min(run["metrics"][name] for held in runs for run in held)
+        told.append(f"{least:,} {words}")
+    return ", ".join([*told, f"{min(map(len, runs))} runs"])
 
 
 def _elsewhere(one: Verdict) -> str:
