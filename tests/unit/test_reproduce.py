@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from click.testing import CliRunner, Result
 
 import fastswitch
 from explore.compare import Ratio
-from explore.reproduce import crossover, data, text
+from explore.reproduce import crossover, data, figures, text
 from explore.reproduce.data import PARTS, Claim, Variant, claims, points
 from explore.reproduce.judge import Verdict, cells_of, judge_all, state_of
 from explore.reproduce.overhead import Overhead, measure
+from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.study import Found, Place, study_of
 from explore.sweep.trial import run_trial
 from explore.words import HEADINGS
@@ -270,6 +272,100 @@ def test_steps_are_reproduced_if_each_mechanism_gains() -> None:
 def test_cells_pair_runs_of_the_same_number() -> None:
     held = found(lambda _p, system, run: (run + 1.0) * (1 if system == OURS else 5))
     assert {round(cell.value or 0, 6) for cell in cells_of(claim(), held, "turns")} == {5.0}
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def made(place: Place, system: str, run: int) -> dict[str, Any]:
+    """A run that nobody made: better with every mechanism, and a little different every time."""
+    worth = {DROP: 8.0, KEEP: 4.0, "+groups": 2.0, "+reuse": 1.5, "+async": 1.5, OURS: 1.0}
+    size = worth.get(system, 3.0) * (1 + run / 100) * (1 + len(place.setup) / 100)
+    counts = {"ttft_samples": 5000, "tbt_samples": 1_600_000, "steps": 9000}
+    return {"metrics": {**dict.fromkeys(HEADINGS, size), **LOAD, **counts}}
+
+
+LOAD = {"offered_tok_s": 110.0, "capacity_tok_s": 100.0}
+
+
+def whole(*, full: bool) -> Reproduction:
+    """A reproduction of which every run was made up."""
+    study = study_of(points(full=full), PARTS)
+    results = {
+        place: {
+            name: [made(place, name, run) for run in range(len(keys))]
+            for name, keys in systems.items()
+        }
+        for place, systems in study.keys.items()
+    }
+    held = Found(results, study.variants, 0, study.left_out)
+    overhead = Overhead(0.5, 0.25, 100.0, 10, 10)
+    verdicts = tuple(judge_all(claims(), held, overhead))
+    facts = {"commit": "abc", "semantics": 2, "trials": len(study.plan.keys)}
+    return Reproduction(
+        full,
+        PARTS,
+        verdicts,
+        held,
+        overhead,
+        (Session(60.0, 4, None), Session(1.0, 1, 2, 9.0)),
+        facts,
+    )
+
+
+def test_a_full_page_has_every_claim_load_mechanism_and_engine() -> None:
+    found = whole(full=True)
+    page = text.as_markdown(found)
+    for one in claims():
+        assert f"| {one.row}" in page
+    assert {one.word for one in found.verdicts} <= {
+        "reproduced",
+        "partly",
+        "not",
+        "no value claimed",
+    }
+    titles = re.findall("^## (.*)", page, re.MULTILINE)
+    assert titles == [
+        "Claims",
+        "Load and swap volume of the baselines",
+        "What each mechanism is worth",
+        "Engines that could be built today, at the baseline's capacity",
+        "Swap against recompute: the price of a call at which both take as long",
+        "Choices inside the mechanisms",
+        "Other rules of preemption, and static priority",
+        "Half the host memory: which copies go first",
+        "Every cell of the claims with many",
+    ]
+    assert "| turns 8b-markov | vllm-0.3.3-keep | 110% |" in page
+    assert "| groups on block-major | 8b-markov |" in page
+    assert "5,000 turns, 1,600,000 gaps, 5 runs" in page
+    assert "1 of the runs took 0.0 minutes with 2 workers, 9 CPU seconds" in page
+    for line in page.splitlines():  # a table whose rows differ in length is none
+        assert not line.startswith("|") or line.endswith("|")
+    assert json.loads(json.dumps(text.as_json(found)))["missing"] == 0
+
+
+def test_each_axis_of_the_sensitivity_is_a_panel_with_intervals() -> None:
+    panels = figures.sensitivity(whole(full=True).found).axes
+    assert [axes.get_xlabel() for axes in panels if axes.get_visible()] == [
+        words for _, words in figures.AXES
+    ]
+    for axes in panels:
+        assert len(axes.containers) == 6  # three metrics, two patterns, each with error bars
+    short = [
+        axes for axes in figures.sensitivity(whole(full=False).found).axes if axes.get_visible()
+    ]
+    assert [axes.get_xlabel() for axes in short] == [
+        "priority updates per step",
+        "host memory, GiB",
+    ]
+
+
+def test_the_figure_of_swap_and_recompute_has_every_machine_price_and_check() -> None:
+    for axes in figures.swap_or_recompute().axes:
+        lines = axes.get_lines()
+        assert sum(line.get_marker() == "x" for line in lines) == len(crossover.CHECKED)
+        assert len(lines) == len(crossover.CALLS_US) + 3 + len(crossover.CHECKED) + 1
 
 
 # ---------------------------------------------------------------------- what is measured apart
