@@ -43,10 +43,9 @@ class Setup(_Section):
 
 
 class Variant(_Section):
-    """A setting of a group; `x` is its place on an axis, `load` a share of the set-up's saturation."""
+    """A setting of a group; `load` is a share of the set-up's saturation."""
 
     name: str
-    x: float | None = None
     set: dict[str, Any] = {}
     load: float | None = None
 

@@ -10,24 +10,25 @@ mpl.use("svg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from explore.compare import speedup_of
 from explore.figures import COLOURS, SETTINGS, STYLES
 from explore.reproduce import crossover
-from explore.reproduce.study import Found
+from explore.reproduce.study import Found, Place
 from explore.words import HEADINGS
 
 OURS, THEIRS = "fastswitch", "vllm-0.3.3-keep"
 METRICS = ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s")
 MARKS = ("o", "s", "^")
-#: Group, and what its axis is called; the first of a pair that was run is shown.
+#: Groups, the first of which that was run is shown, and what their axis is called.
 AXES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("dispatch",), "us for a copy call"),
-    (("load",), "load, % of the baseline's capacity"),
+    (("dispatch",), "price of a copy call"),
+    (("load",), "load, of the baseline's capacity"),
     (("frequency, more", "frequency"), "priority updates per step"),
-    (("host memory, more", "host memory"), "host memory, GiB"),
+    (("host memory, more", "host memory"), "host memory"),
     (("initial group, more", "initial group"), "initial group, blocks"),
-    (("think time",), "mean think time, s"),
+    (("think time",), "mean think time"),
 )
 SETUPS = ("8b-markov", "8b-random")
 
@@ -43,13 +44,15 @@ def sensitivity(found: Found) -> Figure:
         for axes in grid.flat[len(groups) :]:
             axes.set_visible(False)
         for axes, (group, words) in zip(grid.flat, groups, strict=False):
-            for style, setup in zip(STYLES, SETUPS, strict=False):
+            for row, setup in enumerate(SETUPS):
                 for index, metric in enumerate(METRICS):
-                    _line(axes, found, group, setup, metric, index, style)
+                    _line(axes, found, group, setup, metric, index, row)
             axes.axhline(1, color="0.6", lw=1)
             axes.set(yscale="log", xlabel=words)
-            if group != "load":
-                axes.set_xscale("symlog" if group == "think time" else "log")
+            names = [variant.name for variant in found.variants[group]]
+            axes.set_xticks(range(len(names)), names, fontsize=7)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.grid(visible=True, alpha=0.25)
         grid[0][0].set_ylabel(f"times better than {THEIRS}")
         handles, names = grid[0][0].get_legend_handles_labels()
@@ -68,20 +71,19 @@ def _first(names: Sequence[str], found: Found) -> str | None:
 
 
 def _line(
-    axes: Axes, found: Found, group: str, setup: str, metric: str, index: int, style: str
+    axes: Axes, found: Found, group: str, setup: str, metric: str, index: int, row: int
 ) -> None:
+    """A metric over the variants, a little beside the others so that intervals can be told apart."""
     xs, ys, below, above = [], [], [], []
-    for variant in found.variants[group]:
-        places = [p for p in found.places(group) if (p.setup, p.variant) == (setup, variant.name)]
-        if variant.x is None or not places:
-            continue
-        ours, theirs = found.of(places[0], OURS), found.of(places[0], THEIRS)
+    for position, variant in enumerate(found.variants[group]):
+        place = Place(group, setup, variant.name)
+        ours, theirs = found.of(place, OURS), found.of(place, THEIRS)
         if ours is None or theirs is None:
             continue
         ratio = speedup_of(ours, theirs, metric)
         if ratio.value is None or ratio.factor is None:
             continue
-        xs.append(variant.x)
+        xs.append(position + 0.07 * (index + len(METRICS) * row - len(METRICS) + 0.5))
         ys.append(ratio.value)
         below.append(ratio.value - ratio.value / ratio.factor)
         above.append(ratio.value * ratio.factor - ratio.value)
@@ -90,7 +92,7 @@ def _line(
             xs,
             ys,
             yerr=[below, above],
-            fmt=MARKS[index] + style,
+            fmt=MARKS[index] + STYLES[row],
             color=COLOURS[(index * 2 + 1) % len(COLOURS)],
             capsize=2,
             markersize=4,

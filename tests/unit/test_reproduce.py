@@ -357,7 +357,7 @@ def test_each_axis_of_the_sensitivity_is_a_panel_with_intervals() -> None:
     ]
     assert [axes.get_xlabel() for axes in short] == [
         "priority updates per step",
-        "host memory, GiB",
+        "host memory",
     ]
 
 
