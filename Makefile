@@ -11,7 +11,7 @@ VLLM := .cache/vllm
 PYTHON312 ?= python3.12
 OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench gpu-check validate validate-full format clean
+.PHONY: demo test test-full check bench gpu-check validate validate-full reproduce reproduce-full format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -86,6 +86,14 @@ validate: $(BIN)/test
 validate-full: $(BIN)/test
 	$(BIN)/python $(VALIDATION) --full --out validate-full
 
+# The paper's claims beside ours, one operating point for each: 180 runs. Run again to go on.
+reproduce: $(BIN)/core
+	$(BIN)/fastswitch reproduce --out reproduce
+
+# Also the other readings, loads, ablations, sensitivity and newer engines.
+reproduce-full: $(BIN)/core
+	$(BIN)/fastswitch reproduce all --full --out reproduce
+
 # On a machine with a GPU: PART=tests, bench, calibrate or validate, OUT=a folder; run it again to go on.
 # GPU_PYTHON names an interpreter that has the libraries already; DEVICE=cpu tries the last two without a GPU.
 DEVICE ?= cuda
@@ -97,4 +105,4 @@ format: $(BIN)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate validate-full
+	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate validate-full reproduce

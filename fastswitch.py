@@ -20,6 +20,7 @@ from explore import sweep_commands
 from explore.export_command import export_command
 from explore.options import check_option, load, order_option, set_option
 from explore.report_command import report_command
+from explore.reproduce_command import reproduce_command
 from explore.search_command import search_command
 from policy.errors import ConfigError, FastSwitchError
 from traces.commands import trace
@@ -83,6 +84,7 @@ main.add_command(export_command)
 main.add_command(report_command)
 main.add_command(sweep_commands.group)
 main.add_command(search_command)
+main.add_command(reproduce_command)
 
 
 @main.command("compare")

@@ -25,7 +25,15 @@ SPEEDUPS = (
     "tbt_in_batch_p999_s",
     "throughput_tok_s",
 )
-MORE_IS_BETTER = frozenset({"throughput_tok_s"})
+MORE_IS_BETTER = frozenset(
+    {
+        "throughput_tok_s",
+        "io_utilisation",
+        "gpu_utilisation",
+        "token_efficiency_p99_tok_s",
+        "token_efficiency_p999_tok_s",
+    }
+)
 
 #: A ratio nearer to one than this is called no difference, however narrow its interval.
 NOTABLE = 1.02

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from policy.errors import ConfigError
-from traces import fairness, goodput
+from traces import breakdown, fairness, goodput
 from traces.goodput import Slo
 from traces.recording import Recording
-from traces.stats import Ints, percentile
+from traces.stats import MIN_SAMPLES, Ints, percentile
 
 NS = 1_000_000_000
 PERCENTILES = (50.0, 95.0, 99.0, 99.9)
@@ -226,6 +226,12 @@ def _gaps(
         result[f"tbt_in_batch_{label(q)}_s"] = seconds(percentile(values, q, weights))
     for q in (50.0, 99.0):
         result[f"tbt_preempted_{label(q)}_s"] = seconds(percentile(parked, q))
+    # The same gaps on a clock that runs only while a step waits for copies.
+    waiting = {**steps, "end_ns": np.cumsum(steps["stall_ns"])}
+    (stalls, _), stalls_parked = token_gaps(waiting, spans, preemptions)
+    stalled = np.concatenate([stalls, stalls_parked])
+    result["stall_share_p99_gaps"] = breakdown.stall_share(pooled, stalled, pooled_weights)
+    result["stall_share_p99_steps"] = breakdown.of_steps(steps)
     result["tbt_samples"] = int(pooled_weights.sum())
     result["tbt_preempted_samples"] = int(parked.size)
     return result
@@ -316,8 +322,10 @@ def _throughput(
     busy = ends - steps["start_ns"]
     worked = (tokens > 0) & (busy > 0)
     milli = tokens[worked] * NS * 1000 // busy[worked]
-    worst = percentile(milli, 1.0) if milli.size >= 368 else None
-    result["token_efficiency_p99_tok_s"] = None if worst is None else round(worst / 1000, 3)
+    for q in (99.0, 99.9):
+        worst = percentile(milli, 100 - q) if milli.size >= MIN_SAMPLES[q] else None
+        found = None if worst is None else round(worst / 1000, 3)
+        result[f"token_efficiency_{label(q)}_tok_s"] = found
     result["token_efficiency_tok_s"] = (
         round(int(tokens.sum()) * NS / int(busy.sum()), 6) if busy.sum() else None
     )
@@ -416,12 +424,14 @@ def _utilisation(
         "longest_stall_s": seconds(int(stall.max(initial=0))),
         "gpu_utilisation": round(compute / live, 6) if live else None,
     }
+    queued = {}
     for way, mask in (("h2d", loads), ("d2h", ~loads)):
-        busy = _union(copies["submit_ns"][mask], copies["end_ns"][mask])
+        busy = queued[way] = _union(copies["submit_ns"][mask], copies["end_ns"][mask])
         moved = int(copies["bytes"][mask].sum())
         rate = facts["link_bytes_per_s"][way]
         result[f"io_utilisation_{way}"] = round(moved / (rate * busy / NS), 6) if busy else None
         result[f"io_busy_{way}_s"] = seconds(busy)
+    result.update(breakdown.of_copies(steps, copies, queued, facts["link_bytes_per_s"]))
     return result
 
 

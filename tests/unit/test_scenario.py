@@ -409,6 +409,12 @@ def test_an_unknown_path_is_refused_when_the_scenario_is_built() -> None:
     assert found == "--set: pool.colour: Extra inputs are not permitted"
 
 
+def test_a_scenario_may_give_priorities_their_shares() -> None:
+    found = load("paper-8b-a10", {"workload.priority.shares": [0.1, 0.9]}).workload.priority
+    assert found is not None
+    assert found.shares == (0.1, 0.9)
+
+
 def test_with_values_changes_what_it_names_and_nothing_else() -> None:
     before = scenario(seed=3, pool={"aging": "none"})
     after = before.with_values({"pool.device_blocks": 7, "profile_values.step.base": 1})
