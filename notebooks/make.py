@@ -23,7 +23,7 @@ from traces.scenario import SCENARIOS
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "output"
 #: Those with committed output: what they say is the same on every machine.
-NAMES = ("02_what_if", "03_fairness")
+NAMES = ("02_what_if", "03_fairness", "04_capacity")
 
 
 def first_line(name: str) -> str:

@@ -84,3 +84,16 @@ def test_fairness_names_a_knee_and_what_it_is_made_of(
     ]
     assert re.search(r"preempts [\d.]+ ±[\d.]+ times a run", answer)
     assert re.search(r"can show: (\d+ weighted tokens, with|none that was tried)", answer)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_capacity_gives_users_or_says_that_the_answer_lies_beyond(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    body, answer = executed("04_capacity", monkeypatch, tmp_path, SCALE="0.15")
+    assert "32 simulations" in body
+    for gpu in ("A10", "H100"):
+        # a peak so short breaks nothing on the H100, and the answer is a bound
+        number = r"(more than \d+|fewer than \d+|[\d.]+ ±[\d.]+)"
+        assert re.search(rf"\*\*One {gpu}\*\* carries {number}[^.]* users with", answer)
+    assert re.search(r"TTFT P95 falls\s+from [\d.]+ ±[\d.]+ s to [\d.]+ ±[\d.]+ s", answer)
