@@ -11,7 +11,7 @@ VLLM := .cache/vllm
 PYTHON312 ?= python3.12
 OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench gpu-check validate validate-full reproduce reproduce-full format clean
+.PHONY: demo test test-full check bench notebooks gpu-check validate validate-full reproduce reproduce-full format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -73,6 +73,10 @@ $(OTHER)/test: $(BIN)/test
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(OTHER)/libraries --editable '.[test]'
 	touch $@
+
+# What the notebooks say, as Markdown with figures in notebooks/output; after every change of one.
+notebooks: $(BIN)/test-full
+	$(BIN)/python -m notebooks.make
 
 bench: $(BIN)/core
 	$(BIN)/python benchmarks/sim_speed.py

@@ -40,6 +40,7 @@ HEADINGS: dict[str, tuple[str, str, float]] = {
     "gpu_utilisation": ("GPU", "%", 100),
     "jain": ("Jain", "", 1),
     "service_gap_max": ("service gap", "tok", 1),
+    "service_gap_mean": ("service gap, mean", "tok", 1),
     "starvation_age_s": ("starvation", "s", 1),
     "token_efficiency_p99_tok_s": ("worst 1 % of steps", "tok/s", 1),
     "token_efficiency_p999_tok_s": ("worst 0.1 % of steps", "tok/s", 1),
@@ -134,6 +135,19 @@ def ratio(found: Ratio) -> str:
         return text
     low, high = found.value / found.factor, found.value * found.factor
     return f"{text} ({significant(low, 2)}-{significant(high, 2)})"
+
+
+def in_words(found: Estimate | Ratio, metric: str | None = None) -> str:
+    """A number with its interval, and its unit if a metric is named: `1.90 ±0.32 s`, `3.10x (2.4-4.0)`."""
+    if isinstance(found, Ratio):
+        return ratio(found)
+    if metric is not None:
+        unit = HEADINGS[metric][1]
+        return f"{estimate(found, metric)} {unit}".strip() if found.value is not None else TOO_SMALL
+    if found.value is None:
+        return TOO_SMALL
+    half = "" if found.half is None else f" ±{significant(found.half, 2)}"
+    return significant(found.value) + half
 
 
 def load(comparison: Comparison) -> str:

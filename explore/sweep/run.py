@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from explore.sweep import journal, replication, spec, tables
+from explore.estimates import Estimate, Ratio
+from explore.sweep import answers, journal, replication, spec, tables
 from explore.sweep.engines import Engine, EngineSettings, InThisProcess, make_engine
 from explore.sweep.journal import Journal
 from explore.sweep.semantics import SEMANTICS, canonical
@@ -72,6 +74,32 @@ class Sweep:
     def ratios(self) -> pd.DataFrame:
         """One row per point, system and metric: times better than the point's first system."""
         return self._frame(RATIOS)
+
+    def estimate(
+        self, system: str, metric: str, at: Mapping[str, Any] = MappingProxyType({})
+    ) -> Estimate:
+        """Mean over runs of a metric at one point, chosen by what was swept."""
+        return answers.estimate(self.results, system, metric, at)
+
+    def speedup(
+        self,
+        system: str,
+        baseline: str,
+        metric: str,
+        at: Mapping[str, Any] = MappingProxyType({}),
+        baseline_at: Mapping[str, Any] | None = None,
+    ) -> Ratio:
+        """How many times better `system` is than `baseline`, paired by run, both `at` one point or
+        the baseline at another."""
+        other = at if baseline_at is None else baseline_at
+        return answers.speedup(self.results, system, baseline, metric, at, other)
+
+    def highest(
+        self, over: str, limits: Mapping[str, float], along: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """How high `over`, and what was swept `along` with it, may go within limits on metrics: a row
+        per system, run and what else was swept. See `explore.sweep.answers.highest`."""
+        return answers.highest(self.results, over, limits, along)
 
     def _frame(self, name: str) -> pd.DataFrame:
         from explore.frames import of_csv  # noqa: PLC0415  pandas takes longer than a small sweep
