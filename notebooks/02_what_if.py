@@ -39,7 +39,7 @@ from IPython.display import Markdown, display
 from fastswitch import in_words, sweep
 
 RUNS = int(os.environ.get("NOTEBOOK_REPEATS", "5"))
-CONVERSATIONS = int(os.environ.get("NOTEBOOK_CONVERSATIONS", "130"))
+CONVERSATIONS = int(os.environ.get("NOTEBOOK_CONVERSATIONS", "120"))
 COST = "profile_values.transfer.per_call"  # nanoseconds
 
 # %% [markdown]
