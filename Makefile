@@ -11,7 +11,7 @@ VLLM := .cache/vllm
 PYTHON312 ?= python3.12
 OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench gpu-check validate validate-full format clean
+.PHONY: demo test test-full check bench notebooks gpu-check validate validate-full reproduce reproduce-full format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,8 +44,11 @@ test: check
 	$(BIN)/coverage report --omit='policy/*,realrun/*'
 	HYPOTHESIS_PROFILE=ci $(BIN)/python $(PYTEST) tests/realrun
 
-# The long ones: everything of `test`, the release's own package, Python 3.12 without torch.
+# The long ones: everything of `test`, the release's own package, Python 3.12 without torch, reports in a browser.
 test-full: test $(BIN)/test-full
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { apt-get update --quiet && apt-get install --yes --quiet chromium; } \
+	  || echo 'Reports are not tested in a browser: no chromium here, and it could not be installed'
 	mkdir -p $(VLLM)
 	test -n "$$(ls $(VLLM))" || $(BIN)/python -m pip download --quiet --no-deps --dest $(VLLM) \
 	  --python-version 3.11 --only-binary=:all: vllm==0.3.3
@@ -60,7 +63,7 @@ test-full: test $(BIN)/test-full
 	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python $(PYTEST)
 
 $(BIN)/test-full: $(BIN)/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full,notebooks,dask,ray]' '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-full,notebooks,dask,ray,search]' '$(TORCH)'
 	touch $@
 
 # The libraries of the first interpreter without torch: equal bytes need equal writers.
@@ -70,6 +73,10 @@ $(OTHER)/test: $(BIN)/test
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(OTHER)/libraries --editable '.[test]'
 	touch $@
+
+# What the notebooks say, as Markdown with figures in notebooks/output; after every change of one.
+notebooks: $(BIN)/test-full
+	$(BIN)/python -m notebooks.make
 
 bench: $(BIN)/core
 	$(BIN)/python benchmarks/sim_speed.py
@@ -83,6 +90,14 @@ validate: $(BIN)/test
 validate-full: $(BIN)/test
 	$(BIN)/python $(VALIDATION) --full --out validate-full
 
+# The paper's claims beside ours, one operating point for each: 180 runs. Run again to go on.
+reproduce: $(BIN)/core
+	$(BIN)/fastswitch reproduce --out reproduce
+
+# Also the other readings, loads, ablations, sensitivity and newer engines.
+reproduce-full: $(BIN)/core
+	$(BIN)/fastswitch reproduce all --full --out reproduce
+
 # On a machine with a GPU: PART=tests, bench, calibrate or validate, OUT=a folder; run it again to go on.
 # GPU_PYTHON names an interpreter that has the libraries already; DEVICE=cpu tries the last two without a GPU.
 DEVICE ?= cuda
@@ -94,4 +109,4 @@ format: $(BIN)/test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate validate-full
+	rm -rf $(VENV) .cache .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache demo validate validate-full reproduce

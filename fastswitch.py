@@ -19,6 +19,9 @@ import click
 from explore import sweep_commands
 from explore.export_command import export_command
 from explore.options import check_option, load, order_option, set_option
+from explore.report_command import report_command
+from explore.reproduce_command import reproduce_command
+from explore.search_command import search_command
 from policy.errors import ConfigError, FastSwitchError
 from traces.commands import trace
 from traces.options import json_option
@@ -30,9 +33,13 @@ _API = {
     "Scenario": ("traces.scenario", "Scenario"),
     "compare": ("explore.compare", "compare"),
     "describe": ("traces.describe", "describe"),
+    "in_words": ("explore.words", "in_words"),
     "load_scenario": ("traces.scenario", "load"),
+    "mean_of_runs": ("explore.sweep.answers", "mean_of_runs"),
+    "ratio_of_runs": ("explore.sweep.answers", "ratio_of_runs"),
     "read_workload": ("traces.readers.catalog", "read_workload"),
     "replay": ("explore.validate", "replay"),
+    "search": ("explore.search.run", "search"),
     "serve": ("realrun.serve", "serve"),
     "simulate": ("sim.simulate", "simulate"),
     "sweep": ("explore.sweep.run", "sweep"),
@@ -77,7 +84,10 @@ def main(*, debug: bool) -> None:
 
 main.add_command(trace)
 main.add_command(export_command)
+main.add_command(report_command)
 main.add_command(sweep_commands.group)
+main.add_command(search_command)
+main.add_command(reproduce_command)
 
 
 @main.command("compare")
@@ -86,6 +96,14 @@ main.add_command(sweep_commands.group)
 @click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for JSON, CSV, figures, page.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
+@click.option(
+    "--study",
+    type=click.Choice(["terminating", "steady-state"]),
+    default="terminating",
+    show_default=True,
+    help="Count whole runs, or what comes after a warm-up that is found first.",
+)
+@click.option("--until-precise", is_flag=True, help="More runs until intervals are narrow, to 50.")
 @order_option
 @set_option
 @json_option
@@ -96,6 +114,8 @@ def _compare(
     runs: int,
     out: Path | None,
     workers: int | None,
+    study: str,
+    until_precise: bool,
     order: str | None,
     values: tuple[str, ...],
     as_json: bool,
@@ -107,17 +127,27 @@ def _compare(
       fastswitch compare
       fastswitch compare paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --seeds 5 --out out
       fastswitch compare my.yaml --set workload.rate=0.1 --order my_module:MyOrder
+      fastswitch compare my.yaml --study steady-state --until-precise --out out
     """
     if runs < 1:
         raise ConfigError(f"--seeds: {runs} is below 1")
     loaded, own = load(scenario, values, order)
-    from explore import compare as study
+    from explore import compare as module
     from explore import output, tables
 
     names = [name.strip() for name in systems.split(",")] if systems else None
-    total = study.num_jobs(loaded, names, runs)
+    total = None if until_precise else module.num_jobs(loaded, names, runs, study)
     with progress(total, "runs") as advance:
-        found = study.compare(loaded, names, runs, workers, advance, own)
+        found = module.compare(
+            loaded,
+            names,
+            runs,
+            workers,
+            advance,
+            own,
+            study=study,
+            until_precise=until_precise,
+        )
     click.echo(json.dumps(tables.as_json(found), indent=1) if as_json else tables.as_text(found))
     if out is not None:
         command = "fastswitch " + " ".join(sys.argv[1:])

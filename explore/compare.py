@@ -1,7 +1,8 @@
 """Systems side by side: same workload, same priority trace, same random streams, several runs.
 
-Every number is a mean over runs with the half width of its 95 % t interval; every ratio is the
-geometric mean of ratios paired by run.
+A *terminating* study counts the whole of every run, from an empty machine until all are served. A
+*steady-state* study counts what comes after a warm-up that is found first (explore.statistics.warm_up)
+and is the same for all systems. `explore.estimates` has what is told of several runs.
 """
 
 from __future__ import annotations
@@ -12,90 +13,52 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calibrate import profile as profiles
-from explore.jobs import job_for, run_job, run_jobs
+from explore.estimates import (
+    MORE_IS_BETTER,
+    NOTABLE,
+    SPEEDUPS,
+    Estimate,
+    Ratio,
+    difference_of,
+    estimate_of,
+    family_of,
+    speedup_of,
+)
+from explore.jobs import Job, job_for, run_job, run_jobs
+from explore.measure import WHOLE_RUN, Measure
+from explore.statistics import precision, warm_up
+from explore.statistics.warm_up import WarmUp
 from policy.errors import ConfigError
 from policy.systems import BASELINES, named_system
+from traces.goodput import Slo
 from traces.orders import OrderLike, UserOrder, user_order
 from traces.provenance import provenance
 from traces.scenario import Scenario
-from traces.stats import mean_and_half_width, ratio_and_factor
 
 if TYPE_CHECKING:
     import pandas
 
-#: Metrics of which less is better; `throughput_tok_s` is the one of which more is.
-SPEEDUPS = (
-    "ttft_p50_s",
-    "ttft_p95_s",
-    "ttft_p99_s",
-    "ttft_p999_s",
-    "tbt_p99_s",
-    "tbt_p999_s",
-    "tbt_in_batch_p999_s",
-    "throughput_tok_s",
-)
-MORE_IS_BETTER = frozenset({"throughput_tok_s"})
+__all__ = [
+    "MORE_IS_BETTER",
+    "NOTABLE",
+    "SPEEDUPS",
+    "STUDIES",
+    "Comparison",
+    "Estimate",
+    "Load",
+    "Ratio",
+    "Worth",
+    "compare",
+    "estimate_of",
+    "num_jobs",
+    "speedup_of",
+    "worth",
+]
 
-#: A ratio nearer to one than this is called no difference, however narrow its interval.
-NOTABLE = 1.02
+STUDIES = ("terminating", "steady-state")
 
 #: How often the arrival rate is doubled in search of the baseline's capacity.
 MAX_DOUBLINGS = 5
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over runs. `half` is half of its 95 % interval, None for one run; `value` None: some
-    run had too few samples."""
-
-    value: float | None
-    half: float | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times better, and the factor its 95 % interval spans up and down."""
-
-    value: float | None
-    factor: float | None = None
-
-    @property
-    def is_better(self) -> bool:
-        """The whole interval says better, and the difference is worth naming."""
-        return bool(
-            self.value and self.factor and self.value / self.factor > 1 and self.value >= NOTABLE
-        )
-
-    @property
-    def is_worse(self) -> bool:
-        """The whole interval says worse, and the difference is worth naming."""
-        return bool(
-            self.value
-            and self.factor
-            and self.value * self.factor < 1
-            and self.value <= 1 / NOTABLE
-        )
-
-
-def estimate_of(results: Sequence[dict[str, Any]], metric: str) -> Estimate:
-    """Mean of a metric over the runs of one system."""
-    values = [result["metrics"].get(metric) for result in results]
-    if any(value is None for value in values):
-        return Estimate(None)
-    return Estimate(*mean_and_half_width([float(value) for value in values]))
-
-
-def speedup_of(
-    ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], metric: str
-) -> Ratio:
-    """How many times better our runs are than theirs, paired in their order."""
-    ratios = []
-    for our, their in zip(ours, theirs, strict=True):
-        mine, other = our["metrics"].get(metric), their["metrics"].get(metric)
-        if not mine or not other:
-            return Ratio(None)
-        ratios.append(mine / other if metric in MORE_IS_BETTER else other / mine)
-    return Ratio(*ratio_and_factor(ratios))
 
 
 @dataclass(frozen=True)
@@ -125,14 +88,32 @@ class Comparison:
     profile_assumptions: dict[str, Any]
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    measure: Measure = WHOLE_RUN
+    warm_up: WarmUp | None = None
+    until_precise: bool = False
+
+    @property
+    def study(self) -> str:
+        """One of STUDIES."""
+        return STUDIES[self.warm_up is not None]
 
     def estimate(self, system: str, metric: str) -> Estimate:
         """Mean over runs of a metric."""
         return estimate_of(self.results[system], metric)
 
     def speedup(self, system: str, baseline: str, metric: str) -> Ratio:
-        """How many times better `system` is than `baseline`, paired by run."""
-        return speedup_of(self.results[system], self.results[baseline], metric)
+        """How many times better `system` is than `baseline`, paired by run; its `p` is corrected for
+        all systems compared with that baseline in this metric."""
+        others = [name for name in self.systems if name != baseline]
+        if system == baseline:
+            return speedup_of(self.results[system], self.results[baseline], metric)
+        theirs = self.results[baseline]
+        family = family_of([speedup_of(self.results[name], theirs, metric) for name in others])
+        return family[others.index(system)]
+
+    def difference(self, system: str, baseline: str, metric: str) -> Estimate:
+        """Mean of `system` minus `baseline` in the metric's unit, paired by run."""
+        return difference_of(self.results[system], self.results[baseline], metric)
 
     def verdict(self, system: str) -> str | None:
         """Where vLLM 0.3.3 would have stopped, in any of the runs."""
@@ -153,6 +134,13 @@ class Comparison:
         """Those of the two baselines that were run."""
         return tuple(name for name in BASELINES if name in self.results)
 
+    @property
+    def telling(self) -> tuple[str, ...]:
+        """The two systems that a picture has room for: the baseline that keeps KV and fastswitch, or
+        what there is."""
+        wanted = ("vllm-0.3.3-keep", "fastswitch")
+        return tuple(name for name in wanted if name in self.results) or self.systems[:2]
+
 
 def compare(
     scenario: Scenario,
@@ -161,12 +149,21 @@ def compare(
     workers: int | None = None,
     progress: Callable[[], None] | None = None,
     order: OrderLike | None = None,
+    *,
+    study: str = "terminating",
+    until_precise: bool = False,
+    slo: Slo | None = None,
 ) -> Comparison:
     """Run every system `runs` times on the same inputs. Deterministic for any number of workers.
 
     `order`: the user's own in place of the scenario's. One given by name travels to the workers; an
     object (an Order, a class of a notebook's cell) stays, and all runs are made in this process.
+    `study`: one of STUDIES. `until_precise`: runs are added until every interval is narrow enough
+    (explore.statistics.precision). `slo` asks for goodput. Raises ConfigError, also where no steady
+    state is seen.
     """
+    if study not in STUDIES:
+        raise ConfigError(f"study: {study!r} is not one of {', '.join(STUDIES)}")
     own = None if order is None else user_order(order)
     if own is not None and own.text is None:
         if workers is not None and workers > 1:
@@ -175,37 +172,82 @@ def compare(
                 " or file.py:MyOrder, or leave workers out"
             )
         workers = 1
-    names = tuple(named_system(name).name for name in (systems or scenario.systems or _DEFAULT))
-    names = tuple(dict.fromkeys(names))
-    jobs = [
-        job_for(scenario, name, scenario.run + run, with_timeline=run == 0, order=own)
-        for run in range(runs)
-        for name in names
-    ]
-    found = run_jobs(jobs, workers, progress)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for index, result in enumerate(found):
-        results[names[index % len(names)]].append(result)
+    names = _names(scenario, systems)
+
+    def replicated(begin: int, end: int, **asked: Any) -> dict[str, list[dict[str, Any]]]:
+        jobs = [
+            job_for(scenario, name, scenario.run + run, order=own, **_asked(run, asked))
+            for run in range(begin, end)
+            for name in names
+        ]
+        return _by_system(names, jobs, workers, progress)
+
+    warmed = _warm_up(replicated) if study == "steady-state" else None
+    measure = Measure(slo, None if warmed is None else warmed.cut_s)
+    if until_precise:
+        results = precision.replicate(
+            lambda begin, end: replicated(begin, end, measure=measure), runs
+        )
+    else:
+        results = replicated(0, runs, measure=measure)
     profile = profiles.load(scenario.profile).with_values(dict(scenario.profile_values))
     comparison = Comparison(
         scenario,
         names,
-        runs,
+        len(results[names[0]]),
         results,
         _load(scenario, results, names, own),
         {name: q.model_dump(mode="json") for name, q in profile.assumptions().items()},
         provenance(scenario, profile, own),
+        measure=measure,
+        warm_up=warmed,
+        until_precise=until_precise,
     )
     comparison.notes.extend(_notes(comparison))
     return comparison
 
 
+def _names(scenario: Scenario, systems: Sequence[str] | None) -> tuple[str, ...]:
+    names = (named_system(name).name for name in (systems or scenario.systems or _DEFAULT))
+    return tuple(dict.fromkeys(names))
+
+
+def _asked(run: int, asked: dict[str, Any]) -> dict[str, Any]:
+    return asked if "with_waits" in asked else {"with_timeline": run == 0, **asked}
+
+
+def _by_system(
+    names: Sequence[str],
+    jobs: Sequence[Job],
+    workers: int | None,
+    progress: Callable[[], None] | None,
+) -> dict[str, list[dict[str, Any]]]:
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for index, result in enumerate(run_jobs(jobs, workers, progress)):
+        results[names[index % len(names)]].append(result)
+    return results
+
+
+def _warm_up(replicated: Callable[..., dict[str, list[dict[str, Any]]]]) -> WarmUp:
+    """From pilot runs of all systems."""
+    pilots = replicated(0, warm_up.PILOTS, with_waits=True)
+    return warm_up.find(
+        {
+            name: [warm_up.Waits(**result["series"]["waits"]) for result in found]
+            for name, found in pilots.items()
+        }
+    )
+
+
 _DEFAULT = (*BASELINES, "+groups", "+reuse", "fastswitch", "+block-major", "+batched")
 
 
-def num_jobs(scenario: Scenario, systems: Sequence[str] | None, runs: int) -> int:
+def num_jobs(
+    scenario: Scenario, systems: Sequence[str] | None, runs: int, study: str = "terminating"
+) -> int:
     """How many simulations `compare` will run, for a progress bar."""
-    return len(dict.fromkeys(systems or scenario.systems or _DEFAULT)) * runs
+    pilots = warm_up.PILOTS if study == "steady-state" else 0
+    return len(dict.fromkeys(systems or scenario.systems or _DEFAULT)) * (runs + pilots)
 
 
 # ---------------------------------------------------------------------- load
@@ -292,11 +334,35 @@ def _notes(comparison: Comparison) -> list[str]:
             )
     for result in comparison.results[comparison.systems[0]][:1]:
         notes.extend(f"Warning: {line}." for line in result["warnings"])
+    if comparison.until_precise:
+        notes.append(_precision_note(comparison))
+    if comparison.warm_up is not None:
+        cut = comparison.warm_up
+        notes.append(
+            f"Steady state: turns of the first {cut.cut_s:g} s are not counted (MSER-5 on"
+            f" {cut.runs} runs, the same cut for all systems), nor are those after the last session"
+            " came. Swapping, utilisation and fairness are of the whole runs."
+        )
     if comparison.runs < 5:
         notes.append(
             f"{comparison.runs} runs: intervals are wide and P99.9 of TTFT rests on few turns."
         )
     return notes
+
+
+def _precision_note(comparison: Comparison) -> str:
+    """Which intervals are narrow, and which are not and why."""
+    found = precision.widths(comparison.results)
+    wide = [f"{w.system} {w.metric} {w.relative:.0%}" for w in found if w.is_wide]
+    unknown = sorted({w.metric for w in found if w.relative is None})
+    told = f"{comparison.runs} runs, added until intervals were narrow (5 % of a mean or median,"
+    told += " 10 % of a P95 or P99, 20 % of a P99.9)."
+    if wide:
+        told += f" Still wider after {comparison.runs}, the most: {', '.join(wide[:5])}"
+        told += f" and {len(wide) - 5} more." if len(wide) > 5 else "."
+    if unknown:
+        told += f" n too small in some run: {', '.join(unknown)}; longer runs would tell."
+    return told
 
 
 @dataclass(frozen=True)
@@ -334,12 +400,16 @@ _WORTH_METRICS = (
 
 
 def worth(comparison: Comparison) -> list[Worth]:
-    """Every mechanism for which both systems were run."""
+    """Every mechanism for which both systems were run; they are one family in each metric."""
+    results = comparison.results
+    pairs = [(m, s, a) for m, s, a in _MECHANISMS if s in results and a in results]
+    by_metric = {
+        metric: family_of([speedup_of(results[s], results[a], metric) for _, s, a in pairs])
+        for metric in _WORTH_METRICS
+    }
     found = []
-    for mechanism, system, against in _MECHANISMS:
-        if system not in comparison.results or against not in comparison.results:
-            continue
-        ratios = {m: comparison.speedup(system, against, m) for m in _WORTH_METRICS}
+    for index, (mechanism, system, against) in enumerate(pairs):
+        ratios = {metric: family[index] for metric, family in by_metric.items()}
         found.append(Worth(mechanism, system, against, ratios, _worth_in_words(ratios)))
     return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib as mpl
 
 mpl.use("svg")
@@ -14,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from explore.compare import Comparison
 from explore.series import TAIL
+from explore.statistics.warm_up import WarmUp
 from traces.drawing import SETTINGS
 
 #: Okabe and Ito's colours, told apart by most colour-blind readers; line styles repeat the cue.
@@ -53,14 +52,14 @@ def _tail(axes: Axes, comparison: Comparison, name: str, key: str, index: int) -
     colour = COLOURS[index % len(COLOURS)]
     mean = [sum(column) / len(column) for column in columns]
     axes.plot(mean, left, color=colour, linestyle=STYLES[index % len(STYLES)], label=name, lw=1.6)
-    if name in _two_systems(comparison):  # more bands than these hide each other
+    if name in comparison.telling:  # more bands than these hide each other
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axes.fill_betweenx(left, low, high, color=colour, alpha=0.15, lw=0)
 
 
 def timeline(comparison: Comparison) -> Figure:
     """Pools, link and batch of the first run, for the first and the last interesting system."""
-    names = _two_systems(comparison)
+    names = comparison.telling
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(10, 2.6 * len(names)), layout="constrained")
         grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)
@@ -93,18 +92,20 @@ def timeline(comparison: Comparison) -> Figure:
         return figure
 
 
-def _two_systems(comparison: Comparison) -> list[str]:
-    """The baseline that keeps KV, and fastswitch, or what there is."""
-    wanted: list[str] = ["vllm-0.3.3-keep", "fastswitch"]
-    wanted = [name for name in wanted if name in comparison.results]
-    return wanted or list(comparison.systems[:2])
-
-
-def as_svg(figure: Figure) -> str:
-    """The SVG element alone, to be put into a page."""
-    buffer = io.StringIO()
+def warm_up(found: WarmUp) -> Figure:
+    """What the warm-up was found from: TTFT over time, batch means over all pilot runs, and the cut
+    that holds for all systems; dotted, what each system asked for."""
     with mpl.rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    head, _, rest = text[text.index("<svg") :].partition("<metadata>")
-    return head + rest.partition("</metadata>")[2]
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, trace) in enumerate(found.traces.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            style = STYLES[index % len(STYLES)]
+            axes.plot(trace.arrival_s, trace.ttft_s, style, color=colour, lw=1, label=name)
+            axes.axvline(trace.cut_s, color=colour, linestyle=":", lw=1)
+        axes.axvline(found.cut_s, color="#000000", lw=1.6, label=f"cut at {found.cut_s:g} s")
+        axes.set(xlabel="arrival, seconds", ylabel="TTFT, seconds")
+        axes.set_title(f"Warm-up (MSER-5, mean of {found.runs} runs)")
+        axes.grid(visible=True, alpha=0.25)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return figure

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from explore.series import series_of
+from explore.measure import WHOLE_RUN, Measure
+from explore.series import series_of, waits_of
 from policy.errors import FastSwitchError, FaultError
 from sim.simulate import simulate
 from traces.orders import UserOrder, user_order
@@ -21,11 +22,14 @@ class Job:
     """One run: a scenario as plain data, and whether its series for figures are wanted.
 
     `order`: the user's own, checked by whoever asked; as text if it is to be found in another process.
+    `with_waits`: in the series, what a warm-up is found from.
     """
 
     scenario: dict[str, Any]
     with_timeline: bool = False
     order: UserOrder | str | None = None
+    measure: Measure = WHOLE_RUN
+    with_waits: bool = False
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -33,7 +37,10 @@ def run_job(job: Job) -> dict[str, Any]:
     own = None if job.order is None else user_order(job.order, is_checked=True)
     recording = simulate(build(job.scenario, "job"), order=own)
     result = dict(recording.summary)
+    result["metrics"] = job.measure.metrics(recording)
     result["series"] = series_of(recording, with_timeline=job.with_timeline)
+    if job.with_waits:
+        result["series"]["waits"] = waits_of(recording)
     return result
 
 
@@ -87,8 +94,11 @@ def job_for(
     *,
     with_timeline: bool = False,
     order: UserOrder | None = None,
+    measure: Measure = WHOLE_RUN,
+    with_waits: bool = False,
 ) -> Job:
     """The scenario under another system and run number."""
     chosen = scenario.with_values({"system": system, "run": run})
     own = None if order is None else order.text or order
-    return Job(chosen.model_dump(mode="json", exclude_unset=True), with_timeline, own)
+    data = chosen.model_dump(mode="json", exclude_unset=True)
+    return Job(data, with_timeline, own, measure, with_waits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,15 +37,24 @@ def load(
     """A scenario under `--set` and `--order`; with it the user's own order if that names one, which
     has then passed the contract suite. Raises ConfigError."""
     from traces.scenario import load as read
+
+    settled, own = settings_of(values, order)
+    return read(scenario, settled), own
+
+
+def settings_of(
+    values: tuple[str, ...], order: str | None
+) -> tuple[dict[str, Any], UserOrder | None]:
+    """What `--set` and `--order` put over a scenario; with it the user's own order if that names
+    one, which has then passed the contract suite. Raises ConfigError."""
+    from policy.orders.catalog import ORDERS
     from traces.scenario import parse_settings
 
-    loaded = read(scenario, parse_settings(values))
+    settled = parse_settings(values)
     if order is None:
-        return loaded, None
-    from policy.orders.catalog import ORDERS
-
+        return settled, None
     if order in ORDERS:
-        return loaded.with_values({"order": order}), None
+        return {**settled, "order": order}, None
     from traces.orders import user_order
 
-    return loaded, user_order(order)
+    return settled, user_order(order)

@@ -3,54 +3,68 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from explore import figures, page, predict_figure, predict_page, predict_text, tables
+from explore import predict_text, tables
 from explore.compare import Comparison
 from explore.predict import Validation
+from explore.report import comparison as comparison_report
+from explore.report import validation as validation_report
 from policy.errors import ConfigError
-from traces import drawing
 from traces.strict import reason, shown_path
 from traces.whole import whole
 
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     """All files of a comparison. Raises ConfigError if they cannot be written."""
-    tails, timeline = figures.tails(comparison), figures.timeline(comparison)
+    from explore import figures  # noqa: PLC0415  matplotlib is slow to import
+    from traces import drawing  # noqa: PLC0415
+
+    data = tables.as_json(comparison)
+    data["provenance"] = {**comparison.provenance, "command": command}
+    drawn = [(figures.tails(comparison), "tails"), (figures.timeline(comparison), "timeline")]
+    if comparison.warm_up is not None:
+        drawn.append((figures.warm_up(comparison.warm_up), "warm_up"))
     texts = {
-        "compare.json": json.dumps(tables.as_json(comparison), indent=1) + "\n",
+        "compare.json": json.dumps(data, indent=1) + "\n",
         "compare.csv": tables.as_csv(comparison),
-        "compare.html": page.page(comparison, command),
+        "compare.html": comparison_report.page(comparison, command),
         "compare.txt": tables.as_text(comparison) + "\n",
     }
-    pictures = {
-        f"{stem}{suffix}": figure
-        for figure, stem in ((tails, "tails"), (timeline, "timeline"))
-        for suffix in (".png", ".svg")
-    }
-    return _write(folder, texts, pictures)
+    written = write_texts(texts, folder)
+    for figure, stem in drawn:
+        for suffix in (".png", ".svg"):
+            drawing.save(figure, folder / f"{stem}{suffix}")
+            written.append(folder / f"{stem}{suffix}")
+    return written
 
 
 def write_validation(found: Validation, folder: Path, command: str) -> list[Path]:
     """All files of a validation. Raises ConfigError if they cannot be written."""
+    from explore import predict_figure  # noqa: PLC0415  matplotlib is slow to import
+    from traces import drawing  # noqa: PLC0415
+
+    data = {**predict_text.as_json(found), "command": command}
     texts = {
-        "validation.json": json.dumps(predict_text.as_json(found), indent=1) + "\n",
+        "validation.json": json.dumps(data, indent=1) + "\n",
         "validation.txt": predict_text.as_text(found) + "\n",
-        "validation.html": predict_page.page(found, command),
     }
-    pictures = {}
+    written = write_texts(texts, folder)
     for one in found.predictions:
-        name = re.sub(r"[^\w.+-]", "_", one.scenario)
-        pictures[f"scatter-{name}.png"] = predict_figure.scatter(one)
-        pictures[f"residuals-{name}.png"] = predict_figure.residuals(one)
-    return _write(folder, texts, pictures)
+        for what, picture in (
+            ("scatter", predict_figure.scatter(one)),
+            ("residuals", predict_figure.residuals(one)),
+        ):
+            path = folder / validation_report.file_of(what, one)
+            drawing.save(picture, path)
+            written.append(path)
+    page = validation_report.page(found, command, validation_report.pictures(found, folder))
+    return written + write_texts({"validation.html": page}, folder)
 
 
-def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure]) -> list[Path]:
+def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Each as a whole or not at all. Raises ConfigError if they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,6 +72,4 @@ def _write(folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Figure
     for name, text in texts.items():
         with whole(folder / name) as part:
             part.write_text(text, encoding="utf-8")
-    for name, picture in pictures.items():
-        drawing.save(picture, folder / name)
-    return [folder / name for name in (*texts, *pictures)]
+    return [folder / name for name in texts]

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from explore.blame import Cause
+from explore.divergence import Divergence
 from explore.predict import Line, Prediction, Validation
+from explore.step_replay import CostErrors
 
 WHAT = {
     "decode": "decode steps",
@@ -22,9 +25,13 @@ SAYS = {
 }
 
 
+FORMAT = "fastswitch-validation/1"
+
+
 def as_json(found: Validation) -> dict[str, Any]:
     """Everything but single steps, with each line's spread, error and bar."""
     return {
+        "format": FORMAT,
         "profile": found.profile,
         "predictions": [_prediction(one) for one in found.predictions],
         "warnings": list(found.warnings),
@@ -47,6 +54,33 @@ def _prediction(found: Prediction) -> dict[str, Any]:
 def _line(line: Line) -> dict[str, Any]:
     derived = ("spread", "error", "bar", "is_within")
     return {**asdict(line), **{name: getattr(line, name) for name in derived}}
+
+
+def from_json(data: dict[str, Any]) -> Validation:
+    """What `as_json` was given, without single steps. Raises KeyError, TypeError or ValueError for
+    other data."""
+    if data["format"] != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}; validate again")
+    predictions = tuple(_read(one) for one in data["predictions"])
+    return Validation(data["profile"], predictions, tuple(data["warnings"]))
+
+
+def _read(data: dict[str, Any]) -> Prediction:
+    return Prediction(
+        data["scenario"],
+        data["repeats"],
+        tuple(_read_line(line) for line in data["lines"]),
+        tuple(_read_line(line) for line in data["ratios"]),
+        tuple(Divergence(**one) for one in data["divergences"]),
+        data["replays"],
+        {name: tuple(CostErrors(**one) for one in costs) for name, costs in data["costs"].items()},
+        tuple(Cause(**one) for one in data["causes"]),
+        {},
+    )
+
+
+def _read_line(data: dict[str, Any]) -> Line:
+    return Line(**{name: data[name] for name in Line.__dataclass_fields__})
 
 
 def as_text(found: Validation) -> str:

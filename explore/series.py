@@ -35,6 +35,18 @@ def series_of(recording: Recording, *, with_timeline: bool) -> dict[str, Any]:
     return series
 
 
+def waits_of(recording: Recording) -> dict[str, list[int]]:
+    """When each finished turn came and its TTFT, in nanoseconds and in order of arrival, up to the
+    last session's: what comes after it finds the machine running empty."""
+    requests = columns_of(recording, "requests")
+    last = requests["arrival_ns"][requests["turn"] == 1].max(initial=0)
+    finished = (requests["finish_ns"] >= 0) & (requests["arrival_ns"] <= last)
+    arrival = requests["arrival_ns"][finished]
+    order = np.argsort(arrival, kind="stable")
+    ttft = (requests["first_token_ns"][finished] - arrival)[order]
+    return {"arrival_ns": arrival[order].tolist(), "ttft_ns": ttft.tolist()}
+
+
 def _quantiles(values: Ints, weights: Ints) -> list[float]:
     """Nearest-rank quantiles at TAIL, in seconds; as many as the samples can tell apart."""
     total = int(weights.sum())

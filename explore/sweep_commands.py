@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from explore.options import order_option, settings_of
 from policy.errors import ConfigError
 from traces.options import json_option
 from traces.progress import progress
@@ -19,6 +21,26 @@ if TYPE_CHECKING:
     from explore.sweep.trials import Plan
 
 _folder = click.Path(path_type=Path)
+
+_ENGINE = (
+    click.option(
+        "--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True
+    ),
+    click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core."),
+    click.option("--address", help="An existing Dask or Ray cluster."),
+    click.option("--start-cluster", is_flag=True, help="Start a Dask or Ray cluster here."),
+    click.option(
+        "--seconds", type=click.FloatRange(min=0, min_open=True), help="Time limit of a trial."
+    ),
+    click.option("--memory-mb", type=click.IntRange(min=64), help="Its memory limit, in MiB."),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where trials run, and limits of each."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
 
 
 @click.group("sweep")
@@ -33,16 +55,11 @@ def group() -> None:
 @click.option("--resume", is_flag=True, help="Go on with what the folder has of this sweep.")
 @click.option("--extend", is_flag=True, help="The sweep has changed: keep what still applies.")
 @click.option("--shard", metavar="I/N", help="Only the I-th of N parts; put together by merge.")
+@engine_options
 @click.option(
-    "--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True
+    "--until-precise", is_flag=True, help="More runs of a point until intervals are narrow."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
-@click.option("--address", help="An existing Dask or Ray cluster.")
-@click.option("--start-cluster", is_flag=True, help="Start a Dask or Ray cluster here.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="Time limit of a trial."
-)
-@click.option("--memory-mb", type=click.IntRange(min=64), help="Memory limit of a trial, in MiB.")
+@order_option
 @click.option(
     "--set",
     "values",
@@ -65,6 +82,8 @@ def _run(
     start_cluster: bool,
     seconds: float | None,
     memory_mb: int | None,
+    until_precise: bool,
+    order: str | None,
     values: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -80,18 +99,20 @@ def _run(
       fastswitch sweep run load --out sweep --resume --seconds 600 --memory-mb 4096
       fastswitch sweep run load --out part1 --shard 1/2
       fastswitch sweep run load --out sweep --engine ray --address auto
+      fastswitch sweep run load --out sweep --order my_module:MyOrder --until-precise
     """
     part = None if shard is None else _parsed_shard(shard)
     study = importlib.import_module("explore.sweep.run")
-    scenario = importlib.import_module("traces.scenario")
-    plan = study.expand(study.spec.load(sweep), scenario.parse_settings(values))
+    settled, own = settings_of(values, order)
+    source = study.spec.load(sweep)
+    plan, grow = study.planned(source, settled, own, until_precise=until_precise)
     keys = plan.keys if part is None else plan.shard(*part)
     if dry_run:
         _show_plan(plan, keys, out, as_json=as_json)
         return
     settings = study.EngineSettings(engine, workers, address, start_cluster)
     limits = study.Limits(seconds, memory_mb)
-    with progress(len(keys), "trials") as advance:
+    with progress(len(keys) if grow is None else None, "trials") as advance:
         try:
             found = study.run(
                 plan,
@@ -102,6 +123,7 @@ def _run(
                 extend=extend,
                 shard=part,
                 progress=advance,
+                grow=grow,
             )
         except KeyboardInterrupt:
             click.echo(f"stopped; what was finished is in {out}, --resume goes on", err=True)

@@ -1,4 +1,4 @@
-"""`compare` as text, as JSON and as CSV."""
+"""`compare` as text, as JSON (and back) and as CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from explore import words
-from explore.compare import SPEEDUPS, Comparison, worth
+from explore.compare import SPEEDUPS, Comparison, Load, worth
+from explore.measure import measure_of
+from explore.statistics.warm_up import warm_up_of
+from traces.scenario import build
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -66,8 +69,11 @@ def speedup_table(comparison: Comparison, baseline: str) -> str:
 _IN_TERMINALS = tuple(m for m in SPEEDUPS if m not in ("ttft_p50_s", "tbt_p99_s"))
 
 
+FORMAT = "fastswitch-compare/2"
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """compare.json: everything but the figures' series; provenance in a key of its own."""
+    """compare.json: everything, so that `from_json` can read it; provenance in a key of its own."""
     systems = {}
     for name in comparison.systems:
         results = comparison.results[name]
@@ -78,9 +84,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "verdict": comparison.verdict(name),
             "estimates": {m: asdict(comparison.estimate(name, m)) for m in metrics},
             "runs": [
-                {key: result[key] for key in ("metrics", "priority_updates", "warnings")}
+                {key: value for key, value in result.items() if key != "provenance"}
                 for result in results
             ],
+            "differences": {
+                baseline: {m: asdict(comparison.difference(name, baseline, m)) for m in SPEEDUPS}
+                for baseline in comparison.baselines
+                if baseline != name
+            },
             "speedups": {
                 baseline: {m: asdict(comparison.speedup(name, baseline, m)) for m in SPEEDUPS}
                 for baseline in comparison.baselines
@@ -89,7 +100,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         }
     first = comparison.results[comparison.systems[0]][0]
     return {
-        "format": "fastswitch-compare/1",
+        "format": FORMAT,
+        "study": comparison.study,
+        "until_precise": comparison.until_precise,
+        "measure": comparison.measure.as_json(),
+        "warm_up": None if comparison.warm_up is None else asdict(comparison.warm_up),
         "scenario": comparison.scenario.model_dump(mode="json"),
         "workload": first["workload"],
         "profile": first["profile"],
@@ -110,6 +125,31 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "notes": comparison.notes,
         "provenance": comparison.provenance,
     }
+
+
+def from_json(data: dict[str, Any]) -> Comparison:
+    """What `as_json` was given. Raises KeyError, TypeError, ValueError or ConfigError for other data."""
+    if data["format"] != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}; compare again")
+    systems = data["systems"]
+    load = {name: data["load"][name] for name in ("offered", "capacity", "baseline", "words")}
+    results = {name: list(system["runs"]) for name, system in systems.items()}
+    counts = {len(runs) for runs in results.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError("its systems have different numbers of runs")
+    return Comparison(
+        build(data["scenario"], "scenario"),
+        tuple(systems),
+        counts.pop(),
+        results,
+        Load(**load),
+        data["assumptions"],
+        data["provenance"],
+        data["notes"],
+        measure_of(data["measure"]),
+        None if data["warm_up"] is None else warm_up_of(data["warm_up"]),
+        data["until_precise"],
+    )
 
 
 def as_csv(comparison: Comparison) -> str:

@@ -21,21 +21,29 @@ HEADINGS: dict[str, tuple[str, str, float]] = {
     "throughput_tok_s": ("throughput", "tok/s", 1),
     "throughput_makespan_tok_s": ("throughput, whole run", "tok/s", 1),
     "stall_share": ("stall share", "%", 100),
+    "stall_share_p99_gaps": ("stall at TBT P99", "%", 100),
+    "stall_share_p99_steps": ("stall at step P99", "%", 100),
+    "stall_ns_per_block": ("stall per block", "us", 1e-3),
     "preemptions": ("preemptions", "", 1),
     "preemptions_recompute": ("of them recompute", "", 1),
     "recomputed_tokens": ("recomputed", "ktok", 1e-3),
     "blocks_out": ("blocks out", "k", 1e-3),
     "blocks_in": ("blocks in", "k", 1e-3),
+    "runs_out": ("runs out", "k", 1e-3),
     "copy_calls": ("copy calls", "k", 1e-3),
     "copy_bytes": ("moved", "GB", 1e-9),
     "mean_run_blocks": ("mean run", "blocks", 1),
+    "io_utilisation": ("I/O", "%", 100),
     "io_utilisation_h2d": ("I/O in", "%", 100),
     "io_utilisation_d2h": ("I/O out", "%", 100),
+    "io_busy_d2h_s": ("link busy out", "s", 1),
     "gpu_utilisation": ("GPU", "%", 100),
     "jain": ("Jain", "", 1),
     "service_gap_max": ("service gap", "tok", 1),
+    "service_gap_mean": ("service gap, mean", "tok", 1),
     "starvation_age_s": ("starvation", "s", 1),
     "token_efficiency_p99_tok_s": ("worst 1 % of steps", "tok/s", 1),
+    "token_efficiency_p999_tok_s": ("worst 0.1 % of steps", "tok/s", 1),
 }
 
 #: Tables of `compare`: title and metrics.
@@ -127,6 +135,19 @@ def ratio(found: Ratio) -> str:
         return text
     low, high = found.value / found.factor, found.value * found.factor
     return f"{text} ({significant(low, 2)}-{significant(high, 2)})"
+
+
+def in_words(found: Estimate | Ratio, metric: str | None = None) -> str:
+    """A number with its interval, and its unit if a metric is named: `1.90 ±0.32 s`, `3.10x (2.4-4.0)`."""
+    if isinstance(found, Ratio):
+        return ratio(found)
+    if metric is not None:
+        unit = HEADINGS[metric][1]
+        return f"{estimate(found, metric)} {unit}".strip() if found.value is not None else TOO_SMALL
+    if found.value is None:
+        return TOO_SMALL
+    half = "" if found.half is None else f" ±{significant(found.half, 2)}"
+    return significant(found.value) + half
 
 
 def load(comparison: Comparison) -> str:

@@ -8,7 +8,7 @@ session is a client when none is named.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,32 @@ from traces.stats import Ints
 WINDOW_NS = 60_000_000_000
 PROMPT_WEIGHT = 1
 OUTPUT_WEIGHT = 2
+
+
+class Window(NamedTuple):
+    """From `number` windows after zero on: Jain of the clients that had work throughout (None: nobody
+    was served), and the largest difference of their service in weighted tokens."""
+
+    number: int
+    jain: float | None
+    gap: int
+
+
+def windows(requests: dict[str, Any], steps: dict[str, Any], spans: dict[str, Any]) -> list[Window]:
+    """Every window throughout which at least two clients had work."""
+    if not steps["step"].size or not requests["turn"].size:
+        return []
+    clients = _client_codes(requests)
+    service = _service(requests, steps, spans, clients)
+    found = []
+    for number, members in sorted(_backlogged(requests, clients).items()):
+        if len(members) < 2:
+            continue
+        served = [service.get((client, number), 0) for client in sorted(members)]
+        squares = sum(value * value for value in served)
+        jain = sum(served) ** 2 / (len(served) * squares) if squares else None
+        found.append(Window(number, jain, max(served) - min(served)))
+    return found
 
 
 def summarise(
@@ -32,19 +58,9 @@ def summarise(
     }
     if not steps["step"].size or not requests["turn"].size:
         return result
-    clients = _client_codes(requests)
-    backlogged = _backlogged(requests, clients)
-    service = _service(requests, steps, spans, clients)
-    jains: list[float] = []
-    gaps: list[int] = []
-    for window, members in sorted(backlogged.items()):
-        if len(members) < 2:
-            continue
-        served = [service.get((client, window), 0) for client in sorted(members)]
-        gaps.append(max(served) - min(served))
-        squares = sum(value * value for value in served)
-        if squares:
-            jains.append(sum(served) ** 2 / (len(served) * squares))
+    found = windows(requests, steps, spans)
+    jains = [window.jain for window in found if window.jain is not None]
+    gaps = [window.gap for window in found]
     if gaps:
         result["service_gap_max"] = max(gaps)
         result["service_gap_mean"] = round(sum(gaps) / len(gaps), 3)

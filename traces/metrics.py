@@ -16,33 +16,67 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from traces import fairness
+from policy.errors import ConfigError
+from traces import breakdown, fairness, goodput
+from traces.goodput import Slo
 from traces.recording import Recording
-from traces.stats import Ints, percentile
+from traces.stats import MIN_SAMPLES, Ints, percentile
 
 NS = 1_000_000_000
 PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 
 
-def summarise(recording: Recording) -> dict[str, Any]:
-    """Every metric of a run, as a flat mapping."""
+def summarise(
+    recording: Recording, slo: Slo | None = None, warm_up_s: float | None = None
+) -> dict[str, Any]:
+    """Every metric of a run, as a flat mapping.
+
+    `slo`: goodput and attainment too. `warm_up_s` (steady state): latencies, gaps and goodput are of
+    turns that came after it and up to the last session's arrival, throughput is that of this window;
+    what is counted over the run (turns by status, swapping, utilisation, fairness) stays so. Raises
+    ConfigError if no session begins after it.
+    """
     requests = columns_of(recording, "requests")
     steps = columns_of(recording, "steps")
     spans = columns_of(recording, "spans")
     copies = columns_of(recording, "copies")
+    preemptions = columns_of(recording, "preemptions")
     status = np.array(requests["status"], dtype=object)
+    steady = None if warm_up_s is None else steady_window(requests, warm_up_s)
+    counted, theirs = requests, spans
+    if steady is not None:
+        counted = _rows(requests, _between(requests["arrival_ns"], steady))
+        names = set(counted["request_id"])
+        theirs = _rows(spans, np.array([name in names for name in spans["request_id"]], dtype=bool))
     result: dict[str, Any] = {
         "rows": len(status),
         "steps": int(steps["step"].size),
         **{name: int((status == name).sum()) for name in _STATUSES},
     }
-    result.update(_latency(requests, status == "finished"))
-    result.update(_gaps(steps, spans, columns_of(recording, "preemptions")))
-    result.update(_throughput(requests, steps, spans, columns_of(recording, "workload")))
+    result.update(_latency(counted, np.array(counted["status"], dtype=object) == "finished"))
+    result.update(_gaps(steps, theirs, preemptions))
+    workload = columns_of(recording, "workload")
+    result.update(_throughput(requests, steps, spans, workload, steady or window_of(requests)))
     result.update(_utilisation(requests, steps, spans, copies, recording.summary))
-    result.update(_swapping(requests, spans, copies, columns_of(recording, "preemptions")))
+    result.update(_swapping(requests, spans, copies, preemptions))
     result.update(fairness.summarise(requests, steps, spans))
+    if slo is not None:
+        length = makespan_of(requests, steps) if steady is None else steady[1] - steady[0]
+        result.update(goodput.summarise(counted, slo, length))
     return result
+
+
+def _between(times: Ints, window: tuple[int, int]) -> Any:
+    return (times > window[0]) & (times <= window[1])
+
+
+def _rows(columns: dict[str, Any], mask: Any) -> dict[str, Any]:
+    """Some rows of a table, every column of them."""
+    kept = np.flatnonzero(mask).tolist()
+    return {
+        name: [column[i] for i in kept] if isinstance(column, list) else column[mask]
+        for name, column in columns.items()
+    }
 
 
 _STATUSES = ("finished", "rejected", "cancelled", "unfinished")
@@ -192,6 +226,12 @@ def _gaps(
         result[f"tbt_in_batch_{label(q)}_s"] = seconds(percentile(values, q, weights))
     for q in (50.0, 99.0):
         result[f"tbt_preempted_{label(q)}_s"] = seconds(percentile(parked, q))
+    # The same gaps on a clock that runs only while a step waits for copies.
+    waiting = {**steps, "end_ns": np.cumsum(steps["stall_ns"])}
+    (stalls, _), stalls_parked = token_gaps(waiting, spans, preemptions)
+    stalled = np.concatenate([stalls, stalls_parked])
+    result["stall_share_p99_gaps"] = breakdown.stall_share(pooled, stalled, pooled_weights)
+    result["stall_share_p99_steps"] = breakdown.of_steps(steps)
     result["tbt_samples"] = int(pooled_weights.sum())
     result["tbt_preempted_samples"] = int(parked.size)
     return result
@@ -216,6 +256,24 @@ def window_of(requests: dict[str, Any]) -> tuple[int, int] | None:
     return (begin, end) if end > begin else None
 
 
+def steady_window(requests: dict[str, Any], warm_up_s: float) -> tuple[int, int]:
+    """From the end of the warm-up to the last session's arrival. Raises ConfigError if that comes
+    first."""
+    first_turns = requests["arrival_ns"][requests["turn"] == 1]
+    begin, end = round(warm_up_s * NS), int(first_turns.max(initial=0))
+    if end <= begin:
+        raise ConfigError(
+            f"warm_up_s: {warm_up_s:g} s is not before the last session's arrival at {end / NS:g} s"
+        )
+    return begin, end
+
+
+def makespan_of(requests: dict[str, Any], steps: dict[str, Any]) -> int:
+    """First arrival to the end of the last step, in nanoseconds; 0 if nothing ran."""
+    ends, arrivals = steps["end_ns"], requests["arrival_ns"]
+    return int(ends[-1] - arrivals.min()) if ends.size and arrivals.size else 0
+
+
 def tokens_per_step(steps: dict[str, Any], spans: dict[str, Any]) -> Ints:
     """Output tokens at the end of each step."""
     tokens: Ints = np.zeros(steps["step"].size + 1, dtype=np.int64)
@@ -233,12 +291,12 @@ def _throughput(
     steps: dict[str, Any],
     spans: dict[str, Any],
     workload: dict[str, Any],
+    window: tuple[int, int] | None,
 ) -> dict[str, Any]:
     tokens = tokens_per_step(steps, spans)
     total = int(tokens.sum())
     ends = steps["end_ns"]
-    arrivals = requests["arrival_ns"]
-    makespan = int(ends[-1] - arrivals.min()) if ends.size and arrivals.size else 0
+    makespan = makespan_of(requests, steps)
     result: dict[str, Any] = {
         "output_tokens": total,
         "makespan_s": seconds(makespan),
@@ -250,10 +308,9 @@ def _throughput(
         "backlog_share": None,
         "capacity_tok_s": None,
     }
-    window = window_of(requests)
     if window is not None:
         begin, end = window
-        inside = (ends > begin) & (ends <= end)
+        inside = _between(ends, window)
         result["window_s"] = seconds(end - begin)
         if int(inside.sum()) >= WINDOW_STEPS:
             result["throughput_tok_s"] = round(int(tokens[inside].sum()) * NS / (end - begin), 6)
@@ -265,8 +322,10 @@ def _throughput(
     busy = ends - steps["start_ns"]
     worked = (tokens > 0) & (busy > 0)
     milli = tokens[worked] * NS * 1000 // busy[worked]
-    worst = percentile(milli, 1.0) if milli.size >= 368 else None
-    result["token_efficiency_p99_tok_s"] = None if worst is None else round(worst / 1000, 3)
+    for q in (99.0, 99.9):
+        worst = percentile(milli, 100 - q) if milli.size >= MIN_SAMPLES[q] else None
+        found = None if worst is None else round(worst / 1000, 3)
+        result[f"token_efficiency_{label(q)}_tok_s"] = found
     result["token_efficiency_tok_s"] = (
         round(int(tokens.sum()) * NS / int(busy.sum()), 6) if busy.sum() else None
     )
@@ -365,12 +424,14 @@ def _utilisation(
         "longest_stall_s": seconds(int(stall.max(initial=0))),
         "gpu_utilisation": round(compute / live, 6) if live else None,
     }
+    queued = {}
     for way, mask in (("h2d", loads), ("d2h", ~loads)):
-        busy = _union(copies["submit_ns"][mask], copies["end_ns"][mask])
+        busy = queued[way] = _union(copies["submit_ns"][mask], copies["end_ns"][mask])
         moved = int(copies["bytes"][mask].sum())
         rate = facts["link_bytes_per_s"][way]
         result[f"io_utilisation_{way}"] = round(moved / (rate * busy / NS), 6) if busy else None
         result[f"io_busy_{way}_s"] = seconds(busy)
+    result.update(breakdown.of_copies(steps, copies, queued, facts["link_bytes_per_s"]))
     return result
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from policy.orders.base import Order
 from policy.orders.catalog import ORDERS
 from policy.orders.guard import Guarded, Maker, maker_of
 from policy.views import Draw
+from traces import order_sources
 from traces.strict import reason, shown, shown_path
 
 
@@ -34,13 +34,17 @@ class UserOrder:
 
     `name` (`module:MyOrder`) is what recordings call it. `source_hash` is of the file it is in, or of
     its own text if there is no file (a notebook); None if there is neither. `text`: what finds it in
-    another process; None for an object, which stays in this one.
+    another process; None for an object, which stays in this one. `folder`: where that process looks
+    for the module, wherever it runs. `holds`: names of what an Order given as an object has in it.
     """
 
     name: str
     source_hash: str | None
     text: str | None
     _maker: Maker
+    folder: str | None = None
+    holds: tuple[str, ...] = ()
+    _module: ModuleType | None = None
 
     def make(self, draw: Draw) -> Order:
         """A fresh one for a run. Raises ConfigError."""
@@ -56,31 +60,62 @@ class UserOrder:
         """For provenance."""
         return {"name": self.name, "source_hash": self.source_hash}
 
+    def sources(self) -> dict[str, str]:
+        """What kept results depend on: its name, and the hash of its file with the neighbours that
+        it imports (of the text of a cell). Raises ConfigError if that cannot be told."""
+        if self.holds:
+            raise ConfigError(
+                f"order {self.name}: an object with values of its own ({', '.join(self.holds)}) is not"
+                " told by its source; give the class, or a function that makes it"
+            )
+        found = self.source_hash
+        path = getattr(self._module, "__file__", None)
+        if self._module is not None and path is not None:
+            is_of_package = self.folder is not None and ".py:" not in (self.text or "")
+            root = Path(self.folder or "") if is_of_package else Path(path).parent
+            found = order_sources.hash_of(self._module, root)
+        if found is None:
+            raise ConfigError(
+                f"order {self.name}: its source cannot be read, so results under it cannot be told"
+                " from those of another; put it into a file or a notebook's cell"
+            )
+        return {"name": self.name, "sources": found}
+
 
 #: A name with a colon, an Order, a class or function that makes one, or one that was checked before.
 OrderLike = str | Order | Callable[..., Order] | UserOrder
 
 
-def user_order(given: OrderLike, *, is_checked: bool = False) -> UserOrder:
+def user_order(
+    given: OrderLike, *, is_checked: bool = False, folder: str | None = None
+) -> UserOrder:
     """The order that `given` names or is, after the contract suite.
 
-    `is_checked`: another process has run the suite. Raises ConfigError naming what cannot be found or
-    what is broken.
+    `is_checked`: another process has run the suite. `folder`: where a module is, if not here. Raises
+    ConfigError naming what cannot be found or what is broken.
     """
     if isinstance(given, UserOrder):
         return given
     if isinstance(given, str) and given in ORDERS:
         raise ConfigError(f"order: {given} is built in; a scenario names it, `order: {given}`")
     if isinstance(given, str):
-        thing, module = _named(given)
+        base = Path.cwd() if folder is None else Path(folder)
+        thing, module = _named(given, base)
         where, _, attribute = given.rpartition(":")
         name = f"{Path(where).stem if where.endswith('.py') else where}:{attribute}"
-        loaded = UserOrder(name, _hash_of_file(module), given, maker_of(thing))
+        home = str(base) if where.endswith(".py") else _folder_of(where, module)
+        loaded = UserOrder(
+            name, _hash_of_file(module), given, maker_of(thing), home, _module=module
+        )
     else:
         thing = given
         kind = type(given) if isinstance(given, Order) else given
         name = f"{_text_of(kind, '__module__')}:{_text_of(kind, '__qualname__')}"
-        loaded = UserOrder(name, _hash_of_object(kind), None, maker_of(given))
+        holds = tuple(sorted(vars(given))) if isinstance(given, Order) else ()
+        module_of = sys.modules.get(_text_of(kind, "__module__"))
+        loaded = UserOrder(
+            name, _hash_of_object(kind), None, maker_of(given), holds=holds, _module=module_of
+        )
     if not is_checked:
         contract.check(thing, name)
     return loaded
@@ -94,7 +129,7 @@ def _text_of(kind: Any, attribute: str) -> str:
 # ---------------------------------------------------------------------- finding
 
 
-def _named(text: str) -> tuple[Any, ModuleType]:
+def _named(text: str, base: Path) -> tuple[Any, ModuleType]:
     where, colon, attribute = text.rpartition(":")
     if not colon or not where or not attribute:
         raise ConfigError(
@@ -103,7 +138,7 @@ def _named(text: str) -> tuple[Any, ModuleType]:
         )
     is_file = where.endswith(".py")
     try:
-        module = _from_file(Path(where)) if is_file else _from_path(where)
+        module = _from_file(base / where, where) if is_file else _from_path(where, base)
     except ConfigError:
         raise
     except Exception as error:
@@ -119,9 +154,9 @@ def _named(text: str) -> tuple[Any, ModuleType]:
     return found, module
 
 
-def _from_path(name: str) -> ModuleType:
-    """A module in the current folder or on the path."""
-    with _folder_first(Path.cwd()):
+def _from_path(name: str, base: Path) -> ModuleType:
+    """A module in the folder `base` or on the path."""
+    with _folder_first(base):
         importlib.invalidate_caches()
         try:
             return importlib.import_module(name)
@@ -129,15 +164,24 @@ def _from_path(name: str) -> ModuleType:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
             raise ConfigError(
-                f"order: no module {shown(name)} in {shown_path(Path.cwd())} or on the path; a file"
+                f"order: no module {shown(name)} in {shown_path(base)} or on the path; a file"
                 " is named with its ending, like orders.py:MyOrder"
             ) from None
 
 
-def _from_file(path: Path) -> ModuleType:
-    """A file as a module of its stem's name, read anew."""
+def _folder_of(name: str, module: ModuleType) -> str | None:
+    """The folder in which a module of that name is found; None if it is in no file."""
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return None
+    depth = name.count(".") + (Path(path).name == "__init__.py")
+    return str(Path(path).resolve().parents[depth])
+
+
+def _from_file(path: Path, text: str) -> ModuleType:
+    """A file as a module of its stem's name, read anew; `text` is what the user calls it."""
     if not path.is_file():
-        raise ConfigError(f"order: {shown_path(path)} is not a file")
+        raise ConfigError(f"order: {shown_path(Path(text))} is not a file")
     name = path.stem
     taken = sys.modules.get(name)
     if taken is not None and not _is_of(taken, path):
@@ -187,10 +231,8 @@ def _hash_of_object(kind: Any) -> str | None:
     found = None if module is None else _hash_of_file(module)
     if found is not None:
         return found
-    try:
-        return _hash(inspect.getsource(kind).encode())
-    except (OSError, TypeError):
-        return None
+    text = order_sources.text_of(kind)
+    return None if text is None else _hash(text.encode())
 
 
 def _hash(data: bytes) -> str:

@@ -62,6 +62,45 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, t95(count - 1) * math.sqrt(variance / count)
 
 
+def p_of_t(t: float, degrees: int) -> float:
+    """How often |T| is larger, of Student's t: the finite series for whole degrees of freedom
+    (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    if degrees < 1:
+        raise ValueError(f"{degrees} degrees of freedom")
+    angle = math.atan(abs(t) / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = degrees % 2 == 1
+    term = cosine if is_odd else 1.0
+    terms = [] if degrees == 1 else [term]
+    for k in range(3 if is_odd else 2, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        terms.append(term)
+    total = sine * math.fsum(terms)
+    inside = (angle + total) * 2 / math.pi if is_odd else total
+    return max(0.0, 1 - inside)
+
+
+def p_of_zero_mean(values: Sequence[float]) -> float | None:
+    """Two-sided p of the t test that the mean is zero; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean, half = mean_and_half_width(values)
+    if not half:
+        return 0.0 if mean else 1.0
+    return p_of_t(mean / half * t95(len(values) - 1), len(values) - 1)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p corrected for being one of a family (Holm 1979): with those below a level called
+    differences, the chance of any false one is below that level."""
+    corrected = [0.0] * len(ps)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: (ps[i], i))):
+        largest = max(largest, min(1.0, ps[index] * (len(ps) - rank)))
+        corrected[index] = largest
+    return corrected
+
+
 def ratio_and_factor(ratios: Sequence[float]) -> tuple[float, float | None]:
     """Geometric mean of paired ratios, and the factor by which its 95 % interval reaches up and
     down (the t interval of their logarithms). Ratios must be positive."""

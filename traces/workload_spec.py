@@ -82,7 +82,10 @@ class ArrivalSpec(Section):
 class PriorityShares(Section):
     """Static priorities given at generation: level 0, the most urgent, has the first share."""
 
-    shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+    # a list is one here too: inside a scenario this is no longer JSON (`Scenario._file_alone`)
+    shares: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1, strict=False)
+    ]
     by: Literal["session", "client"] = "session"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import json
 import os
 import queue
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import Literal, Protocol
 
 from explore.sweep.local import Local
 from policy.errors import ConfigError
+from traces.orders import UserOrder
 
 ENGINES = ("local", "dask", "ray")
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
@@ -79,19 +81,45 @@ def make_engine(settings: EngineSettings) -> Engine:
     return engine
 
 
-#: Children that wait for a trial; a cluster's worker may have several threads.
-_IDLE: queue.SimpleQueue[Local] = queue.SimpleQueue()
+class InThisProcess:
+    """An engine for an order that lives in this process: one trial after another, nobody watching."""
+
+    def __init__(self, order: UserOrder) -> None:
+        self._order = order
+
+    def run(self, asks: Iterable[str]) -> Iterator[str]:
+        """Replies in the order asked."""
+        run_trial = importlib.import_module("explore.sweep.trial").run_trial
+        for ask in asks:
+            yield run_trial(ask, self._order)
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+#: Children that wait for a trial, and the order they have imported; a cluster's worker may have
+#: several threads.
+_IDLE: queue.SimpleQueue[tuple[Local, str]] = queue.SimpleQueue()
 
 
 def run_watched(ask: str) -> str:
-    """What a cluster's worker does: one trial in a child process, which it keeps for the next."""
+    """What a cluster's worker does: one trial in a child process, which it keeps for the next one
+    under the same order: a module is imported once, and a changed one must be imported again."""
+    order = json.dumps(json.loads(ask).get("beside", {}).get("order"), sort_keys=True)
+    child = None
     try:
-        child = _IDLE.get_nowait()
+        child, knows = _IDLE.get_nowait()
     except queue.Empty:
+        knows = order
+    if child is not None and knows != order:
+        child.close()
+        atexit.unregister(child.close)
+        child = None
+    if child is None:
         child = Local(1)
         atexit.register(child.close)
     try:
         (reply,) = child.run([ask])
     finally:
-        _IDLE.put(child)
+        _IDLE.put((child, order))
     return reply

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from explore.sweep import journal, spec, tables
-from explore.sweep.engines import Engine, EngineSettings, make_engine
+from explore.estimates import Estimate, Ratio
+from explore.sweep import answers, journal, replication, spec, tables
+from explore.sweep.engines import Engine, EngineSettings, InThisProcess, make_engine
 from explore.sweep.journal import Journal
 from explore.sweep.semantics import SEMANTICS, canonical
 from explore.sweep.store import PLAN, Corrupt, Store, claimed
 from explore.sweep.tables import ESTIMATES, RATIOS, RESULTS
 from explore.sweep.trials import Plan, expand
 from policy.errors import ConfigError
+from traces.orders import OrderLike, UserOrder, user_order
 from traces.provenance import commit
 from traces.strict import shown_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: A growing plan is written again when it is so many times as long.
+GROWN = 1.25
+#: The plan to go on with when all of one has run, None at the end.
+Grow = Callable[[Plan, Store], Plan | None]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,32 @@ class Sweep:
         """One row per point, system and metric: times better than the point's first system."""
         return self._frame(RATIOS)
 
+    def estimate(
+        self, system: str, metric: str, at: Mapping[str, Any] = MappingProxyType({})
+    ) -> Estimate:
+        """Mean over runs of a metric at one point, chosen by what was swept."""
+        return answers.estimate(self.results, system, metric, at)
+
+    def speedup(
+        self,
+        system: str,
+        baseline: str,
+        metric: str,
+        at: Mapping[str, Any] = MappingProxyType({}),
+        baseline_at: Mapping[str, Any] | None = None,
+    ) -> Ratio:
+        """How many times better `system` is than `baseline`, paired by run, both `at` one point or
+        the baseline at another."""
+        other = at if baseline_at is None else baseline_at
+        return answers.speedup(self.results, system, baseline, metric, at, other)
+
+    def highest(
+        self, over: str, limits: Mapping[str, float], along: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """How high `over`, and what was swept `along` with it, may go within limits on metrics: a row
+        per system, run and what else was swept. See `explore.sweep.answers.highest`."""
+        return answers.highest(self.results, over, limits, along)
+
     def _frame(self, name: str) -> pd.DataFrame:
         from explore.frames import of_csv  # noqa: PLC0415  pandas takes longer than a small sweep
 
@@ -85,15 +122,22 @@ def sweep(
     seconds: float | None = None,
     memory_mb: int | None = None,
     progress: Callable[[], None] | None = None,
+    order: OrderLike | None = None,
+    until_precise: bool = False,
 ) -> Sweep:
     """Run a sweep (a file, a shipped name, or the same as a mapping) into the folder `out`.
 
     `resume`: the folder may hold results of this sweep, which are kept. `extend`: of another one
     too; what both have in common is kept. `shard` (i, n): the i-th of n parts, 1 to n. `seconds`
-    and `memory_mb` limit single trials; a trial that fails is a row with its reason. Raises
+    and `memory_mb` limit single trials; a trial that fails is a row with its reason. `order`: the
+    user's own in place of the scenarios'; one given by name goes wherever trials run, an object (a
+    class of a notebook's cell) stays in this process, and so do its trials. `until_precise`: points
+    get more runs until their intervals are narrow (explore.statistics.precision). Raises
     ConfigError, InputError or FaultError; what was finished by then is kept.
     """
-    plan = expand(spec.load(sweep_file), values)
+    source = spec.load(sweep_file)
+    own = None if order is None else user_order(order)
+    plan, grow = planned(source, values, own, until_precise=until_precise)
     settings = EngineSettings(engine, workers, address, start_cluster)
     return run(
         plan,
@@ -104,7 +148,21 @@ def sweep(
         extend=extend,
         shard=shard,
         progress=progress,
+        grow=grow,
     )
+
+
+def planned(
+    source: spec.Source,
+    values: dict[str, Any] | None,
+    order: UserOrder | None,
+    *,
+    until_precise: bool = False,
+) -> tuple[Plan, Grow | None]:
+    """The plan of a sweep, and how it grows. Raises ConfigError or InputError."""
+    if not until_precise:
+        return expand(source, values, order), None
+    return replication.first(source, values, order), replication.grower(source, values, order)
 
 
 def run(
@@ -117,19 +175,82 @@ def run(
     extend: bool = False,
     shard: tuple[int, int] | None = None,
     progress: Callable[[], None] | None = None,
+    grow: Grow | None = None,
+    conclude: Callable[[Plan, Store], None] | None = None,
 ) -> Sweep:
-    """As `sweep`, for a plan that was made already."""
-    keys = plan.keys if shard is None else plan.shard(*_checked(shard))
+    """As `sweep`, for a plan that was made already. `grow`: when all of a plan has run, the plan to
+    go on with, or None; it must depend on results alone. `conclude`: what to write when all has run.
+    """
+    if grow is not None and shard is not None:
+        raise ConfigError(
+            "shard: what is to run depends on results of the other shards; leave it out"
+        )
+    _check_where(plan, settings, limits)
+    shards = None if shard is None else plan.shard(*_checked(shard))
     with claimed(out) as store:
         adopt(store, plan, resume=resume, extend=extend)
-        with closing(Journal(out)) as book:
+        with closing(Journal(out)) as book, closing(_Lazy(plan, settings)) as engine:
             notes = _opened(book, out, plan)
-            todo = _missing(store, keys, notes)
-            if todo:
-                with closing(make_engine(settings)) as engine:
-                    _run(engine, store, book, _asks(plan, todo, limits), progress)
+            num_written = len(store.plan().trials)
+            seen: set[str] = set()
+            while True:
+                keys = tuple(k for k in shards or plan.keys if k not in seen)
+                todo = _missing(store, keys, notes)
+                if todo:
+                    _run(engine.get(), store, book, _asks(plan, todo, limits), progress)
+                seen.update(keys)
+                larger = grow(plan, store) if grow is not None else None
+                if larger is None:
+                    break
+                plan = replace(larger, grown_from=plan.origin)
+                if len(plan.trials) > GROWN * num_written:  # so that all writes together are few
+                    store.write_plan(plan)
+                    num_written = len(plan.trials)
+        if store.plan().digest != plan.digest:
+            store.write_plan(plan)
         made = tables.write(store, plan)
+        if conclude is not None:
+            conclude(plan, store)
     return Sweep(out, len(plan.trials), made.done, made.failed, made.digest, notes)
+
+
+class _Lazy:
+    """An engine that is made when there is something to run."""
+
+    def __init__(self, plan: Plan, settings: EngineSettings) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._engine: Engine | None = None
+
+    def get(self) -> Engine:
+        """The engine. Raises ConfigError or FaultError where it cannot be had."""
+        if self._engine is None:
+            order = self._plan.order
+            if order is not None and order.text is None:
+                self._engine = InThisProcess(order)
+            else:
+                self._engine = make_engine(self._settings)
+        return self._engine
+
+    def close(self) -> None:
+        """Give back what was taken."""
+        if self._engine is not None:
+            self._engine.close()
+
+
+def _check_where(plan: Plan, settings: EngineSettings, limits: Limits) -> None:
+    """An order that is an object stays in this process, where nobody watches a trial."""
+    if plan.order is None or plan.order.text is not None:
+        return
+    name = "name it as module:MyOrder or file.py:MyOrder"
+    if settings.kind != "local" or (settings.workers or 1) > 1:
+        raise ConfigError(
+            f"order {plan.order.name}: an object cannot go to other processes; {name}"
+        )
+    if limits.seconds is not None or limits.memory_mb is not None:
+        raise ConfigError(
+            f"order {plan.order.name}: an object's trials run in this process, without limits; {name}"
+        )
 
 
 def adopt(store: Store, plan: Plan, *, resume: bool, extend: bool) -> None:
@@ -137,9 +258,9 @@ def adopt(store: Store, plan: Plan, *, resume: bool, extend: bool) -> None:
     folder = shown_path(store.folder)
     if (store.folder / PLAN).exists():
         held = store.plan()
-        if held.digest == plan.digest and (resume or extend):
+        if held.origin == plan.digest and (resume or extend):
             return
-        if held.digest == plan.digest:
+        if held.origin == plan.digest:
             raise ConfigError(f"{folder}: holds results of this sweep: go on with --resume")
         if not extend:
             raise ConfigError(
@@ -150,10 +271,21 @@ def adopt(store: Store, plan: Plan, *, resume: bool, extend: bool) -> None:
 
 
 def _differs(held: Plan, plan: Plan) -> str:
+    """What the folder holds instead, in words."""
     if held.semantics != plan.semantics:
         return f"results of semantics version {held.semantics}, this program's is {plan.semantics}"
     if held.name != plan.name:
         return f"another sweep, {held.name!r}, not {plan.name!r}"
+    theirs, ours = (p.beside.get("order", {}).get("name", "its scenarios'") for p in (held, plan))
+    if theirs != ours:
+        return f"sweep {held.name!r} under order {theirs}, not {ours}"
+    if held.beside.get("order") != plan.beside.get("order"):
+        return f"sweep {held.name!r} under another text of order {ours}"
+    for what in plan.purpose:
+        if held.purpose.get(what) != plan.purpose[what] and what in held.purpose:
+            return (
+                f"{held.name!r} of another {what}, {held.purpose[what]}, not {plan.purpose[what]}"
+            )
     return f"another version of sweep {held.name!r}, of {len(held.trials)} trials"
 
 
@@ -166,7 +298,8 @@ def _checked(shard: tuple[int, int]) -> tuple[int, int]:
 
 def _opened(book: Journal, folder: Path, plan: Plan) -> list[str]:
     """Begin a session in the journal; what there is to tell about it."""
-    book.note("session", plan=plan.digest, semantics=SEMANTICS, commit=commit())
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    book.note("session", plan=plan.digest, semantics=SEMANTICS, commit=commit(), command=command)
     if not book.was_torn:
         return []
     return [
@@ -194,9 +327,13 @@ def _missing(store: Store, keys: tuple[str, ...], notes: list[str]) -> list[str]
 
 def _asks(plan: Plan, todo: list[str], limits: Limits) -> Iterator[str]:
     scenarios = {trial.key: trial.scenario for trial in plan.trials}
+    common: dict[str, Any] = {"seconds": limits.seconds, "memory_mb": limits.memory_mb}
+    if plan.beside:
+        common["beside"] = dict(plan.beside)
+    if plan.order is not None and plan.order.text is not None:
+        common["order"] = {"text": plan.order.text, "folder": plan.order.folder}
     for key in todo:
-        ask = {"key": key, "scenario": scenarios[key]}
-        yield canonical({**ask, "seconds": limits.seconds, "memory_mb": limits.memory_mb})
+        yield canonical({"key": key, "scenario": scenarios[key], **common})
 
 
 def _run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from traces.workload_spec import is_generator_file
 
 #: Raise it by one with every change after which a simulation may give other numbers: results kept
 #: under the old number are then not taken for new ones. tests/unit/test_semantics.py notices.
-SEMANTICS = 1
+SEMANTICS = 2
 
 #: Of a scenario, what no result depends on; a file counts by its bytes, not by its name.
 _NAMES = ("name", "description", "systems", "system", "profile")
@@ -68,8 +69,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def key_of(scenario: Scenario, inputs: Inputs) -> str:
-    """The trial's key. Raises ConfigError or InputError where an input cannot be read."""
+def key_of(scenario: Scenario, inputs: Inputs, beside: Mapping[str, Any] | None = None) -> str:
+    """The trial's key. `beside`: what else the result depends on, a user's order (name and hash of
+    its source) and what is asked of the run. Raises ConfigError or InputError where an input cannot
+    be read."""
     content = scenario.model_dump(mode="json")
     for name in _NAMES:
         del content[name]
@@ -85,6 +88,7 @@ def key_of(scenario: Scenario, inputs: Inputs) -> str:
                 "system": {"name": system.name, **system.switches()},
                 "profile": inputs.profile(scenario.profile),
                 "workload": inputs.workload(scenario),
+                **(beside or {}),
             }
         )
     )

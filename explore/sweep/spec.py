@@ -12,20 +12,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from explore.measure import Measure
 from explore.sweep.sobol import MAX_DIMENSIONS, MAX_POINTS
 from policy.errors import ConfigError
+from traces.goodput import Slo
 from traces.scenario import MAX_BYTES, SCENARIOS, parse_yaml
 from traces.strict import reason, shown, shown_path
+from traces.workload_spec import Section
 
 SWEEPS = SCENARIOS / "sweeps"
 
 Path_ = Annotated[str, Field(min_length=1, max_length=200)]
 Values = Annotated[list[Any], Field(min_length=1)]
+Model = TypeVar("Model", bound=BaseModel)
 
 #: What is not a knob, and what to write instead.
 NOT_SWEPT = {
@@ -36,11 +40,7 @@ NOT_SWEPT = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Range(_Section):
+class Range(Section):
     """From `low` to `high`, both possible. Whole numbers at both ends give whole numbers."""
 
     low: int | float
@@ -56,7 +56,7 @@ class Range(_Section):
         return self
 
 
-class SobolSpec(_Section):
+class SobolSpec(Section):
     """Points spread evenly over ranges and lists; best balanced when `points` is a power of two."""
 
     points: Annotated[int, Field(ge=1, le=MAX_POINTS)]
@@ -66,26 +66,34 @@ class SobolSpec(_Section):
     ]
 
 
-class NamedScenario(_Section):
+class NamedScenario(Section):
     """Values that belong together, under a name."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
-    set: dict[Path_, Any] = {}
+    set: dict[Path_, Any] = Field(default={})
 
 
-class SweepSpec(_Section):
+class SweepSpec(Section):
     """A whole sweep. `runs` replications of every point use the same random numbers for every
-    system and point (common random numbers)."""
+    system and point (common random numbers). `slo` asks for goodput, `warm_up_s` for the steady
+    state after it."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)] = "sweep"
     scenario: str | dict[str, Any]
-    set: dict[Path_, Any] = {}
+    set: dict[Path_, Any] = Field(default={})
     systems: tuple[str, ...] = ()
     runs: Annotated[int, Field(ge=1, le=1000)] = 1
-    grid: dict[Path_, Values] = {}
-    zip: dict[Path_, Values] = {}
+    grid: dict[Path_, Values] = Field(default={})
+    zip: dict[Path_, Values] = Field(default={})
     scenarios: tuple[NamedScenario, ...] = ()
     sobol: SobolSpec | None = None
+    slo: Slo | None = None
+    warm_up_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """What is asked of every run."""
+        return Measure(self.slo, self.warm_up_s)
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -104,11 +112,14 @@ class Source:
 
     def fail(self, problem: str, *field: str | int) -> ConfigError:
         """An error at a field, with file and line."""
-        return _failure(self.path, self.text, problem, *field)
+        return failure("sweep", self.path, self.text, problem, *field)
 
 
-def _failure(path: Path | None, text: str, problem: str, *field: str | int) -> ConfigError:
-    where = "sweep" if path is None else shown_path(path)
+def failure(
+    kind: str, path: Path | None, text: str, problem: str, *field: str | int
+) -> ConfigError:
+    """An error in a file of a kind, or in a mapping, at a field."""
+    where = kind if path is None else shown_path(path)
     line = line_of(text, field)
     named = f"{shown('.'.join(map(str, field)))}: " if field else ""
     return ConfigError(f"{where}{f':{line}' if line else ''}: {named}{shown(problem, 300)}")
@@ -116,9 +127,17 @@ def _failure(path: Path | None, text: str, problem: str, *field: str | int) -> C
 
 def load(given: str | Path | Mapping[str, Any]) -> Source:
     """A sweep that ships (by name), a file, or the same as a mapping. Raises ConfigError."""
+    data, path, text = read(given, SWEEPS, "sweep")
+    return checked(Source(validated(SweepSpec, data, path, text, "sweep"), path, text))
+
+
+def read(
+    given: str | Path | Mapping[str, Any], shipped: Path, kind: str
+) -> tuple[dict[str, Any], Path | None, str]:
+    """A file as a mapping with a name, where it is, and its text. Raises ConfigError."""
     if isinstance(given, Mapping):
-        return _check(_build(dict(given), None, ""))
-    path = _find(str(given))
+        return dict(given), None, ""
+    path = _find(str(given), shipped, kind)
     try:
         raw = path.read_bytes()[: MAX_BYTES + 1]
         text = raw.decode(errors="strict" if len(raw) <= MAX_BYTES else "replace")
@@ -128,28 +147,33 @@ def load(given: str | Path | Mapping[str, Any]) -> Source:
     if not isinstance(data, dict):
         raise ConfigError(f"{shown_path(path)}: not a mapping")
     data.setdefault("name", path.stem)
-    return _check(_build(data, path, text))
+    return data, path, text
 
 
-def _find(given: str) -> Path:
-    shipped = SWEEPS / f"{given}.yaml"
+def _find(given: str, folder: Path, kind: str) -> Path:
+    shipped = folder / f"{given}.yaml"
     if os.path.isfile(shipped):
         return shipped
     if os.path.isfile(given):
         return Path(given)
-    names = ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml")))
-    raise ConfigError(f"sweep: {shown(given, 300)!r} is neither a file nor one of {names}")
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ConfigError(f"{kind}: {shown(given, 300)!r} is neither a file nor one of {names}")
 
 
-def _build(data: dict[str, Any], path: Path | None, text: str) -> Source:
+def validated(
+    model: type[Model], data: dict[str, Any], path: Path | None, text: str, kind: str
+) -> Model:
+    """A mapping as a model. Raises ConfigError at the first field that is wrong."""
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(data, allow_nan=False))
+        return model.model_validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _failure(path, text, first["msg"], *_plain(first["loc"])) from None
+        errors = error.errors()
+        # of a value that may be a mapping or a list, what is wrong inside it comes first
+        inside = (one for one in errors if one["type"] not in ("model_type", "list_type"))
+        first = next(inside, errors[0])
+        raise failure(kind, path, text, first["msg"], *_plain(first["loc"])) from None
     except (TypeError, ValueError) as error:
-        raise _failure(path, text, reason(error)) from None
-    return Source(spec, path, text)
+        raise failure(kind, path, text, reason(error)) from None
 
 
 def _plain(loc: Sequence[str | int]) -> Iterator[str | int]:
@@ -158,7 +182,7 @@ def _plain(loc: Sequence[str | int]) -> Iterator[str | int]:
     return (part for part in loc if part not in sides and "[" not in str(part))
 
 
-def _check(source: Source) -> Source:
+def checked(source: Source) -> Source:
     """What fields cannot say of each other. Raises ConfigError."""
     spec = source.spec
     rows = {name: len(values) for name, values in spec.zip.items()}

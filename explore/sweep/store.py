@@ -154,7 +154,9 @@ class Store:
             place.fail(f"not {FORMAT}", "format")
         try:
             trials = tuple(_trial(row) for row in data["trials"])
-            plan = Plan(data["name"], tuple(data["paths"]), trials, data["semantics"])
+            beside, purpose = dict(data.get("beside", {})), dict(data.get("purpose", {}))
+            start = (data["name"], tuple(data["paths"]), trials, data["semantics"])
+            plan = Plan(*start, beside, purpose, str(data.get("grown_from", "")))
             sound = data["digest"] == plan.digest
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{shown_path(path)}: not a plan: {reason(error)}") from None
@@ -165,6 +167,8 @@ class Store:
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json. Raises FaultError."""
         data = {"format": FORMAT, "digest": plan.digest, **plan.as_json()}
+        if plan.grown_from:
+            data["grown_from"] = plan.grown_from
         with writing(self.folder):
             write_whole(self.folder / PLAN, json.dumps(data, indent=0) + "\n")
 

@@ -3,7 +3,8 @@
 results.csv    one row per trial: what was swept, status, verdict, every metric
 estimates.csv  one row per point, system and metric: mean over runs, half of its 95 % interval
 ratios.csv     one row per point, system and metric: times better than the point's first system,
-               paired by run, and the factor its 95 % interval spans up and down
+               paired by run, the factor its 95 % interval spans up and down, and the p of the
+             paired t test, corrected by Holm for the point's systems
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explore.compare import SPEEDUPS, Estimate, Ratio, estimate_of, speedup_of
+from explore.estimates import SPEEDUPS, Estimate, Ratio, estimate_of, family_of, speedup_of
 from explore.sweep.semantics import digest
 from explore.sweep.store import Corrupt, Store
 from explore.sweep.trials import Plan, Trial
@@ -82,6 +83,16 @@ def _find(store: Store, plan: Plan) -> _Found:
     return _Found(results, failures)
 
 
+def results_of(plan: Plan, store: Store) -> dict[int, dict[str, list[dict[str, Any] | None]]]:
+    """Point -> system -> its runs in order; None for a run without a result."""
+    found = _find(store, plan).results
+    points: dict[int, dict[str, list[dict[str, Any] | None]]] = {}
+    for trial in plan.trials:
+        runs = points.setdefault(trial.point, {}).setdefault(trial.system, [])
+        runs.append(found.get(trial.key))
+    return points
+
+
 def _results(
     plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
 ) -> Iterator[Sequence[Any]]:
@@ -108,16 +119,28 @@ def _estimates(
 
 
 def _ratios(plan: Plan, trials: Sequence[Trial], found: _Found) -> Iterator[Sequence[Any]]:
-    yield [*_head(plan), "system", "against", "metric", "ratio", "factor", "runs"]
+    yield [*_head(plan), "system", "against", "metric", "ratio", "factor", "p", "runs"]
     groups = itertools.groupby(_groups(plan, trials, found), key=lambda group: group[0][0])
     for _, of_point in groups:
         (_, baseline, theirs), *others = of_point
-        for start, system, ours in others:
+        families = {
+            metric: family_of([_ratio(ours, theirs, metric) for _, _, ours in others])
+            for metric in SPEEDUPS
+        }
+        for index, (start, system, ours) in enumerate(others):
+            count = len(ours) if ours is not None and theirs is not None else 0
             for metric in SPEEDUPS:
-                paired = ours is not None and theirs is not None and len(ours) == len(theirs)
-                ratio = speedup_of(ours or [], theirs or [], metric) if paired else Ratio(None)
-                count = len(ours or []) if paired else 0
-                yield [*start, system, baseline, metric, ratio.value, ratio.factor, count]
+                ratio = families[metric][index]
+                told = [ratio.value, ratio.factor, ratio.p]
+                yield [*start, system, baseline, metric, *told, count]
+
+
+def _ratio(
+    ours: list[dict[str, Any]] | None, theirs: list[dict[str, Any]] | None, metric: str
+) -> Ratio:
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return Ratio(None)
+    return speedup_of(ours, theirs, metric)
 
 
 def _groups(

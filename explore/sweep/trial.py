@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from explore.measure import measure_of
 from explore.sweep.semantics import Inputs, canonical, key_of
 from policy.errors import FastSwitchError
 from sim.simulate import simulate
+from traces.orders import UserOrder, user_order
 from traces.scenario import build
 from traces.strict import shown
 
@@ -20,14 +22,16 @@ KEPT = ("system", "order", "planner", "verdict", "warnings", "metrics")
 _MB = 1 << 20
 
 
-def run_trial(ask: str) -> str:
+def run_trial(ask: str, order: UserOrder | None = None) -> str:
     """Simulate a trial. The reply has its result, or the reason why there is none.
 
-    `ask`: {"key", "scenario", "memory_mb"}; the reply: {"key", "result"} or {"key", "failed"}.
+    `ask`: {"key", "scenario", "memory_mb"}, and if they are asked for `beside` (of `key_of`) and
+    `order` (what finds it, and where); the reply: {"key", "result"} or {"key", "failed"}. `order`:
+    an object that lives in this process.
     """
     asked = json.loads(ask)
     try:
-        return canonical({"key": asked["key"], "result": _result(asked)})
+        return canonical({"key": asked["key"], "result": _result(asked, order)})
     except FastSwitchError as error:
         why = f"{type(error).__name__}: {error}"
     except MemoryError:
@@ -42,15 +46,21 @@ def failed(key: str, why: str) -> str:
     return canonical({"key": key, "failed": shown(why, 500)})
 
 
-def _result(asked: dict[str, Any]) -> dict[str, Any]:
+def _result(asked: dict[str, Any], order: UserOrder | None) -> dict[str, Any]:
     scenario = build(asked["scenario"], "trial")
-    key = key_of(scenario, Inputs())
-    if key != asked["key"]:
+    beside = dict(asked.get("beside", {}))
+    if "order" in asked:
+        named = asked["order"]
+        order = user_order(named["text"], is_checked=True, folder=named["folder"])
+    if order is not None:
+        beside["order"] = order.sources()
+    if key_of(scenario, Inputs(), beside) != asked["key"]:
         raise FastSwitchError(
-            "profile, workload file or program differ here from those of the plan"
+            "profile, workload file, order or program differ here from those of the plan"
         )
     with _memory_limit(asked["memory_mb"]):
-        summary = simulate(scenario).summary
+        recording = simulate(scenario, order=order)
+        summary = {**recording.summary, "metrics": measure_of(beside).metrics(recording)}
     return {name: summary[name] for name in KEPT}
 
 

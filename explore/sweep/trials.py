@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from explore.sweep.spec import Range, Source
 from policy.errors import ConfigError, FastSwitchError
 from traces import scenario as scenarios
 from traces.draw import Streams
+from traces.orders import UserOrder
 from traces.strict import quoted, shown
 
 MAX_TRIALS = 100_000
@@ -44,17 +45,31 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a sweep, in the order of its tables. A key may occur twice: it runs once."""
+    """All trials of a sweep, in the order of its tables. A key may occur twice: it runs once.
+
+    `beside`: what their keys depend on beside the scenarios (`key_of`). `purpose`: what else makes
+    it this plan and no other. `grown_from`: the digest of the plan from which it grew, as results
+    came in. `order`: the user's own, for whoever runs them.
+    """
 
     name: str
     paths: tuple[str, ...]
     trials: tuple[Trial, ...]
-    semantics: int = semantics.SEMANTICS
+    semantics: int = field(default_factory=lambda: semantics.SEMANTICS)
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    purpose: Mapping[str, Any] = field(default_factory=dict)
+    grown_from: str = ""
+    order: UserOrder | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:
         """Equal for equal plans, wherever they were made."""
         return digest(canonical(self.as_json()))
+
+    @property
+    def origin(self) -> str:
+        """Equal for all that grew from one plan."""
+        return self.grown_from or self.digest
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -66,6 +81,10 @@ class Plan:
         """Whether any scenario has a name of its own."""
         return any(trial.label for trial in self.trials)
 
+    def trials_of(self, point: int) -> tuple[Trial, ...]:
+        """All trials of one point."""
+        return tuple(trial for trial in self.trials if trial.point == point)
+
     def shard(self, index: int, count: int) -> tuple[str, ...]:
         """Keys of shard `index` of 1..count, divided by their own digits, so by nobody's order."""
         return tuple(key for key in self.keys if int(key[:16], 16) % count == index - 1)
@@ -75,17 +94,30 @@ class Plan:
         return {
             "name": self.name,
             "semantics": self.semantics,
+            **({"beside": dict(self.beside)} if self.beside else {}),
+            **({"purpose": dict(self.purpose)} if self.purpose else {}),
             "paths": list(self.paths),
             "trials": [trial.as_json() for trial in self.trials],
         }
 
 
-def expand(source: Source, values: dict[str, Any] | None = None) -> Plan:
-    """Every trial of a sweep; `values` are put over its scenario (`--set`).
+def expand(
+    source: Source,
+    values: dict[str, Any] | None = None,
+    order: UserOrder | None = None,
+    runs: Mapping[int, int] | None = None,
+) -> Plan:
+    """Every trial of a sweep; `values` are put over its scenario (`--set`), the user's own `order` in
+    place of the scenario's. `runs`: of single points, in place of the sweep's.
 
     Raises ConfigError or InputError before anything runs, naming the point that is wrong.
     """
     spec = source.spec
+    beside = spec.measure.as_json()
+    if order is not None:
+        if "order" in {*spec.swept, *(path for one in spec.scenarios for path in one.set)}:
+            raise source.fail("swept, and --order is given too", "order")
+        beside["order"] = order.sources()
     base = _base(source)
     inputs = Inputs()
     trials: list[Trial] = []
@@ -94,11 +126,12 @@ def expand(source: Source, values: dict[str, Any] | None = None) -> Plan:
         data = scenarios.merge(base, {**spec.set, **(values or {}), **chosen})
         if source.path is not None:
             scenarios.find_beside(data, source.path)
-        for system, run in itertools.product(_systems(data, source, chosen), range(spec.runs)):
+        replications = range((runs or {}).get(point, spec.runs))
+        for system, run in itertools.product(_systems(data, source, chosen), replications):
             try:
                 made = _scenario(data, system, run)
                 name = made.resolve_system().name
-                key = key_of(made, inputs)
+                key = key_of(made, inputs, beside)
             except FastSwitchError as error:
                 told = ", ".join(f"{path}={quoted(value)}" for path, value in chosen.items())
                 at = f"point {point} ({shown(told, 200)}): " if told else ""
@@ -107,7 +140,7 @@ def expand(source: Source, values: dict[str, Any] | None = None) -> Plan:
             trials.append(
                 Trial(point, label, _told(source, chosen), name, run, key, portable(made))
             )
-    return Plan(spec.name, _columns(source), tuple(trials))
+    return Plan(spec.name, _columns(source), tuple(trials), beside=beside, order=order)
 
 
 def _base(source: Source) -> dict[str, Any]:

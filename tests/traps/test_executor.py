@@ -410,10 +410,10 @@ def test_t12_what_comes_back_has_the_bytes_of_generated_tokens_too(system: str) 
     came_back: dict[str, int] = {}
 
     class Watching(LateMachine):
-        def _launch(self, name: str, count: int) -> None:
+        def _launch(self, name: str, past: int, count: int) -> None:
             if self.served[name].produced:
                 assert count == 1  # what was generated is not computed again
-            super()._launch(name, count)
+            super()._launch(name, past, count)
 
         def _copy(self, plan: Plan) -> set[str]:
             for copy in plan.copies:

@@ -748,7 +748,10 @@ def test_l18_the_second_turn_finds_every_token_of_the_first_but_its_last(
     or not."""
     first = Turn("first", 0, 9, output, session_id="c")
     second = Turn("second", 50, 9 + output + 5, 3, session_id="c", parent_id="first")
-    cached = cached_tokens_of(scheduler(BETWEEN_TURNS[name], order), [first, second])
+    made = scheduler(
+        BETWEEN_TURNS[name], order, max_num_seqs=16
+    )  # chunks need a larger budget than that
+    cached = cached_tokens_of(made, [first, second])
     assert cached == {"first": 0, "second": 9 + output - 1}
 
 

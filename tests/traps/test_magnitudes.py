@@ -468,7 +468,9 @@ def test_m12_throughput_over_the_makespan_is_set_by_the_longest_chat(tmp_path: P
 def test_m13_the_size_of_the_host_is_a_cliff() -> None:
     """Half of what is enough costs little, a quarter costs half as much time again."""
     spans = {n: measured("vllm-0.3.3-keep", pool__host_blocks=n) for n in (1000, 2000, 4000, 8000)}
-    assert spans[8000] == spans[4000]
+    ids = ("runs_out",)  # which blocks are handed out may differ with the size of the pool
+    ample, enough = ({k: v for k, v in spans[n].items() if k not in ids} for n in (8000, 4000))
+    assert ample == enough
     assert spans[4000]["recomputed_tokens"] == 0
     assert spans[2000]["makespan_s"] < 1.1 * spans[4000]["makespan_s"]
     assert spans[1000]["makespan_s"] > 1.3 * spans[4000]["makespan_s"]

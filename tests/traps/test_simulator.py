@@ -217,10 +217,11 @@ def test_s3_every_prompt_token_is_computed_once_or_found_where_it_was_kept(
 def test_s3_hits_on_blocks_that_are_gone_are_seen_to(monkeypatch: pytest.MonkeyPatch) -> None:
     proper = State.start_prefill
 
-    def hits_for_ever(self: State, request: Request, draft: Draft) -> None:
-        proper(self, request, draft)
+    def hits_for_ever(self: State, request: Request, draft: Draft, most: int | None = None) -> bool:
+        is_whole = proper(self, request, draft, most)
         if request.turn > 1:
             draft.prefill[-1] = (request.request_id, 1)
+        return is_whole
 
     honest = pressed("+groups", pool__host_blocks=300).summary["metrics"]
     monkeypatch.setattr(State, "start_prefill", hits_for_ever)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from traces import metrics
+from traces import breakdown, metrics
 from traces.metrics import columns_of, summarise, token_gaps, tokens_per_step, window_of
 from traces.recording import SCHEMAS, Recording
 
@@ -330,6 +330,11 @@ def test_token_efficiency_is_tokens_over_step_and_stall_time() -> None:
     found = Hand(*ends).tokens("a", (0, 399)).found()
     assert found["token_efficiency_tok_s"] == pytest.approx(400 / 436, abs=1e-6)
     assert found["token_efficiency_p99_tok_s"] == pytest.approx(0.1 + 0.9 * 0.99, abs=2e-3)
+    assert found["token_efficiency_p999_tok_s"] is None  # so few steps have no worst 0.1 %
+    assert (
+        Hand(*every(SECOND, 4000)).tokens("a", (0, 3999)).found()["token_efficiency_p999_tok_s"]
+        == 1
+    )
 
 
 # ---------------------------------------------------------------------- stalls, use, swapping
@@ -374,6 +379,48 @@ def test_the_link_is_used_as_bytes_over_what_it_could_move_while_it_had_work() -
     found = hand.found()
     assert (found["io_utilisation_h2d"], found["io_busy_h2d_s"]) == (0.5, 4.0)
     assert (found["io_utilisation_d2h"], found["io_busy_d2h_s"]) == (0.5, 1.0)
+
+
+def test_both_directions_together_are_used_as_bytes_over_what_both_could_move() -> None:
+    """To the device 4 s at 1 GB/s, to the host 1 s at 2 GB/s: 6 GB could have moved, and 3 did."""
+    hand = Hand(SECOND).copy("h2d", 0, 4 * SECOND, bytes=2 * 10**9)
+    assert hand.copy("d2h", 0, SECOND, bytes=10**9).found()["io_utilisation"] == 0.5
+    assert Hand(SECOND).found()["io_utilisation"] is None
+
+
+def test_the_overhead_of_a_switch_is_the_time_steps_wait_per_block_moved() -> None:
+    hand = Hand(*every(SECOND, 3), stalls={0: 400, 2: 200})
+    hand.copy("h2d", 0, 1, blocks=4).copy("d2h", 0, 1, blocks=6, runs=3)
+    found = hand.copy("d2h", 0, 1, blocks=2, runs=2).found()
+    assert (found["stall_ns_per_block"], found["runs_out"]) == (50.0, 5)
+
+
+def test_stalls_at_p99_are_those_of_the_gaps_and_steps_around_it() -> None:
+    """1,000 steps: the 6 longest wait for nothing, the 10 below them half their time; these are P98.5
+    to P99.5. Everybody else waits all the time, which must not count."""
+    lengths = [100 + i for i in range(1000)]
+    stalls = dict(enumerate(lengths))
+    stalls.update({i: 0 if i >= 995 else lengths[i] // 2 for i in range(985, 1000)})
+    found = Hand(*np.cumsum(lengths).tolist(), stalls=stalls).tokens("a", (0, 999)).found()
+    assert found["stall_share_p99_steps"] == pytest.approx(0.5, abs=0.03)
+    assert found["stall_share_p99_gaps"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_preempted_gap_has_the_stalls_of_all_its_steps() -> None:
+    values, stalls, weights = (np.array(row) for row in ([10, 40], [0, 10], [999, 1]))
+    assert breakdown.stall_share(values, stalls, weights) == 0.0
+    assert breakdown.stall_share(values, stalls, np.array([1, 999])) == 0.25
+    assert breakdown.stall_share(values, stalls, np.array([1, 9])) is None
+    hand = Hand(*every(10, 400), stalls=dict.fromkeys(range(2, 399), 5))
+    hand.tokens("a", (0, 1), (399, 399)).preempted("a", 2)
+    for name in range(400):
+        hand.tokens(f"b{name}", (399, 399))
+    found = hand.found()
+    assert found["stall_share_p99_gaps"] is None  # two gaps
+    for name in range(400):
+        hand.tokens(f"c{name}", (0, 1), (399, 399)).preempted(f"c{name}", 2)
+    # Of the longest gaps, each 398 steps of 10 ns, 397 steps wait for 5.
+    assert hand.found()["stall_share_p99_gaps"] == round(397 * 5 / (398 * 10), 6)
 
 
 def test_swaps_and_recomputes_blocks_and_calls_are_counted() -> None:

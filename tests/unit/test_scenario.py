@@ -409,6 +409,12 @@ def test_an_unknown_path_is_refused_when_the_scenario_is_built() -> None:
     assert found == "--set: pool.colour: Extra inputs are not permitted"
 
 
+def test_a_scenario_may_give_priorities_their_shares() -> None:
+    found = load("paper-8b-a10", {"workload.priority.shares": [0.1, 0.9]}).workload.priority
+    assert found is not None
+    assert found.shares == (0.1, 0.9)
+
+
 def test_with_values_changes_what_it_names_and_nothing_else() -> None:
     before = scenario(seed=3, pool={"aging": "none"})
     after = before.with_values({"pool.device_blocks": 7, "profile_values.step.base": 1})
@@ -590,6 +596,17 @@ def test_a_shipped_scenario_written_to_a_file_is_loaded_as_it_was(
 ) -> None:
     before = load(name)
     assert load(write(tmp_path / "copy.yaml", before.as_yaml())) == before
+
+
+def test_priorities_can_be_shares() -> None:
+    """A list within `workload`, which is no JSON any more when it is looked at."""
+    workload = {**CHAT, "priority": {"shares": [0.3, 0.7], "by": "client"}}
+    found = build(
+        {**scenario().model_dump(mode="json", exclude_unset=True), "workload": workload}, "here"
+    )
+    assert found.workload.priority is not None
+    assert found.workload.priority.shares == (0.3, 0.7)
+    assert build(found.model_dump(mode="json", exclude_unset=True), "here") == found
 
 
 def test_a_scenario_is_written_out_with_every_default() -> None:

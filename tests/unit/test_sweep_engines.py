@@ -126,7 +126,7 @@ def test_a_trial_in_a_worker_gives_the_bytes_of_one_in_this_process() -> None:
     engine = Local(1)
     assert list(engine.run([ask])) == [run_trial(ask)] == [run_watched(ask)]
     engine.close()
-    engines._IDLE.get_nowait().close()
+    engines._IDLE.get_nowait()[0].close()
 
 
 def test_threads_of_a_cluster_worker_share_no_child() -> None:
@@ -137,7 +137,7 @@ def test_threads_of_a_cluster_worker_share_no_child() -> None:
     assert [json.loads(reply)["key"] for reply in found] == [json.loads(a)["key"] for a in asks]
     assert all("result" in json.loads(reply) for reply in found)
     while not engines._IDLE.empty():
-        engines._IDLE.get_nowait().close()
+        engines._IDLE.get_nowait()[0].close()
 
 
 def test_a_trial_over_its_memory_fails_whatever_ran_before_it_and_the_others_do_not() -> None:
@@ -196,7 +196,7 @@ def test_an_input_that_differs_from_the_plan_is_a_failure() -> None:
 def test_whatever_a_simulation_raises_is_one_line_in_its_row(
     error: Exception, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def simulate(_scenario: Any) -> None:
+    def simulate(_scenario: Any, *, order: Any) -> None:
         raise error
 
     monkeypatch.setattr(trial, "simulate", simulate)

@@ -115,3 +115,13 @@ def test_one_line_says_what_made_the_numbers() -> None:
 def test_a_workload_is_named_by_its_parts_or_its_source(parts: list[str], text: str) -> None:
     workload = {"rows": 1, "source": "the file", "composed_from": parts}
     assert words.composition(compared(KEEP, facts=lambda _s, _r: {"workload": workload})) == text
+
+
+def test_a_number_is_told_with_interval_and_unit() -> None:
+    assert words.in_words(Estimate(1.9, 0.321), "ttft_p95_s") == "1.90 ±0.32 s"
+    assert words.in_words(Estimate(0.0123), "stall_share") == "1.23 %"
+    assert words.in_words(Estimate(1200.0, 30.0)) == "1200 ±30"
+    assert words.in_words(Estimate(7.0)) == "7.00"
+    assert words.in_words(Estimate(None), "ttft_p99_s") == "n too small"
+    assert words.in_words(Estimate(None)) == "n too small"
+    assert words.in_words(Ratio(2.0, 1.25)) == "2.00x (1.6-2.5)"

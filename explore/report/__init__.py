@@ -1,0 +1,1 @@
+"""Reports: one self-contained HTML page for a run, a comparison, a sweep or a validation."""

@@ -1,0 +1,109 @@
+"""Latency against throughput: who is not beaten in both, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from explore import words
+from explore.compare import Estimate
+from explore.report import chart, document
+from explore.report.chart import Axis, Point
+
+#: The first that all have is taken: of the steady window before the whole run, the far tail before a nearer.
+THROUGHPUTS = ("throughput_tok_s", "throughput_makespan_tok_s")
+LATENCIES = (("ttft_p99_s", "ttft_p95_s", "ttft_p50_s"), ("tbt_p999_s", "tbt_p99_s"))
+METRICS = (*THROUGHPUTS, *(name for names in LATENCIES for name in names))
+
+#: Most points in one picture; those on the frontier come first.
+MAX_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A system, or a system at a point of a sweep. `group`: its colour; `attributes` are ours."""
+
+    label: str
+    group: int
+    estimates: Mapping[str, Estimate]
+    attributes: str = ""
+
+
+def frontier(candidates: Sequence[Candidate], latency: str) -> list[bool]:
+    """Which are beaten by nobody: nobody has at least as much throughput and at most as much latency,
+    and is not equal. One without both numbers is never on it. By means; intervals are in the picture."""
+    rate = common(candidates, THROUGHPUTS)
+    places = [_place(one, rate, latency) for one in candidates]
+    found = set()
+    best = float("inf")
+    for place in sorted({place for place in places if place is not None}):
+        if (
+            place[1] < best
+        ):  # throughput falls from one to the next: only less latency is not beaten
+            found.add(place)
+            best = place[1]
+    return [place in found for place in places]
+
+
+def common(candidates: Sequence[Candidate], names: Sequence[str]) -> str:
+    """The first of these metrics that no candidate lacks, else the last."""
+    for name in names:
+        if all(one.estimates[name].value is not None for one in candidates):
+            return name
+    return names[-1]
+
+
+def _place(one: Candidate, rate: str, latency: str) -> tuple[float, float] | None:
+    x, y = one.estimates[rate].value, one.estimates[latency].value
+    return None if x is None or y is None else (-x, y)
+
+
+def figures(candidates: Sequence[Candidate], groups: Sequence[str]) -> str:
+    """A picture for every latency, and the numbers."""
+    pictures = [_figure(candidates, groups, common(candidates, names)) for names in LATENCIES]
+    return f'<div class="pair">{"".join(pictures)}</div>' if any(pictures) else ""
+
+
+def _figure(candidates: Sequence[Candidate], groups: Sequence[str], latency: str) -> str:
+    rate, on_it = common(candidates, THROUGHPUTS), frontier(candidates, latency)
+    known = [i for i, one in enumerate(candidates) if _place(one, rate, latency) is not None]
+    if not known:
+        return ""
+    drawn = sorted(known, key=lambda i: not on_it[i])[:MAX_POINTS]
+    points = [_point(candidates[i], rate, latency, is_faded=not on_it[i]) for i in drawn]
+    x = _around(words.heading(rate), [value for point in points for value in point.x])
+    y = chart.log(
+        words.heading(latency), [value for point in points for value in (point.y[0], point.y[2])]
+    )
+    left_out = len(candidates) - len(drawn)
+    caption = (
+        f"{words.HEADINGS[latency][0]} against throughput; to the right and below is better. Crosses: 95 %"
+        " intervals of means over runs; pale: somebody is as good in one mean and better in the other."
+        + (f" {left_out} not drawn: too few samples, or too many points." if left_out else "")
+    )
+    picture = chart.scatter(
+        f"{words.HEADINGS[latency][0]} against throughput", x, y, points, groups
+    )
+    return document.figure(picture, caption)
+
+
+def _around(title: str, values: Sequence[float]) -> Axis:
+    """From a little below the least to a little above the most."""
+    low, high = min(values), max(values)
+    room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    return Axis(title, max(0.0, low - room), high + room)
+
+
+def _point(one: Candidate, rate: str, latency: str, *, is_faded: bool) -> Point:
+    x, y = (_span(one.estimates[name]) for name in (rate, latency))
+    told = ", ".join(
+        f"{words.heading(name)} {words.estimate(one.estimates[name], name)}"
+        for name in (rate, latency)
+    )
+    return Point(f"{one.label}: {told}", one.group, x, y, is_faded, one.attributes)
+
+
+def _span(found: Estimate) -> tuple[float, float, float]:
+    assert found.value is not None
+    half = found.half or 0.0
+    return found.value, found.value - half, found.value + half

@@ -1,0 +1,187 @@
+"""The report of a validation: predicted and measured, and who is responsible for what is off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from explore import words
+from explore.predict import BAR_SHARE, Line, Prediction, Validation
+from explore.predict_text import SAYS, measured, number, percent, stories, within
+from explore.report import chart, document
+from explore.report.document import Cell
+
+_HEAD = [
+    "system",
+    "metric",
+    "measured",
+    "from",
+    "to",
+    "predicted",
+    "from",
+    "to",
+    "error",
+    "bar",
+    "",
+]
+_COSTS = ["system", "kind", "how many", "share of the time", "bias", "off by, P50", "P95"]
+#: Latencies share an axis; counts and rates would not.
+SHOWN = (
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "ttft_p99_s",
+    "tbt_p50_s",
+    "tbt_p95_s",
+    "tbt_p99_s",
+    "tbt_p999_s",
+)
+#: A picture that is larger is not one of ours.
+MAX_PICTURE = 4 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def file_of(what: str, found: Prediction) -> str:
+    """The name of a picture beside the page."""
+    name = re.sub(r"[^\w.+-]", "_", found.scenario)
+    return f"{what}-{name}.png"
+
+
+def pictures(found: Validation, folder: Path) -> dict[str, bytes]:
+    """PNGs of single steps by their names, of which nothing else is kept; nothing where there is none."""
+    read = {}
+    for name in (file_of("residuals", one) for one in found.predictions):
+        with suppress(OSError), (folder / name).open("rb") as file:
+            content = file.read(MAX_PICTURE + 1)
+            if content.startswith(_PNG) and len(content) <= MAX_PICTURE:
+                read[name] = content
+    return read
+
+
+def page(found: Validation, command: str, shown: Mapping[str, bytes]) -> str:
+    """The page. `shown`: what `pictures` found."""
+    lead = (
+        document.paragraph(verdict(found), "lead")
+        + document.paragraph(
+            "Measured: mean of the real runs, with the smallest and largest. Predicted: mean of simulations"
+            " with all steps as much longer or shorter as the profile's own error leaves open, likewise."
+            " Bar: 10 % of what was measured, or one and a half times largest minus smallest where that is more; an error beyond it is marked. The"
+            " fit never saw these workloads."
+        )
+        + "".join(document.paragraph(warning, "note") for warning in found.warnings)
+    )
+    sections = [
+        ("", lead),
+        *((one.scenario, "".join(_scenario(one, shown))) for one in found.predictions),
+        (
+            "Where this comes from",
+            document.facts([("profile", found.profile)]) + document.commands([command]),
+        ),
+    ]
+    return document.document(f"Predicted and measured: {found.profile}", sections)
+
+
+def verdict(found: Validation) -> str:
+    """The finding in a sentence."""
+    lines = [line for one in found.predictions for line in (*one.lines, *one.ratios)]
+    inside = [line.is_within for line in lines]
+    text = f"{inside.count(True)} of {inside.count(True) + inside.count(False)} numbers are predicted within their bars"
+    names = [cause.responsible for one in found.predictions for cause in one.causes]
+    if not names:
+        return f"{text}."
+    counted = ", ".join(f"{name} {names.count(name)}" for name in SAYS if name in names)
+    return f"{text}; responsible for those of systems that are not: {counted}."
+
+
+def _scenario(found: Prediction, shown: Mapping[str, bytes]) -> Iterator[str]:
+    runs = ", ".join(f"{count} of {name}" for name, count in found.repeats.items())
+    yield document.paragraph(f"Runs: {runs}. {within(found)}.")
+    yield _scatter(found)
+    yield document.table(
+        "Every number twice", _HEAD, [_row(line) for line in (*found.lines, *found.ratios)]
+    )
+    yield document.table("Steps and copies alone", _COSTS, _cost_rows(found))
+    png = shown.get(file_of("residuals", found))
+    if png is not None:
+        yield document.figure(
+            document.image(png, "Error of single steps and copies against load"),
+            "Every recorded step, and every copy that had the link to itself, through the cost model,"
+            " against load; line: medians. What is off here is the cost model; what is off only above is"
+            " queueing.",
+        )
+    told = document.items(stories(found))
+    yield f"<h3>Where errors come from</h3>{told}" if told else ""
+
+
+def _scatter(found: Prediction) -> str:
+    systems = list(found.repeats)
+    points = [
+        _point(line, systems.index(line.system))
+        for line in found.lines
+        if line.metric in SHOWN and line.measured and line.predicted
+    ]
+    if not points:
+        return ""
+    values = [value for point in points for value in (*point.x, *point.y)]
+    x, y = chart.log("measured, s", values), chart.log("predicted, s", values)
+    picture = chart.scatter(
+        f"{found.scenario}: predicted against measured",
+        x,
+        y,
+        points,
+        systems,
+        equal_within=BAR_SHARE,
+    )
+    return document.figure(
+        picture,
+        "Latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest on"
+        " both sides.",
+    )
+
+
+def _point(line: Line, group: int) -> chart.Point:
+    assert line.measured is not None
+    assert line.predicted is not None
+    heading = words.HEADINGS.get(line.metric, (line.metric, "", 1))[0]
+    label = f"{line.system}, {heading}: measured {measured(line)} s, predicted {number(line.predicted)} s"
+    x = _span(line.measured, line.low, line.high)
+    y = _span(line.predicted, line.predicted_low, line.predicted_high)
+    return chart.Point(label, group, x, y)
+
+
+def _span(value: float, low: float | None, high: float | None) -> tuple[float, float, float]:
+    return value, value if low is None else low, value if high is None else high
+
+
+def _row(line: Line) -> list[Cell]:
+    kind = "worse" if line.is_within is False else ""
+    return [
+        Cell(line.system),
+        Cell(line.metric),
+        Cell(measured(line), "small" if line.measured is None else ""),
+        Cell(number(line.low)),
+        Cell(number(line.high)),
+        Cell(number(line.predicted)),
+        Cell(number(line.predicted_low)),
+        Cell(number(line.predicted_high)),
+        Cell(percent(line.error), kind),
+        Cell(percent(line.bar, 0)),
+        Cell("outside" if kind else "", kind),
+    ]
+
+
+def _cost_rows(found: Prediction) -> list[list[str]]:
+    return [
+        [
+            name,
+            one.kind,
+            str(one.count),
+            percent(one.share, 0),
+            percent(one.bias),
+            percent(one.p50),
+            percent(one.p95),
+        ]
+        for name, costs in found.costs.items()
+        for one in costs
+    ]

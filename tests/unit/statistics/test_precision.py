@@ -1,0 +1,77 @@
+"""Replications until intervals are narrow: when they stop, and what they do not wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from explore.statistics.precision import FIRST, MOST, STEP, next_runs, replicate, target_of, widths
+
+
+def runs(spread: float, count: int, **metrics: Any) -> list[dict[str, Any]]:
+    """Around 1, half of them `spread` above, half below."""
+    return [
+        {"metrics": {"ttft_p99_s": 1 + (spread if i % 2 else -spread), **metrics}}
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "target"),
+    [
+        ("ttft_p50_s", 0.05),
+        ("throughput_tok_s", 0.05),
+        ("ttft_p95_s", 0.10),
+        ("tbt_p99_s", 0.10),
+        ("ttft_p999_s", 0.20),
+        ("tbt_in_batch_p999_s", 0.20),
+    ],
+)
+def test_the_further_out_the_wider_it_may_be(metric: str, target: float) -> None:
+    assert target_of(metric) == target
+
+
+def test_narrow_intervals_stop_it_and_wide_ones_add_a_step() -> None:
+    assert next_runs({"a": runs(0.05, FIRST)}) == FIRST
+    assert next_runs({"a": runs(0.5, FIRST)}) == FIRST + STEP
+    assert next_runs({"a": runs(0.05, FIRST), "b": runs(0.5, FIRST)}) == FIRST + STEP
+    assert next_runs({"a": runs(0.5, MOST)}) == MOST
+    assert next_runs({"a": runs(0.0, 2)}) == FIRST
+
+
+def test_what_has_too_few_samples_is_not_waited_for() -> None:
+    found = runs(0.05, FIRST, tbt_p999_s=None)
+    assert next_runs({"a": found}) == FIRST
+    (width,) = [w for w in widths({"a": found}) if w.metric == "tbt_p999_s"]
+    assert width.relative is None and not width.is_wide
+
+
+def test_it_goes_on_until_it_is_enough_and_every_run_is_made_once() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def more(begin: int, end: int) -> dict[str, Any]:
+        asked.append((begin, end))
+        # the first twenty runs are far apart, what follows makes the mean sure
+        return {
+            "a": [
+                {"metrics": {"x": i, "ttft_p99_s": 1 + (i < 20) * (-1) ** i}}
+                for i in range(begin, end)
+            ]
+        }
+
+    found = replicate(more, 3)["a"]
+    assert [run["metrics"]["x"] for run in found] == list(range(len(found)))
+    assert asked[0] == (0, FIRST) and asked[1] == (FIRST, FIRST + STEP)
+    assert len(found) == MOST  # half width 0.18 after 50
+
+
+def test_more_than_the_least_may_be_asked_for_first() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def more(begin: int, end: int) -> dict[str, Any]:
+        asked.append((begin, end))
+        return {"a": runs(0.0, end - begin)}
+
+    assert len(replicate(more, 23)["a"]) == 23
+    assert asked == [(0, 23)]
