@@ -78,7 +78,9 @@ def prompts_points(limits: Limits) -> list[Point]:
     return [
         Point("prompts", (prompts, tokens, past))
         for prompts, tokens, past in shapes
-        if prompts * tokens <= limits.max_prefill and past + tokens <= limits.max_context
+        if prompts * tokens <= limits.max_prefill
+        and past + tokens <= limits.max_context
+        and prompts * (past + tokens) <= limits.max_tokens
     ]
 
 
