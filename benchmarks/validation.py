@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
 if TYPE_CHECKING:
+    from calibrate.grid import Limits
     from calibrate.machine import Target
     from calibrate.points import Points
 
@@ -164,8 +165,34 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         from calibrate import machine, measure
 
-        self.target: Target = machine.prepare(plan.model, plan.device)
+        limits = limits_of(plan.scenarios) if plan.device == "cpu" else None
+        self.target: Target = machine.prepare(plan.model, plan.device, limits=limits)
         self.timers = measure.Timers(self.target.bench)
+
+
+def limits_of(scenarios: Sequence[str]) -> Limits:
+    """What a calibration for these scenarios alone has to reach. A GPU's profile is kept for others, a
+    CPU's answers this one question: minutes spent on contexts that nobody sends are lost."""
+    from calibrate.machine import CPU_LIMITS
+    from traces import scenario
+
+    loaded = [scenario.load(name) for name in scenarios]
+
+    def least(usual: int, asked: Sequence[int | None]) -> int:
+        return max(min(usual, number or usual) for number in asked)
+
+    room = least(
+        CPU_LIMITS.max_tokens,
+        [(one.pool.device_blocks or 0) * one.pool.block_size for one in loaded],
+    )
+    context = least(CPU_LIMITS.max_context, [one.limits.max_model_len for one in loaded])
+    prompts = [one.limits.max_num_batched_tokens for one in loaded]
+    return CPU_LIMITS._replace(
+        max_batch=least(CPU_LIMITS.max_batch, [one.limits.max_num_seqs for one in loaded]),
+        max_context=min(context, room),
+        max_prefill=least(CPU_LIMITS.max_prefill, prompts),
+        max_tokens=room,
+    )
 
 
 class _Lazy:

@@ -6,7 +6,7 @@ writes scenarios/validate-{chat,agent,bursty}.jsonl (or to FOLDER): the same byt
 
 Turns, prompts and replies of `chat` are those of the chat generator (fitted on ShareGPT), divided by
 SCALE; `agent` is a few sessions of many short turns with tool waits, contexts only grow; `bursty` is
-single requests in bursts of twelve, at about three quarters of what the machine can do. At least 200 turns each.
+single requests in bursts of twelve, at about nine tenths of what the machine can do. At least 200 turns each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from traces.sources import open_workload
 from traces.workload import Header, Turn, Workload
 from traces.workload_spec import build_spec
 
-SCALE = 64
+SCALE = 128
 TURNS = 200
 LONGEST = 64
 SEED = 11
@@ -34,10 +34,10 @@ def chat() -> Workload:
     spec = build_spec(
         {
             "generator": "chat",
-            "conversations": 52,
-            "rate": 5.0,
+            "conversations": 49,
+            "rate": 10.0,
             "think": "exponential",
-            "think_mean_s": 0.5,
+            "think_mean_s": 0.4,
             "context_cap": 4096,
         }
     )
@@ -47,8 +47,8 @@ def chat() -> Workload:
     def turns() -> Iterator[Turn]:
         sent.clear()
         for turn in made:
-            new = min(32, max(2, (turn.new_input_tokens or 0) // SCALE))
-            reply = min(12, max(2, turn.output_tokens // SCALE))
+            new = min(16, max(2, (turn.new_input_tokens or 0) // SCALE))
+            reply = min(8, max(2, turn.output_tokens // SCALE))
             before = sent.get(turn.session_id, 0)
             if before < 0 or before + new + reply > LONGEST:
                 sent[turn.session_id] = -1  # the conversation ends before this turn
@@ -67,18 +67,18 @@ def agent() -> Workload:
 
     def turns() -> Iterator[Turn]:
         clock = 0.0
-        for session in range(51):
+        for session in range(50):
             name = f"a{session}"
             clock += streams.exponential("arrival", name, 0) * 0.2
             context = 0
             for turn in range(1, 5):
                 new = (
-                    8 + _below(streams, 8, name, turn)
+                    6 + _below(streams, 6, name, turn)
                     if turn == 1
                     else 2 + _below(streams, 5, name, turn)
                 )
-                reply = 2 + _below(streams, 5, f"{name}r", turn)
-                wait = round(streams.exponential("think", name, turn) * 0.4e9)
+                reply = 2 + _below(streams, 4, f"{name}r", turn)
+                wait = round(streams.exponential("think", name, turn) * 0.3e9)
                 yield Turn(
                     f"{name}/{turn}", name, turn, context + new, reply,
                     arrival_ns=round(clock * 1e9) if turn == 1 else None,
@@ -98,10 +98,10 @@ def bursty() -> Workload:
         clock = 0.0
         for index in range(TURNS + 4):
             burst = index % 12 == 0
-            gap = streams.exponential("arrival", "", index) * (1.5 if burst else 0.03)
-            clock += gap
-            new = 3 + _below(streams, 10, "b", index)
-            reply = 2 + _below(streams, 7, "br", index)
+            gap = streams.exponential("arrival", "", index) * (1.0 if burst else 0.04)
+            clock += gap if index else 0.0  # nobody waits for the first
+            new = 2 + _below(streams, 7, "b", index)
+            reply = 2 + _below(streams, 6, "br", index)
             yield Turn(
                 f"b{index}",
                 f"b{index}",

@@ -123,7 +123,7 @@ def copy_points(bench: Bench, system: System) -> list[Point]:
 def interference_points(bench: Bench) -> list[Point]:
     """Decode steps with and without copies under way."""
     batch = max(1, bench.limits.max_batch // 2)
-    context = max(16, bench.limits.max_context // 4)
+    context = min(max(16, bench.limits.max_context // 4), bench.limits.max_tokens // batch)
     return [
         Point("interference", (way, batch, batch * context, with_copy))
         for way in DIRECTIONS

@@ -141,3 +141,28 @@ def test_the_gpu_checks_parts_can_be_tried_on_a_cpu(
     assert gpu_check.main(["--part", "validate", *same]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["predictions"][0]["repeats"] == {"vllm-0.3.3": 3, "fastswitch": 3}
+
+
+def test_a_cpus_calibration_reaches_what_its_scenarios_do_and_no_further(tmp_path: Path) -> None:
+    """The largest of the scenarios', never more than is usual; without a limit, what is usual."""
+    written = []
+    for name, pool, limits in (
+        ("small", {"device_blocks": 140, "block_size": 4}, {"max_model_len": 96}),
+        ("large", {"device_blocks": 50, "block_size": 4}, {"max_num_batched_tokens": 48}),
+    ):
+        data = {
+            "workload": {"generator": "chat", "conversations": 1, "rate": 1.0},
+            "profile": "a10-llama-3-8b",
+            "pool": pool,
+            "limits": {"max_num_seqs": 8, **limits},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(data))
+        written.append(str(path))
+    usual = machine.CPU_LIMITS
+    assert validation.limits_of(written[:1]) == usual._replace(
+        max_batch=8, max_context=96, max_tokens=560
+    )
+    short = {"max_context": 200, "max_tokens": 200}  # no context is larger than its pool
+    assert validation.limits_of(written[1:]) == usual._replace(max_batch=8, max_prefill=48, **short)
+    assert validation.limits_of(written) == usual._replace(max_batch=8, max_tokens=560)
