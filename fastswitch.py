@@ -18,7 +18,7 @@ import click
 
 from explore import sweep_commands
 from explore.export_command import export_command
-from explore.options import check_option, load, order_option, set_option
+from explore.options import check_option, kept_when_stopped, load, order_option, set_option
 from explore.report_command import report_command
 from explore.reproduce_command import reproduce_command
 from explore.search_command import search_command
@@ -402,12 +402,9 @@ def _measure(
     target = machine.prepare(model, device, dtype)
     click.echo("\n".join(machine.roofline(target)))
     seconds = machine.BUDGET_S[device] if budget is None else budget
-    with progress(target.num_samples(repeats), "samples") as advance:
-        try:
-            found = machine.run(target, points, repeats=repeats, budget_s=seconds, progress=advance)
-        except KeyboardInterrupt:
-            click.echo(f"stopped; samples so far are in {points}, run it again to go on", err=True)
-            raise
+    going_on = kept_when_stopped(points, "run it again to go on")
+    with progress(target.num_samples(repeats), "samples") as advance, going_on:
+        found = machine.run(target, points, repeats=repeats, budget_s=seconds, progress=advance)
     fewest = min(len(values) for values in found.samples.values())
     if fewest < repeats:
         click.echo(

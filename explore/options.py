@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from traces.orders import UserOrder
     from traces.scenario import Scenario
 
@@ -58,3 +62,13 @@ def settings_of(
     from traces.orders import user_order
 
     return settled, user_order(order)
+
+
+@contextmanager
+def kept_when_stopped(where: Path, how: str) -> Iterator[None]:
+    """Ctrl-C tells where the finished part is and `how` to go on, before it goes on its way."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was finished is in {where}, {how}", err=True)
+        raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from explore.options import set_option
+from explore.options import kept_when_stopped, set_option
 from traces.options import json_option
 from traces.progress import progress
 
@@ -54,16 +54,9 @@ def reproduce_command(
     parts = PARTS if part == "all" else (part,)
     settings = importlib.import_module("traces.scenario").parse_settings(values)
     planned = study.plan(parts, full=full, values=settings)
-    with progress(study.missing(planned, out), "trials") as advance:
-        try:
-            found = study.reproduce(
-                planned, parts, out, full=full, workers=workers, progress=advance
-            )
-        except KeyboardInterrupt:
-            click.echo(
-                f"stopped; what was finished is in {out}, the same command goes on", err=True
-            )
-            raise
+    going_on = kept_when_stopped(out, "the same command goes on")
+    with progress(study.missing(planned, out), "trials") as advance, going_on:
+        found = study.reproduce(planned, parts, out, full=full, workers=workers, progress=advance)
     if as_json:
         click.echo(json.dumps(words.as_json(found), indent=1))
     else:

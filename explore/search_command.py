@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from explore.options import order_option, settings_of
+from explore.options import kept_when_stopped, order_option, settings_of
 from explore.sweep_commands import engine_options
 from traces.options import json_option
 from traces.progress import progress
@@ -74,19 +74,16 @@ def search_command(
         return
     settings = study.EngineSettings(engine, workers, address, start_cluster)
     spec = made.search.spec
-    with progress(spec.budget * spec.runs, "trials") as advance:
-        try:
-            found = made.run(
-                out,
-                settings,
-                study.Limits(seconds, memory_mb),
-                resume=resume,
-                extend=extend,
-                progress=advance,
-            )
-        except KeyboardInterrupt:
-            click.echo(f"stopped; what was finished is in {out}, --resume goes on", err=True)
-            raise
+    going_on = kept_when_stopped(out, "--resume goes on")
+    with progress(spec.budget * spec.runs, "trials") as advance, going_on:
+        found = made.run(
+            out,
+            settings,
+            study.Limits(seconds, memory_mb),
+            resume=resume,
+            extend=extend,
+            progress=advance,
+        )
     for note in found.sweep.notes:
         click.echo(f"warning: {note}", err=True)
     answer = importlib.import_module("explore.search.answer")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from explore.options import order_option, settings_of
+from explore.options import kept_when_stopped, order_option, settings_of
 from policy.errors import ConfigError
 from traces.options import json_option
 from traces.progress import progress
@@ -112,22 +112,19 @@ def _run(
         return
     settings = study.EngineSettings(engine, workers, address, start_cluster)
     limits = study.Limits(seconds, memory_mb)
-    with progress(len(keys) if grow is None else None, "trials") as advance:
-        try:
-            found = study.run(
-                plan,
-                out,
-                settings,
-                limits,
-                resume=resume,
-                extend=extend,
-                shard=part,
-                progress=advance,
-                grow=grow,
-            )
-        except KeyboardInterrupt:
-            click.echo(f"stopped; what was finished is in {out}, --resume goes on", err=True)
-            raise
+    going_on = kept_when_stopped(out, "--resume goes on")
+    with progress(len(keys) if grow is None else None, "trials") as advance, going_on:
+        found = study.run(
+            plan,
+            out,
+            settings,
+            limits,
+            resume=resume,
+            extend=extend,
+            shard=part,
+            progress=advance,
+            grow=grow,
+        )
     _show(found, as_json=as_json)
 
 

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from explore import words
-from explore.compare import SPEEDUPS, Comparison, Load, worth
+from explore.compare import Comparison, Load
+from explore.estimates import SPEEDUPS
 from explore.measure import measure_of
 from explore.statistics.warm_up import warm_up_of
+from explore.worth import worth
 from traces.scenario import build
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from explore.compare import Comparison, Estimate, Ratio
+from explore.compare import Comparison
+from explore.estimates import Estimate, Ratio
 
 TOO_SMALL = "n too small"
 

@@ -334,12 +334,9 @@ def find(name_or_path: str) -> Path:
     )
 
 
-def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
-    """A scenario, with dotted `values` put over it. A workload file is found beside the scenario.
-
-    Raises ConfigError naming file, line and field.
-    """
-    path = find(name_or_path)
+def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
+    """A YAML file as a mapping, named after the file unless it names itself; and its text. Raises
+    ConfigError naming file and line."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -351,6 +348,16 @@ def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
     if not isinstance(data, dict):
         raise ConfigError(f"{shown_path(path)}: not a mapping")
     data.setdefault("name", path.stem)
+    return data, text
+
+
+def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
+    """A scenario, with dotted `values` put over it. A workload file is found beside the scenario.
+
+    Raises ConfigError naming file, line and field.
+    """
+    path = find(name_or_path)
+    data, _ = read_mapping(path)
     find_beside(data, path)
     return build(merge(data, values or {}), str(path))
 

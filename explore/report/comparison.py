@@ -7,10 +7,12 @@ from html import escape
 from typing import Any
 
 from explore import words
-from explore.compare import SPEEDUPS, Comparison, Estimate, Ratio, worth
+from explore.compare import Comparison
+from explore.estimates import SPEEDUPS, Estimate, Ratio
 from explore.report import chart, document, pareto
 from explore.report.document import Cell, Row
 from explore.series import TAIL
+from explore.worth import worth
 
 
 def page(comparison: Comparison, command: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from explore import words
-from explore.compare import Estimate
+from explore.estimates import Estimate
 from explore.report import chart, document
 from explore.report.chart import Axis, Point
 

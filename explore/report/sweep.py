@@ -12,7 +12,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from explore import words
-from explore.compare import SPEEDUPS, Estimate, Ratio
+from explore.estimates import SPEEDUPS, Estimate, Ratio
 from explore.report import document, pareto
 from explore.report.comparison import estimate_cell, ratio_cell
 from explore.report.document import Cell

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from explore.compare import speedup_of
+from explore.estimates import speedup_of
 from explore.figures import COLOURS, STYLES
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from explore.compare import Estimate, Ratio, estimate_of, speedup_of
+from explore.estimates import Estimate, Ratio, estimate_of, speedup_of
 from explore.reproduce import trends
 from explore.reproduce.data import Claim
 from explore.reproduce.overhead import Overhead

@@ -6,38 +6,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from explore.compare import Ratio, estimate_of, speedup_of
+from explore.estimates import Ratio, estimate_of, speedup_of
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place, Result
 from explore.words import HEADINGS, TOO_SMALL, estimate, heading, ratio, significant
+from explore.worth import MECHANISMS, METRICS
 
 KEEP, DROP = "vllm-0.3.3-keep", "vllm-0.3.3"
-#: Metrics in which mechanisms and engines are told apart.
-METRICS = (
-    "ttft_p50_s",
-    "ttft_p95_s",
-    "ttft_p99_s",
-    "tbt_p99_s",
-    "tbt_p999_s",
-    "throughput_tok_s",
-)
-#: Mechanism, the system that has it, the one that lacks it.
-MECHANISMS = (
-    ("block groups", "+groups", KEEP),
-    ("reuse, with groups", "+reuse", "+groups"),
-    ("asynchrony, with groups", "+async", "+groups"),
-    ("asynchrony, with groups and reuse", "fastswitch", "+reuse"),
-    ("block groups, last", "fastswitch", "fastswitch-no-groups"),
-    ("reuse, last", "fastswitch", "fastswitch-no-reuse"),
+#: Pairs that the paper's study tells besides those that every comparison does.
+_MORE = (
+    ("asynchronous swapping", "+async", "+groups"),
     ("all three", "fastswitch", KEEP),
-    ("keeping KV between turns", KEEP, DROP),
-    ("batched submission alone", "+batched", KEEP),
-    ("block-major layout alone", "+block-major", KEEP),
-    ("groups instead of block-major", "+groups", "+block-major"),
-    ("groups on block-major", "+groups-block-major", "+block-major"),
-    ("all three on block-major", "fastswitch-block-major", "+block-major"),
-    ("all three, instead of block-major alone", "fastswitch", "+block-major"),
-    ("all three, block-major instead of layer-major", "fastswitch-block-major", "fastswitch"),
+    ("block groups on a block-major layout", "+groups-block-major", "+block-major"),
+    ("all three instead of a block-major layout", "fastswitch", "+block-major"),
+    ("block-major layout beside all three", "fastswitch-block-major", "fastswitch"),
 )
 
 
@@ -120,11 +102,17 @@ def _samples(runs: Sequence[Result]) -> tuple[str, str]:
 def mechanisms(found: Found, group: str) -> Table:
     """Every pair of which both were run, at every set-up."""
     rows = []
-    for words, system, against in MECHANISMS:
+    for words, system, against in (*MECHANISMS, *_MORE):
         for place in found.places(group):
             ours, theirs = found.of(place, system), found.of(place, against)
             if ours is not None and theirs is not None:
-                rows.append((words, place.setup, *_ratios(ours, theirs)))
+                rows.append(
+                    (
+                        f"{words}: `{system}` against `{against}`",
+                        place.setup,
+                        *_ratios(ours, theirs),
+                    )
+                )
     return Table(
         "What each mechanism is worth",
         "Times better, paired by run, with 95 % interval; in bold where the interval leaves out 1.",

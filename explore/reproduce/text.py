@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from explore.compare import Estimate, Ratio
+from explore.estimates import Estimate, Ratio
 from explore.reproduce.judge import Cell, Verdict
 from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.study import Found

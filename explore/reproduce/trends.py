@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from explore.compare import Ratio, speedup_of
+from explore.estimates import Ratio, speedup_of
 from explore.reproduce.data import Claim
 from explore.reproduce.study import Found, Place, Result
 from explore.words import HEADINGS, significant

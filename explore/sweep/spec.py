@@ -21,7 +21,7 @@ from explore.measure import Measure
 from explore.sweep.sobol import MAX_DIMENSIONS, MAX_POINTS
 from policy.errors import ConfigError
 from traces.goodput import Slo
-from traces.scenario import MAX_BYTES, SCENARIOS, parse_yaml
+from traces.scenario import SCENARIOS, read_mapping
 from traces.strict import reason, shown, shown_path
 from traces.workload_spec import Section
 
@@ -138,15 +138,7 @@ def read(
     if isinstance(given, Mapping):
         return dict(given), None, ""
     path = _find(str(given), shipped, kind)
-    try:
-        raw = path.read_bytes()[: MAX_BYTES + 1]
-        text = raw.decode(errors="strict" if len(raw) <= MAX_BYTES else "replace")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
-    data = parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise ConfigError(f"{shown_path(path)}: not a mapping")
-    data.setdefault("name", path.stem)
+    data, text = read_mapping(path)
     return data, path, text
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ import pytest
 
 from explore.search.run import search
 from explore.sweep.run import sweep
-from tests.full.test_sweep_storm import ROOT, environment, num_results, run_until_killed
+from tests.full.test_sweep_storm import num_results, run_until_killed
 from tests.helpers.searches import searched, spec
 from tests.helpers.sweeps import SCENARIO, SMALL, tree, written
+from tests.helpers.typed import ended, fastswitch
 
 pytestmark = pytest.mark.full
 
@@ -52,16 +51,14 @@ def test_a_search_killed_again_and_again_ends_like_one_that_was_not(
     whole = search(given, tmp_path / "whole", workers=1)
     rng, out = random.Random(0), tmp_path / "killed"
     path = written(tmp_path, given)
-    arguments = [sys.executable, "-m", "fastswitch", "search", str(path), "--out", str(out)]
-    arguments += ["--resume", "--workers", "2"]
+    arguments = fastswitch("search", path, "--out", out, "--resume", "--workers", 2)
     counts = []
     for kill in range(KILLS):
         run_until_killed(arguments, out, rng, whole=kill % 2 == 0)
         counts.append(num_results(out))
     print(f"results after each of {KILLS} kills: {counts}")
     assert len(set(counts) - {0, 100}) >= 2
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment(), check=False)
-    assert ended.returncode == 0
+    assert ended(arguments).returncode == 0
     assert tree(out) == tree(whole.folder)
 
 
@@ -82,17 +79,12 @@ def test_a_users_order_goes_to_a_cluster(engine: str, package: str, tmp_path: Pa
     (tmp_path / "mine_on_a_cluster.py").write_text(MINE)
     path = written(tmp_path, {**SMALL, "systems": ["fastswitch"], "runs": 1})
     plain = sweep(path, tmp_path / "plain", values={"order": "priority"}, workers=1)
-    arguments = [sys.executable, "-m", "fastswitch", "sweep", "run", str(path), "--out", "own"]
-    arguments += ["--order", "mine_on_a_cluster:Mine", "--engine", engine, "--start-cluster"]
-    ended = subprocess.run(
-        [*arguments, "--workers", "1"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
+    arguments = fastswitch(
+        "sweep", "run", path, "--out", "own", "--order", "mine_on_a_cluster:Mine"
     )
-    assert ended.returncode == 0, ended.stderr
+    arguments += ["--engine", engine, "--start-cluster", "--workers", "1"]
+    found = ended(arguments, tmp_path)
+    assert found.returncode == 0, found.stderr
     ours = (tmp_path / "own/results.csv").read_bytes()
     assert ours == (plain.folder / "results.csv").read_bytes()
 

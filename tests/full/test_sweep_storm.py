@@ -17,19 +17,15 @@ import pytest
 
 from explore.sweep.run import sweep
 from tests.helpers.sweeps import MANY, SMALL, tree, written
+from tests.helpers.typed import ROOT, ended, environment, fastswitch
 
 pytestmark = pytest.mark.full
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = 40
 
 
 def command(path: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "fastswitch", "sweep", "run", str(path), "--out", str(out), *more]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return fastswitch("sweep", "run", path, "--out", out, *more)
 
 
 def num_results(out: Path) -> int:
@@ -73,8 +69,7 @@ def test_a_sweep_killed_forty_times_ends_like_one_that_was_not(tmp_path: Path) -
         parts += len(list(out.rglob("*.tmp"))) if out.exists() else 0
     print(f"results after each of {KILLS} kills: {counts}; files left half written: {parts}")
     assert len(set(counts) - {0, 500}) >= KILLS / 2  # the storm hit the sweep, not its ends
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment(), check=False)
-    assert ended.returncode == 0
+    assert ended(arguments).returncode == 0
     assert tree(out) == tree(whole.folder)
 
 
@@ -93,16 +88,9 @@ def test_a_cluster_gives_the_tables_of_this_machine(
     trees = []
     for name, more in (("local", ()), (engine, ("--engine", engine, "--start-cluster"))):
         out = tmp_path / name
-        ended = subprocess.run(
-            command(path, out, "--workers", "2", "--memory-mb", "120", *more),
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 5, ended.stderr
-        assert "8 of 16 trials done, 8 failed, 0 missing" in ended.stdout
+        found = ended(command(path, out, "--workers", "2", "--memory-mb", "120", *more))
+        assert found.returncode == 5, found.stderr
+        assert "8 of 16 trials done, 8 failed, 0 missing" in found.stdout
         trees.append(tree(out))
     assert trees[0] == trees[1]
     assert b"memory limit of 120 MiB" in trees[0]["results.csv"]
@@ -114,17 +102,10 @@ def test_a_cluster_that_does_not_answer_is_told(engine: str, package: str, tmp_p
         pytest.skip(f"{package} is not installed: pip install '.[{engine}]'")
     address = "tcp://127.0.0.1:9" if engine == "dask" else "127.0.0.1:9"
     more = ("--engine", engine, "--address", address)
-    ended = subprocess.run(
-        command(written(tmp_path, SMALL), tmp_path / "out", *more),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 5
-    assert f"error: engine {engine}: no cluster at {address}" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    found = ended(command(written(tmp_path, SMALL), tmp_path / "out", *more))
+    assert found.returncode == 5
+    assert f"error: engine {engine}: no cluster at {address}" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 @pytest.fixture
@@ -166,13 +147,6 @@ def test_an_existing_cluster_is_used_by_its_address_and_left_running(
     for number in range(2):
         out = tmp_path / f"out{number}"
         more = ("--engine", "dask", "--address", dask_address)
-        ended = subprocess.run(
-            command(path, out, *more),
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
+        found = ended(command(path, out, *more))
+        assert found.returncode == 0, found.stderr
         assert tree(out) == tree(whole.folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from policy.plan import Copy
 from policy.scheduler import Scheduler
 from realrun.engine import Engine
 from realrun.journal import Journal
@@ -179,3 +180,28 @@ def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
             sides[0].update(range(device, device + length))
             sides[1].update(range(host, host + length))
     return sides[0], sides[1]
+
+
+def unswapped(path: Path) -> dict[str, list[int]]:
+    """What the model says with room for everybody and every prompt in one step."""
+    room = {**ROOM, "device_blocks": 300}
+    roomy = scenario(path, system="+groups", pool=room, limits={"max_model_len": 60})
+    found = run(roomy, deterministic=True)
+    assert found.metrics["preemptions"] == 0
+    return found.replies
+
+
+def failing_copy(which: int) -> Callable[[Engine, Machine], None]:
+    """For `on_engine` of `run`: the copy with this number fails where it is carried out."""
+
+    def break_it(engine: Engine, _machine: Machine) -> None:
+        move = engine.swap._move
+
+        def fails(store: Any, copy: Copy, lane: Any) -> int:
+            if copy.copy_id == which:
+                raise RuntimeError("injected")
+            return move(store, copy, lane)
+
+        engine.swap._move = fails
+
+    return break_it

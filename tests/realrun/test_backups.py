@@ -12,8 +12,7 @@ for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
 from sim.replay import replay
-from tests.helpers.real import ROOM, run, scenario, write_workload
-from tests.realrun.test_chunked import fail
+from tests.helpers.real import ROOM, failing_copy, run, scenario, unswapped, write_workload
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +22,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(workload: Path) -> dict[str, list[int]]:
-    """What the model says with room for everybody."""
-    roomy = scenario(workload, system="+groups", pool={**ROOM, "device_blocks": 300})
-    return run(roomy, deterministic=True).replies
+    return unswapped(workload)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +68,7 @@ def test_a_backup_that_fails_costs_no_text(workload: Path, expected: dict[str, l
         found = run(
             loaded,
             deterministic=True,
-            on_engine=lambda engine, _, which=which: fail(engine, which),  # type: ignore[misc]
+            on_engine=failing_copy(which),
         )
         assert found.replies == expected
         assert replay(found.recording, loaded).difference is None

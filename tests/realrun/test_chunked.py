@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,12 +11,12 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
-from policy.plan import Copy, Plan
+from policy.plan import Plan
 from realrun.engine import Engine
 from realrun.runner import Work
 from realrun.serve import Machine
 from sim.replay import replay
-from tests.helpers.real import ROOM, Run, run, scenario, write_workload
+from tests.helpers.real import ROOM, Run, failing_copy, run, scenario, unswapped, write_workload
 
 LIMITS = {"max_model_len": 60, "max_num_seqs": 4, "max_num_batched_tokens": 6}
 
@@ -29,9 +28,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(workload: Path) -> dict[str, list[int]]:
-    """What the model says with room for everybody and every prompt in one step."""
-    roomy = scenario(workload, system="+groups", pool={**ROOM, "device_blocks": 300})
-    return run(roomy, deterministic=True).replies
+    return unswapped(workload)
 
 
 def chunks(found: Run) -> int:
@@ -84,22 +81,10 @@ def test_a_copy_that_fails_costs_a_recompute_and_no_text(
         found = run(
             loaded,
             deterministic=True,
-            on_engine=lambda engine, _, which=which: fail(engine, which),  # type: ignore[misc]
+            on_engine=failing_copy(which),
         )
         assert found.replies == expected
         assert replay(found.recording, loaded).difference is None
-
-
-def fail(engine: Engine, which: int) -> None:
-    """The copy with this number fails where it is carried out."""
-    move = engine.swap._move
-
-    def fails(store: Any, copy: Copy, lane: Any) -> int:
-        if copy.copy_id == which:
-            raise RuntimeError("injected")
-        return move(store, copy, lane)
-
-    engine.swap._move = fails
 
 
 def test_a_chunk_of_the_wrong_tokens_is_noticed(

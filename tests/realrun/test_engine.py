@@ -26,7 +26,16 @@ from realrun.engine import Engine
 from realrun.sampling import SamplingParams
 from realrun.serve import Machine, Options
 from sim.replay import replay
-from tests.helpers.real import ROOM, Run, held_blocks, run, scenario, write_workload
+from tests.helpers.real import (
+    ROOM,
+    Run,
+    failing_copy,
+    held_blocks,
+    run,
+    scenario,
+    unswapped,
+    write_workload,
+)
 
 SCHEDULES = 500
 CHUNK = 50
@@ -48,13 +57,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def workload(tmp_path: Path) -> Path:
     return write_workload(tmp_path / "w.jsonl")
-
-
-def unswapped(path: Path) -> dict[str, list[int]]:
-    """What the model says with room for everybody."""
-    found = run(scenario(path, pool={**ROOM, "device_blocks": 300}), deterministic=True)
-    assert found.metrics["preemptions"] == 0
-    return found.replies
 
 
 # ---------------------------------------------------------------------- the same decisions
@@ -164,18 +166,6 @@ def test_a_copy_that_moves_nothing_is_noticed(workload: Path) -> None:
 # ---------------------------------------------------------------------- what goes wrong
 
 
-def failing(engine: Engine, which: int) -> None:
-    """The copy with this number fails where it is carried out."""
-    move = engine.swap._move
-
-    def fails(store: Any, copy: Copy, lane: Any) -> int:
-        if copy.copy_id == which:
-            raise RuntimeError("injected")
-        return move(store, copy, lane)
-
-    engine.swap._move = fails
-
-
 @pytest.mark.parametrize("system", ["vllm-0.3.3-keep", "+reuse", "fastswitch"])
 def test_a_copy_that_fails_costs_a_recompute_and_no_text(workload: Path, system: str) -> None:
     expected = unswapped(workload)
@@ -183,7 +173,7 @@ def test_a_copy_that_fails_costs_a_recompute_and_no_text(workload: Path, system:
         found = run(
             scenario(workload, system=system),
             deterministic=True,
-            on_engine=lambda engine, _, which=which: failing(engine, which),  # type: ignore[misc]
+            on_engine=failing_copy(which),
         )
         assert found.replies == expected
         assert_nothing_left(found)

@@ -425,10 +425,14 @@ def test_t9_admission_does_not_decay_into_storms_of_preemptions(system: str) -> 
 # ------------------------------------------------------------------ T8: the release's queue rule
 
 
-def low_is_swapped_when_urgent_comes(order: str) -> Told:
+def in_ten_blocks(*named: Any) -> Scheduler:
+    """Of a system, and an order if one is named."""
+    return scheduler(*named, device_blocks=10, host_blocks=64)
+
+
+def low_is_swapped_when_urgent_comes(made: Scheduler) -> Told:
     """Both decode until growth takes `low` off the device; then a small `urgent` one fits beside
     `first`, which `low` does not."""
-    made = scheduler("vllm-0.3.3", order, device_blocks=10, host_blocks=64)
     machine = Told(made)
     machine.arrive(Turn("first", 0, 15, 20, priority=-1))
     machine.arrive(Turn("low", 1, 15, 20, priority=1))
@@ -442,13 +446,16 @@ def low_is_swapped_when_urgent_comes(order: str) -> Told:
 
 
 def test_t8_under_fcfs_the_release_lets_a_swapped_request_bar_an_urgent_one_that_fits() -> None:
-    machine = low_is_swapped_when_urgent_comes("fcfs")
+    machine = low_is_swapped_when_urgent_comes(in_ten_blocks("vllm-0.3.3", "fcfs"))
     assert "urgent" not in machine.started
     assert "low" not in [name for _, name in machine.back[2:]]
 
 
 def test_t8_under_a_priority_order_the_same_system_serves_the_urgent_one_at_once() -> None:
-    assert "urgent" in low_is_swapped_when_urgent_comes("priority").finished
+    assert (
+        "urgent"
+        in low_is_swapped_when_urgent_comes(in_ten_blocks("vllm-0.3.3", "priority")).finished
+    )
 
 
 # ------------------------------------------------------------------ T10: who has to go

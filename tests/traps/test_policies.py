@@ -16,7 +16,15 @@ from tests.helpers.scripted import RECOMPUTE
 from tests.helpers.scripted import run as serve_all
 from tests.helpers.shadow import Turn
 from tests.helpers.small import draw, scheduler, variant
-from tests.traps.test_meaning import Told, crowd, five_and_an_urgent_one, run, thrash
+from tests.traps.test_meaning import (
+    Told,
+    crowd,
+    five_and_an_urgent_one,
+    in_ten_blocks,
+    low_is_swapped_when_urgent_comes,
+    run,
+    thrash,
+)
 
 GAP = variant("+groups", between_turns="drop", displacement="gap")
 NEVER = variant("+groups", between_turns="drop", displacement="never")
@@ -126,16 +134,7 @@ def test_t4_under_never_the_urgent_waits_for_room_and_then_comes_before_all_who_
 
 
 def test_t8_a_request_swapped_by_growth_does_not_bar_an_urgent_one_that_fits() -> None:
-    made = scheduler(NEVER, device_blocks=10, host_blocks=64)
-    machine = Told(made)
-    machine.arrive(Turn("first", 0, 15, 20, priority=-1))
-    machine.arrive(Turn("low", 1, 15, 20, priority=1))
-    while not machine.parked:
-        machine.step()
-    assert machine.parked[0][1] == "low"
-    machine.arrive(Turn("urgent", 2, 4, 1, priority=0))
-    for _ in range(3):
-        machine.step()
+    machine = low_is_swapped_when_urgent_comes(in_ten_blocks(NEVER))
     assert "urgent" in machine.finished
 
 

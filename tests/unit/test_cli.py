@@ -13,22 +13,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fastswitch
+from tests.helpers.sweeps import SCENARIO
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = {
+    **SCENARIO,
     "name": "small",
-    "workload": {
-        "generator": "chat",
-        "conversations": 12,
-        "rate": 2.0,
-        "context_cap": 600,
-        "think": "none",
-    },
-    "profile": "a10-llama-3-8b",
-    "pool": {"device_blocks": 60, "host_blocks": 400, "aging": "none"},
-    "limits": {"max_model_len": 600},
-    "priority": {"pattern": "markov", "frequency": 0.2},
     "systems": ["vllm-0.3.3", "vllm-0.3.3-keep", "fastswitch"],
 }
 

@@ -12,7 +12,9 @@ from unittest.mock import patch
 import pytest
 
 from explore import compare as module
-from explore.compare import Estimate, Ratio, num_jobs, worth
+from explore.compare import num_jobs
+from explore.estimates import Estimate, Ratio
+from explore.worth import worth
 from policy.errors import ConfigError
 from policy.systems import BASELINES
 from tests.helpers.made import Change, compared, result, scenario_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import linecache
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.orders.guard import Guarded
 from policy.orders.static import StaticPriority
+from tests.helpers.cells import from_a_cell
 from tests.helpers.small import draw
 from tests.unit.test_cli import SMALL
 from traces import recording
@@ -181,16 +181,6 @@ def test_what_has_neither_file_nor_text_has_no_hash() -> None:
 # ---------------------------------------------------------------------- the same wherever it is given
 
 
-def from_a_cell() -> type[Order]:
-    """A class as a notebook's cell makes it: in __main__, its text known to linecache alone."""
-    source = MINE.replace("from neighbour import WEIGHT", "WEIGHT = 2")
-    linecache.cache["<cell 1>"] = (len(source), None, source.splitlines(keepends=True), "<cell 1>")
-    names: dict[str, Any] = {"__name__": "__cell__"}
-    exec(compile(source, "<cell 1>", "exec"), names)
-    cell: type[Order] = names["Mine"]
-    return cell
-
-
 def numbers(found: Comparison) -> tuple[str, str]:
     """Tables, and what the figures are drawn from."""
     series = [result["series"] for results in found.results.values() for result in results]
@@ -202,7 +192,7 @@ def test_a_cell_a_name_and_the_built_in_order_give_equal_tables(folder: Path) ->
     plain = scenario()
     built_in = compare(plain.with_values({"order": "priority"}), systems, runs, 1)
     assert built_in.results["fastswitch"][0]["metrics"]["preemptions"] > 0
-    cell = from_a_cell()
+    cell = from_a_cell(MINE)
     for order, workers in (
         ("mine:Mine", 1),
         ("mine.py:Mine", 2),

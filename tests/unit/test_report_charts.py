@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explore.compare import Estimate
+from explore.estimates import Estimate
 from explore.report import chart, document, pareto
 from explore.report.chart import Axis, Curve, Point
 from explore.report.pareto import METRICS, Candidate, frontier

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from explore import words
-from explore.compare import SPEEDUPS
+from explore.estimates import SPEEDUPS
 from explore.report.comparison import page, verdict
 from tests.helpers.made import compared
 from tests.helpers.pages import EVIL, Reader, problems

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fastswitch
-from explore.compare import Ratio
+from explore.estimates import Ratio
 from explore.reproduce import crossover, data, figures, text
 from explore.reproduce.data import PARTS, Claim, Variant, claims, points
 from explore.reproduce.judge import Verdict, cells_of, judge_all, state_of
@@ -337,7 +337,8 @@ def test_a_full_page_has_every_claim_load_mechanism_and_engine() -> None:
         "Every cell of the claims with many",
     ]
     assert "| turns 8b-markov | vllm-0.3.3-keep | 110% |" in page
-    assert "| groups on block-major | 8b-markov |" in page
+    pair = "`+groups-block-major` against `+block-major`"
+    assert f"| block groups on a block-major layout: {pair} | 8b-markov |" in page
     assert "5,000 turns, 1,600,000 gaps, 5 runs" in page
     assert "1 of the runs took 0.0 minutes with 2 workers, 9 CPU seconds" in page
     for line in page.splitlines():  # a table whose rows differ in length is none

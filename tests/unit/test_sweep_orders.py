@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import linecache
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from explore.sweep.trial import run_trial
 from explore.sweep.trials import expand
 from policy.errors import ConfigError
 from policy.orders.base import Order
+from tests.helpers.cells import from_a_cell
 from tests.helpers.sweeps import SCENARIO, pretend
 from traces.orders import user_order
 
@@ -64,16 +64,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def tables(found: Any) -> dict[str, str]:
     return {p.name: p.read_text() for p in sorted(Path(found.folder).glob("*.csv"))}
-
-
-def from_a_cell(source: str) -> type[Order]:
-    """A class as a notebook's cell makes it: its text is known to linecache alone."""
-    source = source.replace("from neighbour import WEIGHT", "WEIGHT = 2")
-    linecache.cache["<cell 2>"] = (len(source), None, source.splitlines(keepends=True), "<cell 2>")
-    names: dict[str, Any] = {"__name__": "__cell__"}
-    exec(compile(source, "<cell 2>", "exec"), names)
-    found: type[Order] = names["Mine"]
-    return found
 
 
 def test_a_name_a_cell_and_the_built_in_order_give_equal_tables(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from explore import words
-from explore.compare import SPEEDUPS
+from explore.estimates import SPEEDUPS
 from explore.tables import as_csv, as_json, as_text, speedup_table, text_table
 from tests.helpers.made import compared
 

@@ -176,3 +176,14 @@ def test_the_tail_goes_with_the_end_of_the_table() -> None:
     pool.allocate(suffix, 2)
     assert suffix.blocks == [4, 5, 6, 7]
     pool.check([holder, suffix])
+
+
+@pytest.mark.parametrize(("kind", "longest"), [(FreeRuns, 6), (BuddyRuns, 4)])
+def test_a_space_knows_its_longest_run(kind: type[FreeRuns | BuddyRuns], longest: int) -> None:
+    """Of ten blocks four at the front are taken; buddies have runs of powers of two alone."""
+    space = kind(10)
+    assert space.take(4, 4) == (0, 4)
+    assert space.longest() == longest
+    while space.total:
+        space.take(1, 1)
+    assert space.longest() == 0

@@ -261,3 +261,24 @@ def test_a_turn_whose_parents_copy_is_still_being_written_is_no_hit() -> None:
     turns = [Turn("a", 0, 15, 4, "s"), Turn("b", 5, 20, 2, "s", "a")]
     run(made, [*turns, Turn("other", 0, 9, 30)], polls=1 << 20)
     assert told.log == [("returned", "b", False)]
+
+
+class Careless(HostEviction):
+    """Nominates every copy twice, and first the copy of the one that wants the room."""
+
+    def nominate(self, wanted_by: RequestView, copies: Iterable[HostCopy]) -> Iterable[HostCopy]:
+        idle = list(copies)
+        own = [copy for copy in idle if copy.owner is wanted_by]
+        return [*own, *idle, *idle]
+
+
+def test_a_copy_nominated_twice_gives_up_its_room_once() -> None:
+    gone = []
+    for kind in (HostEviction, Careless):
+        made = scheduler(variant("+reuse", host_eviction="lru"), host_blocks=12, host_increment=0)
+        told = Told(12)
+        told.nominate = kind(12).nominate  # type: ignore[method-assign]
+        made.state.memory.ledger._eviction = told
+        run(made, [Turn(f"c{i}", 40 * i, 15, 8, session_id=f"c{i}") for i in range(4)])
+        gone.append(told.log)
+    assert gone[0] == gone[1] == [("gone", "c0", 6), ("gone", "c1", 6)]
