@@ -264,21 +264,21 @@ def test_a_turn_whose_parents_copy_is_still_being_written_is_no_hit() -> None:
 
 
 class Careless(HostEviction):
-    """Nominates every copy twice, and first the copy of the one that wants the room."""
+    """Nominates every copy twice."""
 
     def nominate(self, wanted_by: RequestView, copies: Iterable[HostCopy]) -> Iterable[HostCopy]:
-        idle = list(copies)
-        own = [copy for copy in idle if copy.owner is wanted_by]
-        return [*own, *idle, *idle]
+        return [copy for copy in copies for _ in range(2)]
 
 
 def test_a_copy_nominated_twice_gives_up_its_room_once() -> None:
+    """Two copies of six blocks go for one of nine."""
     gone = []
     for kind in (HostEviction, Careless):
         made = scheduler(variant("+reuse", host_eviction="lru"), host_blocks=12, host_increment=0)
         told = Told(12)
         told.nominate = kind(12).nominate  # type: ignore[method-assign]
         made.state.memory.ledger._eviction = told
-        run(made, [Turn(f"c{i}", 40 * i, 15, 8, session_id=f"c{i}") for i in range(4)])
+        turns = [Turn(f"c{i}", 40 * i, 15, 8, session_id=f"c{i}") for i in range(2)]
+        run(made, [*turns, Turn("large", 80, 27, 8, session_id="large")])
         gone.append(told.log)
     assert gone[0] == gone[1] == [("gone", "c0", 6), ("gone", "c1", 6)]

@@ -47,6 +47,14 @@ def test_whoever_is_cancelled_on_the_host_comes_back_no_more() -> None:
     check_integrity(made)
 
 
+def test_whoever_is_cancelled_while_it_runs_makes_room_for_the_next() -> None:
+    made = release(device_blocks=4, max_num_seqs=1)
+    prefilled(made, "a")
+    made.add(request("b"), 0)
+    assert made.cancel("a", 0)
+    assert [name for name, _ in made.schedule(0).prefill] == ["b"]
+
+
 def test_a_copy_that_fails_puts_its_request_before_all_who_wait() -> None:
     made, store = swapped()
     made.add(request("c"), 0)
