@@ -58,21 +58,29 @@ def _file_hash(path: Path) -> str:
 
 def commit() -> str:
     """The checkout's commit, read from its files; `unknown` outside a checkout."""
-    head = _ROOT / ".git" / "HEAD"
     try:
-        text = head.read_text().strip()
+        git = _git_folder(_ROOT / ".git")
+        text = (git / "HEAD").read_text().strip()
         if not text.startswith("ref: "):
             return text[:12]
         name = text.removeprefix("ref: ")
-        loose = _ROOT / ".git" / name
-        if loose.exists():
-            return loose.read_text().strip()[:12]
-        for line in (_ROOT / ".git" / "packed-refs").read_text().splitlines():
+        common = git / "commondir"  # a worktree's branches are the repository's
+        refs = git / common.read_text().strip() if common.exists() else git
+        if (refs / name).exists():
+            return (refs / name).read_text().strip()[:12]
+        for line in (refs / "packed-refs").read_text().splitlines():
             if line.endswith(f" {name}"):
                 return line[:12]
     except OSError:
         pass
     return "unknown"
+
+
+def _git_folder(entry: Path) -> Path:
+    """What `.git` is, or, in a worktree, names. Raises OSError."""
+    if not entry.is_file():
+        return entry
+    return entry.parent / entry.read_text().strip().removeprefix("gitdir: ")
 
 
 def _hash(value: Any) -> str:

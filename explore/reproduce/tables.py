@@ -144,15 +144,14 @@ def engines(found: Found, group: str) -> Table:
                 TOO_SMALL if theirs is None else marked(speedup_of(runs, theirs, m))
                 for m in ("ttft_p95_s", "tbt_p999_s")
             ]
-            rows.append(
-                (_where(place), name, *cells, *("" if name == KEEP else a for a in against))
-            )
+            times = ("" if name == KEEP else one for one in against)
+            rows.append((_where(place), name, *cells, *times, *_samples(runs)))
     return Table(
         {
             "modern": "Engines that could be built today, at the baseline's capacity",
             "choices": "Choices inside the mechanisms",
             "orders": "Other rules of preemption, and static priority",
-            "tight host": "Half the host memory: which copies go first",
+            "tight host": "An eighth of the host memory: which copies go first",
         }[group],
         f"Means over runs, ± half of the 95 % interval; then times better than {KEEP}; turns and gaps of"
         " one run.",

@@ -119,3 +119,24 @@ def test_a_packed_list_without_the_branch_is_unknown_too(
     git = checkout(tmp_path, monkeypatch, "ref: refs/heads/main\n")
     (git / "packed-refs").write_text(f"{HASH} refs/heads/other\n")
     assert commit() == "unknown"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_worktrees_branch_is_one_of_the_repository(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = tmp_path / "repository" / ".git"
+    own = git / "worktrees" / "beside"
+    own.mkdir(parents=True)
+    (own / "HEAD").write_text("ref: refs/heads/beside\n")
+    (own / "commondir").write_text("../..\n")
+    if packed:
+        (git / "packed-refs").write_text(f"{HASH} refs/heads/beside\n")
+    else:
+        (git / "refs" / "heads").mkdir(parents=True)
+        (git / "refs" / "heads" / "beside").write_text(HASH + "\n")
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / ".git").write_text(f"gitdir: {own}\n")
+    monkeypatch.setattr(module, "_ROOT", beside)
+    assert commit() == HASH[:12]
