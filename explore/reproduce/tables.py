@@ -37,7 +37,7 @@ def all_tables(found: Found, *, full: bool) -> Iterator[Table]:
     """Tables that have rows."""
     candidates = [loads(found), mechanisms(found, "turns")]
     if full:
-        candidates += [engines(found, "modern"), costs()]
+        candidates += [elsewhere(found), engines(found, "modern"), costs()]
         candidates += [engines(found, group) for group in ("choices", "orders", "tight host")]
     yield from (table for table in candidates if table.rows)
 
@@ -117,6 +117,25 @@ def mechanisms(found: Found, group: str) -> Table:
         "What each mechanism is worth",
         "Times better, paired by run, with 95 % interval; in bold where the interval leaves out 1.",
         ("mechanism", "set-up", *(HEADINGS[m][0] for m in METRICS)),
+        tuple(rows),
+    )
+
+
+def elsewhere(found: Found) -> Table:
+    """Groups alone, and all three mechanisms, at other readings, loads and prices of a call."""
+    rows = []
+    for group in ("conversations", "no think time", "think time", "clock", "load", "dispatch"):
+        for place in found.places(group):
+            theirs = found.of(place, KEEP)
+            for system in ("+groups", "fastswitch"):
+                ours = found.of(place, system)
+                if ours is not None and theirs is not None:
+                    rows.append((place.label, system, *_ratios(ours, theirs), *_samples(ours)))
+    return Table(
+        "The same at other readings, loads and prices of a copy call",
+        f"Times better than {KEEP}, with 95 % interval; in bold where the interval leaves out 1; turns"
+        " and gaps of one run.",
+        ("point", "system", *(HEADINGS[m][0] for m in METRICS), "turns", "M gaps"),
         tuple(rows),
     )
 

@@ -329,6 +329,7 @@ def test_a_full_page_has_every_claim_load_mechanism_and_engine() -> None:
         "Claims",
         "Load and swap volume of the baselines",
         "What each mechanism is worth",
+        "The same at other readings, loads and prices of a copy call",
         "Engines that could be built today, at the baseline's capacity",
         "Swap against recompute: the price of a call at which both take as long",
         "Choices inside the mechanisms",
@@ -337,6 +338,7 @@ def test_a_full_page_has_every_claim_load_mechanism_and_engine() -> None:
         "Every cell of the claims with many",
     ]
     assert "| turns 8b-markov | vllm-0.3.3-keep | 110% |" in page
+    assert "| dispatch 8b-random 10 us | +groups | " in page
     pair = "`+groups-block-major` against `+block-major`"
     assert f"| block groups on a block-major layout: {pair} | 8b-markov |" in page
     assert "5,000 turns, 1,600,000 gaps, 5 runs" in page
