@@ -90,7 +90,7 @@ def test_fairness_names_a_knee_and_what_it_is_made_of(
 def test_capacity_gives_users_or_says_that_the_answer_lies_beyond(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    body, answer = executed("04_capacity", monkeypatch, tmp_path, SCALE="0.15")
+    body, answer = executed("04_capacity", monkeypatch, tmp_path, SCALE="0.3")
     assert "32 simulations" in body
     for gpu in ("A10", "H100"):
         # a peak so short breaks nothing on the H100, and the answer is a bound
