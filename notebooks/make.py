@@ -66,7 +66,8 @@ def write(name: str, book: Any, folder: Path = OUTPUT) -> Path:
         if cell.cell_type == "markdown":
             parts.append(cell.source)
         else:
-            parts.append(f"```python\n{cell.source}\n```")
+            source = cell.source.strip("\n")
+            parts.append(f"```python\n{source}\n```")
             parts += _outputs(cell.outputs, made / f"{name}-", figures)
     (made / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for old in folder.glob(f"{name}-*.png"):
