@@ -163,11 +163,11 @@ class Bench:
     """The model, loaded once, and timers that stay warm from round to round."""
 
     def __init__(self, plan: Plan) -> None:
-        from calibrate import machine, measure
+        from calibrate import machine, timers
 
         limits = limits_of(plan.scenarios) if plan.device == "cpu" else None
         self.target: Target = machine.prepare(plan.model, plan.device, limits=limits)
-        self.timers = measure.Timers(self.target.bench)
+        self.timers = timers.Timers(self.target.bench)
 
 
 def limits_of(scenarios: Sequence[str]) -> Limits:

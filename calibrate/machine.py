@@ -15,11 +15,13 @@ from pathlib import Path
 
 import torch
 
+from calibrate.bench import BLOCK, Bench, all_points
 from calibrate.facts import cpu_facts, gpu_facts
 from calibrate.grid import Limits
-from calibrate.measure import BLOCK, REPEATS, Bench, Timers, all_points, measure
+from calibrate.measure import REPEATS, measure
 from calibrate.points import Points
 from calibrate.profile import Model
+from calibrate.timers import Timers
 from realrun.model import load_model
 from realrun.serve import device_and_dtype, link_rates, room_for_kv
 

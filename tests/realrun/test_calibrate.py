@@ -23,10 +23,11 @@ for _needed in ("safetensors", "tokenizers", "gguf"):
 
 import fastswitch
 from calibrate import machine, measure
+from calibrate.bench import all_points
 from calibrate.grid import Limits, decode_points
 from calibrate.header import header_of
-from calibrate.measure import Background, Timers, all_points, contexts_of, make_job, work_for
 from calibrate.points import FEATURES, read
+from calibrate.timers import Background, Timers, contexts_of, make_job, work_for
 from policy.errors import ConfigError
 from policy.plan import Direction
 from tests.helpers.swapping import one_thread
