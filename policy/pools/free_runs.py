@@ -114,7 +114,6 @@ class BuddyRuns:
         self._order_at: dict[int, int] = {}
         self._bins: dict[int, dict[int, None]] = {}
         self._orders = 0  # bit k is set while a run of 2**k blocks is free
-        self._num_blocks = num_blocks
         self.total = 0
         self.release(0, num_blocks)
 
