@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from explore.estimates import Ratio, estimate_of, speedup_of
+from explore.estimates import NOTABLE, Ratio, estimate_of, speedup_of
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place, Result
 from explore.words import HEADINGS, TOO_SMALL, estimate, heading, ratio, significant
@@ -21,6 +21,9 @@ _MORE = (
     ("all three instead of a block-major layout", "fastswitch", "+block-major"),
     ("block-major layout beside all three", "fastswitch-block-major", "fastswitch"),
 )
+
+
+_BOLD = f"in bold where the interval leaves out 1 and the difference is at least {NOTABLE - 1:.0%}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ def loads(found: Found) -> Table:
                     rows.append((place.label, name, *_load(runs)))
     return Table(
         "Load and swap volume of the baselines",
-        "Offered load against what the same system makes of a backlog; means over runs. Turns and gaps:"
-        " samples of one run behind its TTFT and TBT percentiles.",
+        "Offered load against what the same system makes of a backlog; below capacity: in some run too"
+        " little queued to say. Shares of load are of a capacity measured beforehand. Means over runs."
+        " Turns and gaps: samples of one run behind its TTFT and TBT percentiles.",
         (
             "point",
             "system",
@@ -115,7 +119,7 @@ def mechanisms(found: Found, group: str) -> Table:
                 )
     return Table(
         "What each mechanism is worth",
-        "Times better, paired by run, with 95 % interval; in bold where the interval leaves out 1.",
+        f"Times better, paired by run, with 95 % interval; {_BOLD}.",
         ("mechanism", "set-up", *(HEADINGS[m][0] for m in METRICS)),
         tuple(rows),
     )
@@ -133,8 +137,7 @@ def elsewhere(found: Found) -> Table:
                     rows.append((place.label, system, *_ratios(ours, theirs), *_samples(ours)))
     return Table(
         "The same at other readings, loads and prices of a copy call",
-        f"Times better than {KEEP}, with 95 % interval; in bold where the interval leaves out 1; turns"
-        " and gaps of one run.",
+        f"Times better than {KEEP}, with 95 % interval; {_BOLD}; turns and gaps of one run.",
         ("point", "system", *(HEADINGS[m][0] for m in METRICS), "turns", "M gaps"),
         tuple(rows),
     )
@@ -201,7 +204,7 @@ def costs() -> Table:
     return Table(
         "Swap against recompute: the price of a call at which both take as long",
         "Microseconds for one copy call of one block, layer and side, layer-major, one preemption alone;"
-        " below it swapping is faster. From the cost model; published prices are 2.3 to 10.",
+        " below it swapping is faster. From the cost model; published are 2.3 and 5.5, another simulator takes 10.",
         ("machine", "256 tokens", "2,048 tokens", "8,192 tokens"),
         tuple(rows),
     )
