@@ -15,7 +15,7 @@ from explore.sweep.spec import load
 from explore.sweep.trials import MAX_TRIALS, Plan, expand
 from policy.errors import ConfigError, FastSwitchError, InputError
 from tests.helpers.sweeps import SCENARIO, SMALL, written
-from traces.scenario import SCENARIOS
+from traces.scenario import SCENARIOS, parse_yaml
 
 
 def planned(**parts: Any) -> Plan:
@@ -225,7 +225,7 @@ def test_a_sweep_that_is_no_mapping_or_not_there_is_refused(tmp_path: Path) -> N
 @given(st.text(max_size=200))
 def test_any_text_is_a_sweep_or_a_typed_error(text: str) -> None:
     try:
-        data = module.parse_yaml(text, "x.yaml")
+        data = parse_yaml(text, "x.yaml")
         expand(load(data if isinstance(data, dict) else {}))
     except FastSwitchError:
         return
