@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explore.sweep import spec as module
 from explore.sweep.spec import load
 from explore.sweep.trials import MAX_TRIALS, Plan, expand
 from policy.errors import ConfigError, FastSwitchError, InputError
