@@ -181,7 +181,7 @@ def _verdict(found: Answer) -> str:
     if found.is_front:
         return f"Front: {_count(found.chosen)} that no other beats in everything."
     (best,) = found.chosen
-    told = ", ".join(f"{path}={value}" for path, value in best.values.items())
+    told = _place(best)
     (objective,) = found.search.objectives
     kept = ", ".join(f"{name} {_number(found)}" for name, found in best.limited.items())
     what = "" if objective.is_knob else f"{objective.name} {_number(best.estimate(0))}; "
@@ -192,11 +192,18 @@ def _why_none(found: Answer) -> list[str]:
     if not found.points:
         return ["No point was tried."]
     nearest = min(found.points, key=lambda point: (violation_of(point), point.index))
-    told = ", ".join(f"{path}={value}" for path, value in nearest.values.items())
+    told = _place(nearest)
     return [
         "No point keeps all limits.",
         f"Nearest: point {nearest.index}, {told}: {'; '.join(nearest.problems)}",
     ]
+
+
+def _place(point: Point) -> str:
+    """What was tried, the system included where it was not searched."""
+    return ", ".join(
+        f"{path}={value}" for path, value in {**point.values, "system": point.system}.items()
+    )
 
 
 def _limit(name: str, bound: Bound) -> str:

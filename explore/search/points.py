@@ -196,5 +196,8 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def violation_of(point: Point) -> float:
-    """All that is beyond limits together; what cannot be told counts as a whole limit."""
+    """All that is beyond limits together; what cannot be told counts as a whole limit. Of a point without
+    a result nothing is known, so nothing is further off."""
+    if not point.excess:
+        return math.inf
     return math.fsum(1.0 if e is None else max(0.0, e) for e in point.excess.values())

@@ -20,6 +20,7 @@ from explore.sweep.semantics import canonical, digest
 from explore.sweep.store import Store
 from explore.sweep.trials import Plan, expand
 from policy.errors import ConfigError
+from policy.systems import System
 from traces.orders import OrderLike, UserOrder, user_order
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Study:
         self._purpose = {"search": digest(canonical(search.spec.model_dump(mode="json")))[:12]}
         self._asker: Any = self._made_asker() if search.spec.how == "optuna" else None
         self._told = 0  # points of which Optuna knows what they gave
+        self._systems: dict[str, System] = {}  # of all its points
         self.plan = self._first()
 
     def run(
@@ -156,7 +158,8 @@ class Study:
         known = 0 if plan is None else len({trial.point for trial in plan.trials})
         self._told = known
         asked = self._asker.ask(min(spec.batch, spec.budget - known))
-        new = expand(self.search.sweep(asked), self._values, self._order)
+        sweep = self.search.sweep(asked)
+        new = expand(sweep, self._values, self._order, known=self._systems)
         trials = tuple(replace(trial, point=known + trial.point) for trial in new.trials)
         old = () if plan is None else plan.trials
         return replace(new, trials=old + trials, purpose=self._purpose)

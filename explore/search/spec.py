@@ -32,6 +32,7 @@ from explore.sweep.spec import (
 from policy.errors import ConfigError
 from traces.goodput import Slo
 from traces.scenario import SCENARIOS
+from traces.strict import quoted
 from traces.workload_spec import Section
 
 SEARCHES = SCENARIOS / "searches"
@@ -141,7 +142,7 @@ class Search:
             warm_up_s=spec.warm_up_s,
             **parts,
         )
-        return checked(Source(made, self.path, self.text))
+        return checked(Source(made, self.path, self.text, has_one_system=True))
 
 
 def _listed(parameter: Range | list[Any]) -> list[Any]:
@@ -173,8 +174,18 @@ def _check(search: Search) -> None:
     if spec.budget * spec.runs > MAX_TRIALS:
         raise search.fail(f"{spec.budget * spec.runs} trials, limit {MAX_TRIALS}", "points")
     search.sweep([dict.fromkeys(spec.space, 0)])
+    _check_rates(search)
     for path, parameter in spec.space.items():
         if isinstance(parameter, list):
             doubled = [a for a, b in itertools.combinations(parameter, 2) if a == b]
             if doubled:
                 raise search.fail(f"{doubled[0]!r} is there twice", "space", path)
+
+
+def _check_rates(search: Search) -> None:
+    """A knob that is an objective has numbers to compare."""
+    for objective in search.objectives:
+        listed = search.spec.space.get(objective.name) if objective.is_knob else None
+        for value in listed if isinstance(listed, list) else ():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise search.fail(f"{quoted(value)} is no rate", "space", objective.name)

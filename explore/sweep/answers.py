@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from explore.estimates import Estimate, Ratio, estimate_of, speedup_of
+from explore.sweep.tables import cell
 from policy.errors import ConfigError
 from traces.stats import mean_and_half_width, ratio_and_factor
 from traces.strict import shown
@@ -24,7 +25,7 @@ _FIRST = "system"
 
 def estimate(results: pd.DataFrame, system: str, metric: str, at: Mapping[str, Any]) -> Estimate:
     """Mean over runs of a metric; without a value if some run failed or had too few samples."""
-    return estimate_of(_runs(results, system, metric, at), metric)
+    return estimate_of(list(_runs(results, system, metric, at).values()), metric)
 
 
 def speedup(
@@ -38,9 +39,11 @@ def speedup(
     """How many times better `system` is than `baseline`, paired by run; as `estimate`."""
     ours = _runs(results, system, metric, at)
     theirs = _runs(results, baseline, metric, baseline_at)
-    if len(ours) != len(theirs):
-        raise ConfigError(f"{system} has {len(ours)} runs, {baseline} {len(theirs)}: not paired")
-    return speedup_of(ours, theirs, metric)
+    if list(ours) != list(theirs):
+        raise ConfigError(
+            f"{system} has the runs {_listed(ours)}, {baseline} {_listed(theirs)}: not paired"
+        )
+    return speedup_of(list(ours.values()), list(theirs.values()), metric)
 
 
 def highest(
@@ -62,7 +65,7 @@ def highest(
     apart = [name for name in _swept(results) if name not in (over, "point", *along)]
     place = [*apart, _FIRST, "run"]
     rows = []
-    for key, group in results.groupby(place, sort=False):
+    for key, group in results.groupby(place, sort=False, dropna=False):
         ladder = group.sort_values(over)
         if ladder[columns].isna().any(axis=None):
             raise ConfigError(f"{_told(place, key)}: a trial failed or had too few samples")
@@ -118,20 +121,33 @@ def _share(low: float, high: float, most: float) -> float:
 
 def _runs(
     results: pd.DataFrame, system: str, metric: str, at: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """What `estimate_of` takes: a result for each run, in their order."""
+) -> dict[int, dict[str, Any]]:
+    """Run -> what `estimate_of` takes, in their order."""
     _know(results, [*at, metric])
     chosen = results[results[_FIRST] == system]
     for name, value in at.items():
-        chosen = chosen[chosen[name] == value]
+        chosen = chosen[_is(chosen[name], value)]
     where = _told([_FIRST, *at], [system, *at.values()])
     if chosen.empty:
         raise ConfigError(f"{where}: no such trial in this sweep")
     if chosen["run"].duplicated().any():
         raise ConfigError(f"{where}: several trials of one run; say more with `at`")
-    values = chosen.sort_values("run")[metric]
+    chosen = chosen.sort_values("run")
+    values = chosen[metric]
     told = values.astype(object).where(values.notna(), None)  # a column may have no number at all
-    return [{"metrics": {metric: value}} for value in told]
+    return {
+        int(run): {"metrics": {metric: value}}
+        for run, value in zip(chosen["run"], told, strict=True)
+    }
+
+
+def _is(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    """Where a swept column has this value, as tables write it."""
+    return column.isna() if value is None else column == cell(value)
+
+
+def _listed(runs: Iterable[int]) -> str:
+    return shown(", ".join(map(str, runs)), 60)
 
 
 def _swept(results: pd.DataFrame) -> list[str]:

@@ -50,6 +50,8 @@ class EngineSettings:
     starts_cluster: bool = False
 
     def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers: {self.workers} is less than 1")
         if self.kind not in ENGINES:
             raise ConfigError(f"engine: {self.kind!r} is not one of {', '.join(ENGINES)}")
         if self.kind == "local":

@@ -78,8 +78,9 @@ class Sweep:
     def estimate(
         self, system: str, metric: str, at: Mapping[str, Any] = MappingProxyType({})
     ) -> Estimate:
-        """Mean over runs of a metric at one point, chosen by what was swept."""
-        return answers.estimate(self.results, system, metric, at)
+        """Mean over runs of a metric at one point, chosen by what was swept. This, `speedup` and
+        `highest` raise ConfigError while trials are missing."""
+        return answers.estimate(self._whole, system, metric, at)
 
     def speedup(
         self,
@@ -92,14 +93,22 @@ class Sweep:
         """How many times better `system` is than `baseline`, paired by run, both `at` one point or
         the baseline at another."""
         other = at if baseline_at is None else baseline_at
-        return answers.speedup(self.results, system, baseline, metric, at, other)
+        return answers.speedup(self._whole, system, baseline, metric, at, other)
 
     def highest(
         self, over: str, limits: Mapping[str, float], along: Sequence[str] = ()
     ) -> pd.DataFrame:
         """How high `over`, and what was swept `along` with it, may go within limits on metrics: a row
         per system, run and what else was swept. See `explore.sweep.answers.highest`."""
-        return answers.highest(self.results, over, limits, along)
+        return answers.highest(self._whole, over, limits, along)
+
+    @property
+    def _whole(self) -> pd.DataFrame:
+        if self.missing:
+            raise ConfigError(
+                f"{self.missing} of {self.trials} trials are missing: run the rest, or merge the shards"
+            )
+        return self.results
 
     def _frame(self, name: str) -> pd.DataFrame:
         from explore.frames import of_csv  # noqa: PLC0415  pandas takes longer than a small sweep
@@ -194,7 +203,7 @@ def run(
             num_written = len(store.plan().trials)
             seen: set[str] = set()
             while True:
-                keys = tuple(k for k in shards or plan.keys if k not in seen)
+                keys = tuple(k for k in (plan.keys if shards is None else shards) if k not in seen)
                 todo = _missing(store, keys, notes)
                 if todo:
                     _run(engine.get(), store, book, _asks(plan, todo, limits), progress)

@@ -104,11 +104,13 @@ class SweepSpec(Section):
 
 @dataclass(frozen=True)
 class Source:
-    """A sweep as it was given, and where: for messages, and to find files beside it."""
+    """A sweep as it was given, and where: for messages, and to find files beside it. `has_one_system`:
+    each point has one, whatever its scenario lists."""
 
     spec: SweepSpec
     path: Path | None
     text: str = ""
+    has_one_system: bool = False
 
     def fail(self, problem: str, *field: str | int) -> ConfigError:
         """An error at a field, with file and line."""

@@ -164,10 +164,12 @@ def _head(plan: Plan) -> list[str]:
 
 def _place(plan: Plan, trial: Trial) -> list[Any]:
     label = [trial.label] if plan.has_labels else []
-    return [trial.point, *label, *(_cell(trial.values[path]) for path in plan.paths)]
+    return [trial.point, *label, *(cell(trial.values[path]) for path in plan.paths)]
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A swept value as tables have it: lists, mappings and null as JSON, which pandas reads as nothing
+    where it is null."""
     return value if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
 
 

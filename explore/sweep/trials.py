@@ -14,6 +14,7 @@ from explore.sweep import semantics, sobol
 from explore.sweep.semantics import Inputs, canonical, digest, key_of, portable
 from explore.sweep.spec import Range, Source
 from policy.errors import ConfigError, FastSwitchError
+from policy.systems import System
 from traces import scenario as scenarios
 from traces.draw import Streams
 from traces.orders import UserOrder
@@ -106,9 +107,11 @@ def expand(
     values: dict[str, Any] | None = None,
     order: UserOrder | None = None,
     runs: Mapping[int, int] | None = None,
+    known: dict[str, System] | None = None,
 ) -> Plan:
     """Every trial of a sweep; `values` are put over its scenario (`--set`), the user's own `order` in
-    place of the scenario's. `runs`: of single points, in place of the sweep's.
+    place of the scenario's. `runs`: of single points, in place of the sweep's. `known`: systems by
+    name, of this plan and others that it is to be one with; in place.
 
     Raises ConfigError or InputError before anything runs, naming the point that is wrong.
     """
@@ -121,16 +124,19 @@ def expand(
     base = _base(source)
     inputs = Inputs()
     trials: list[Trial] = []
+    known = {} if known is None else known
+    _refuse_two_choices(source, values or {})
     _refuse_too_many(source)
     for point, (label, chosen) in enumerate(_points(source)):
-        data = scenarios.merge(base, {**spec.set, **(values or {}), **chosen})
+        given = {**spec.set, **(values or {}), **chosen}
+        data = scenarios.merge(base, given)
         if source.path is not None:
             scenarios.find_beside(data, source.path)
         replications = range((runs or {}).get(point, spec.runs))
-        for system, run in itertools.product(_systems(data, source, chosen), replications):
+        for system, run in itertools.product(_systems(data, source, given), replications):
             try:
                 made = _scenario(data, system, run)
-                name = made.resolve_system().name
+                name = _name_of(made.resolve_system(), known)
                 key = key_of(made, inputs, beside)
             except FastSwitchError as error:
                 told = ", ".join(f"{path}={quoted(value)}" for path, value in chosen.items())
@@ -162,14 +168,32 @@ def _scenario(data: dict[str, Any], system: Any, run: int) -> scenarios.Scenario
     return scenarios.build({**data, **chosen}, "sweep")
 
 
-def _systems(data: dict[str, Any], source: Source, chosen: dict[str, Any]) -> tuple[Any, ...]:
-    """The sweep's systems, else the scenario's; one where `system` is given or swept."""
+def _systems(data: dict[str, Any], source: Source, given: dict[str, Any]) -> tuple[Any, ...]:
+    """The sweep's systems, else the scenario's; one where `system`, or a switch of it, is given."""
     if source.spec.systems:
         return source.spec.systems
     listed = data.get("systems")
-    if "system" in chosen or "system" in source.spec.set or not listed:
+    if source.has_one_system or _is_chosen(given) or not listed:
         return (None,)
     return tuple(listed) if isinstance(listed, (list, tuple)) else (None,)
+
+
+def _is_chosen(given: Mapping[str, Any]) -> bool:
+    return any(path == "system" or path.startswith("system.") for path in given)
+
+
+def _refuse_two_choices(source: Source, values: Mapping[str, Any]) -> None:
+    if source.spec.systems and _is_chosen(values):
+        raise source.fail("listed here, and --set says another", "systems")
+
+
+def _name_of(system: System, known: dict[str, System]) -> str:
+    """By which tables tell it from others. Raises ConfigError for another one's."""
+    if known.setdefault(system.name, system) != system:
+        raise ConfigError(
+            f"system: two that differ are called {quoted(system.name)}; name them apart"
+        )
+    return system.name
 
 
 def _columns(source: Source) -> tuple[str, ...]:

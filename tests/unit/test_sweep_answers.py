@@ -137,7 +137,7 @@ def test_a_place_that_holds_no_trial_or_several_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             answers.estimate(frame, "a", "ttft_p95_s", at)
-    with pytest.raises(ConfigError, match="1 runs, b 2: not paired"):
+    with pytest.raises(ConfigError, match="a has the runs 0, b 0, 1: not paired"):
         answers.speedup(frame, "a", "b", "ttft_p95_s", {RATE: 1.0}, {RATE: 1.0})
 
 
@@ -147,3 +147,34 @@ def test_one_value_per_run_gives_a_mean_and_a_ratio_with_intervals() -> None:
     ratio = answers.ratio_of_runs([2.0, 8.0], [1.0, 4.0])
     assert (ratio.value, ratio.factor) == (pytest.approx(2), pytest.approx(1))
     assert answers.ratio_of_runs([2.0], [0.0]) == Ratio(None)
+
+
+def test_runs_that_are_not_the_same_are_not_paired() -> None:
+    frame = rows((1.0, "a", 1, 2.0, 0.1), (1.0, "a", 2, 4.0, 0.1), (1.0, "b", 0, 2.0, 0.1), (1.0, "b", 1, 4.0, 0.1))  # fmt: skip
+    with pytest.raises(ConfigError, match="a has the runs 1, 2, b 0, 1: not paired"):
+        answers.speedup(frame, "a", "b", "ttft_p95_s", {}, {})
+
+
+def test_nothing_and_lists_are_places_too(tmp_path: Path) -> None:
+    """A swept null reads back as nothing, a list as its JSON."""
+    grid = {"limits.max_num_batched_tokens": [None, 4096], RATE: [1.0, 2.0]}
+    found = pretend({**SMALL, "grid": grid}, tmp_path / "out")
+    told = found.highest(RATE, {"ttft_p95_s": 1e9})
+    assert len(told) == 2 * len(SMALL["systems"]) * SMALL["runs"]
+    at = {"limits.max_num_batched_tokens": None, RATE: 1.0}
+    assert found.estimate("fastswitch", "ttft_p95_s", at).value is not None
+    frame = rows((1.0, "a", 0, 2.0, 0.1))
+    frame.insert(1, "listed", ["[1, 2]"])
+    assert answers.estimate(frame, "a", "ttft_p95_s", {"listed": [1, 2]}).value == 2.0
+
+
+def test_an_incomplete_sweep_gives_no_answer(tmp_path: Path) -> None:
+    found = pretend(SMALL, tmp_path / "out", shard=(1, 2))
+    assert found.missing
+    for ask in (
+        lambda: found.estimate("fastswitch", "ttft_p95_s", {RATE: 1.0}),
+        lambda: found.speedup("fastswitch", "vllm-0.3.3-keep", "ttft_p95_s", {RATE: 1.0}),
+        lambda: found.highest(RATE, LIMITS),
+    ):
+        with pytest.raises(ConfigError, match="trials are missing: run the rest, or merge"):
+            ask()

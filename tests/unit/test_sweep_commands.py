@@ -163,3 +163,15 @@ def test_a_table_that_is_gone_is_told(tmp_path: Path) -> None:
     (tmp_path / "out" / "results.csv").unlink()
     with pytest.raises(InputError, match=r"results\.csv: cannot be read"):
         _ = found.results
+
+
+def test_an_empty_shard_runs_nothing(tmp_path: Path) -> None:
+    one = {**SMALL, "systems": ["fastswitch"], "runs": 1, "grid": {}}
+    done = [pretend(one, tmp_path / f"{i}", shard=(i, 5)).done for i in range(1, 6)]
+    assert sorted(done) == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_workers_are_refused_in_python_too(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"workers: {workers} is less than 1"):
+        pretend(SMALL, tmp_path / "out", workers=workers)

@@ -86,6 +86,25 @@ def test_systems_are_the_sweeps_else_the_scenarios_else_its_one() -> None:
     assert systems(scenario=SCENARIO) == ["fastswitch"]
     assert systems(scenario=listed, grid={"system": ["+reuse", "+groups"]}) == ["+reuse", "+groups"]
     assert systems(scenario=listed, set={"system": "+reuse"}) == ["+reuse"]
+    assert systems(scenario=listed, grid={"system.reuse": [True]}) == ["custom+reuse"]
+
+
+def test_a_system_that_is_set_on_the_command_line_is_the_one() -> None:
+    listed = {**SCENARIO, "systems": ["vllm-0.3.3", "fastswitch"]}
+    plan = expand(load({"scenario": listed}), {"system": "+reuse"})
+    assert [trial.system for trial in plan.trials] == ["+reuse"]
+    with pytest.raises(ConfigError, match="systems: listed here, and --set says another"):
+        expand(load(SMALL), {"system": "+reuse"})
+
+
+def test_two_systems_of_one_name_are_refused() -> None:
+    """By their names tables tell them apart."""
+    two = [{"base": "fastswitch", "preemption": one} for one in ("recompute", "cost")]
+    with pytest.raises(ConfigError, match=r"two that differ are called 'fastswitch\+preemption'"):
+        expand(load({"scenario": SCENARIO, "grid": {"system": two}}))
+    named = [{**one, "name": one["preemption"]} for one in two]
+    plan = expand(load({"scenario": SCENARIO, "grid": {"system": named}}))
+    assert [trial.system for trial in plan.trials] == ["recompute", "cost"]
 
 
 @given(st.integers(0, 5), st.integers(-50, 50), st.integers(1, 1000), st.booleans())

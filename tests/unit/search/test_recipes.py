@@ -12,7 +12,11 @@ import pytest
 
 from explore.search.points import Point, front_of, near_front
 from explore.search.recipes import RECIPES, Bound
+from explore.search.run import Study
+from explore.search.spec import load
+from policy.errors import ConfigError
 from tests.helpers.searches import RATES, SPACE, searched, spec
+from tests.helpers.sweeps import SCENARIO
 
 BLOCKS = SPACE["pool.device_blocks"]
 
@@ -152,7 +156,8 @@ def test_no_point_that_keeps_the_limits_is_said_and_the_nearest_named(tmp_path: 
     assert found.answer.best is None and found.answer.chosen == []
     text = (tmp_path / "out/search.txt").read_text()
     assert "No point keeps all limits." in text
-    assert "Nearest: point 2, workload.rate=0.5, pool.device_blocks=80: ttft_p99_s" in text
+    nearest = "point 2, workload.rate=0.5, pool.device_blocks=80, system=fastswitch: ttft_p99_s"
+    assert f"Nearest: {nearest}" in text
 
 
 def test_what_cannot_be_told_cannot_be_an_answer(tmp_path: Path) -> None:
@@ -189,3 +194,31 @@ def test_a_bound_is_one_limit_with_two_sides() -> None:
     assert Bound(at_most=0.0).excess(0.0) == 0.0 < Bound(at_most=0.0).excess(0.5)
     with pytest.raises(ValueError, match="one of the two"):
         Bound()
+
+
+def test_a_point_that_failed_is_never_the_nearest(tmp_path: Path) -> None:
+    def fails(scenario: dict[str, Any], run: int) -> dict[str, Any]:
+        rate, _ = knobs(scenario)
+        return {"ttft_p99_s": rate, **({"failed": "time limit"} if rate == 0.5 else {})}
+
+    given = spec("max-rate-under-sla", limits={"ttft_p99_s": {"at_most": 0.9}})
+    searched(given, tmp_path / "out", fails)
+    assert "Nearest: point 3, workload.rate=1.0" in (tmp_path / "out/search.txt").read_text()
+
+
+def test_a_search_has_one_system_whatever_its_scenario_lists(tmp_path: Path) -> None:
+    listed = {**SCENARIO, "systems": ["vllm-0.3.3", "+groups"]}
+    for values, system in (({}, "fastswitch"), ({"system": "+reuse"}, "+reuse")):
+        given = spec("max-rate-under-sla", scenario={**listed}, limits={"jain": {"at_least": 0.1}})
+        study = Study(load({**given, "set": values}), None, None)
+        assert {trial.system for trial in study.plan.trials} == {system}
+        study = Study(load(given), dict(values), None)
+        assert {trial.system for trial in study.plan.trials} == {system}
+
+
+def test_a_rate_to_make_large_is_a_number() -> None:
+    given = spec("max-rate-under-sla", limits={"jain": {"at_least": 0.1}})
+    with pytest.raises(ConfigError, match="'high' is no rate"):
+        load({**given, "space": {"workload.rate": ["high", 0.5]}})
+    with pytest.raises(ConfigError, match="None is no rate"):
+        load({**given, "space": {"workload.rate": [None, 0.5]}})
