@@ -126,7 +126,7 @@ class ProactiveParking:
         self.is_behind = state.room_left() < low
         if not self.is_behind or draft.to_device:
             return False
-        state.retire_idle(self.headroom + len(state.growing()), draft)
+        state.retire_idle(self.headroom + len(state.growing()), draft, only_to_host=True)
         leader = leader_of(order)
         parked = False
         for request in reversed(order):

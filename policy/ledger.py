@@ -18,6 +18,8 @@ from policy.pools.allocation import Pool
 from policy.request import Request
 
 _IdleEntry = tuple[tuple[int | float, ...], int, Context]
+#: Entries of conversations that came back which a short list may have.
+_STALE = 16
 
 
 class Ledger:
@@ -59,6 +61,10 @@ class Ledger:
             context.idle_since = self._idle_count
             if self._idle_order is not None:
                 insort(self._idle_order, self._idle_entry(context))
+                if len(self._idle_order) > 2 * len(self._idle) + _STALE:
+                    self._idle_order = (
+                        None  # most of it has come back: sorted anew when next asked for
+                    )
 
     def keys_changed(self) -> None:
         """The order's keys were refreshed: the next room for host blocks sorts anew."""

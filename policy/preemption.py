@@ -114,7 +114,7 @@ def parking_of(
         store_ns=(queued_out + dirty if dirty else 0) * rates.store_ns_per_block,
         load_ns=(queued_in + last - base) * rates.load_ns_per_block,
         reload_ns=(queued_in + to_reload if to_reload else 0) * rates.load_ns_per_block,
-        prefill_ns=(max(0, tokens - stored) + 1) * rates.prefill_ns_per_token,
+        prefill_ns=rates.prefill.ns(max(0, tokens - stored) + 1),
         others=others,
         waits=waits,
     )

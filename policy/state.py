@@ -187,15 +187,25 @@ class State:
             memory.drop_device(context)
             memory.ledger.forget_if_empty(context)
 
-    def retire_idle(self, wanted: int, draft: Draft) -> None:
+    def retire_idle(self, wanted: int, draft: Draft, *, only_to_host: bool = False) -> None:
         """Idle conversations on the device give way until `wanted` blocks are free or about to be, the
-        one served last first."""
+        one served last first. `only_to_host`: none is lost, so until one finds no room there."""
         if not self.idle_device:
             return
         memory = self.memory
         idle = sorted(self.idle_device, key=lambda context: context.owner.rank)
         while idle and memory.device.num_available + memory.pending_device < wanted:
-            self.retire(idle.pop(), draft)
+            context = idle.pop()
+            if only_to_host and not self._fits_host(context):
+                return
+            self.retire(context, draft)
+
+    def _fits_host(self, context: Context) -> bool:
+        """At the cost of nobody who ranks before it; what the host has of it is not counted twice."""
+        memory = self.memory
+        kept = 0 if context.host is None else len(context.host.blocks)
+        wanted = memory.blocks_for(context.device_tokens) - context.host_base - kept
+        return memory.ledger.make_room(wanted, context, at_any_cost=False)
 
     # ------------------------------------------------------------------ the standing batch
 

@@ -178,6 +178,10 @@ class SwapManager:
             while not self._has_ended(transfer):
                 self._check_hang(transfer, deadline)
                 time.sleep(0)  # let workers have the interpreter
+            if (
+                not transfer.end_ns > transfer.submit_ns
+            ):  # seen now; `poll` would see it a step later
+                transfer.end_ns = self._clock()
 
     def wait_for_news(self, timeout_s: float) -> None:
         """Block until some copy may have ended, or for `timeout_s`."""

@@ -156,6 +156,20 @@ def test_a_copy_that_ends_late_has_its_end_from_the_poll_that_saw_it(desks: Any)
     assert transfer.start_ns < 5_000_000 <= transfer.end_ns
 
 
+def test_a_copy_that_was_waited_for_ended_when_the_wait_did_and_not_a_step_later(
+    desks: Any,
+) -> None:
+    device = FakeDevice()
+    device.goes_on_when_asked = False
+    desk = desks(device)
+    transfer = desk.start(OUT, (0, 0, 1))
+    device.run()
+    desk.wait(transfer)
+    desk.clock.now_ns = 30_000_000  # the step that came after it
+    assert desk.swap.poll() == [transfer]
+    assert transfer.start_ns < transfer.end_ns < 1_000_000
+
+
 # ---------------------------------------------------------------------- cancelling
 
 

@@ -81,6 +81,22 @@ def test_idle_conversations_on_the_device_give_way_first() -> None:
     assert room(found.scheduler) >= 8 and found.preempted == []
 
 
+def test_no_idle_conversation_is_lost_for_room_that_nobody_needs_yet() -> None:
+    """As on the page of the decision: where the host has no room, they stay until somebody comes."""
+    keeping = variant("fastswitch-proactive", overlap="async", between_turns="keep_device")
+    found = machine("idles", "goes on", outputs=2, system=keeping, host_blocks=0)
+    while found.served:
+        found.step()
+    state = found.scheduler.state
+    found.arrive(Turn("a", 0, 10, 60))
+    while room(found.scheduler) >= 3:
+        found.step()
+        assert len(state.idle_device) == 2
+    while "a" in found.served:  # who needs their room gets it all the same
+        found.step()
+    assert len(state.idle_device) < 2
+
+
 # ---------------------------------------------------------------------- traps
 
 

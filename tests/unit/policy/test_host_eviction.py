@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy.context import Context
 from policy.host_eviction import (
     HOST_EVICTIONS,
     AdaptiveReplacement,
@@ -282,3 +283,30 @@ def test_a_copy_nominated_twice_gives_up_its_room_once() -> None:
         run(made, [*turns, Turn("large", 80, 27, 8, session_id="large")])
         gone.append(told.log)
     assert gone[0] == gone[1] == [("gone", "c0", 6), ("gone", "c1", 6)]
+
+
+@pytest.mark.parametrize("order", ["fcfs", "random"])
+@pytest.mark.parametrize("eviction", list(HOST_EVICTIONS))
+def test_conversations_that_came_back_are_not_listed_for_ever(eviction: str, order: str) -> None:
+    """Some return again and again beside one that stays; only what is idle may go."""
+    made = scheduler(
+        variant("+reuse", host_eviction=eviction), order, host_blocks=16, host_increment=0
+    )
+    ledger = made.state.memory.ledger
+    most = 0
+    classify = ledger.classify
+
+    def watched(context: Context) -> None:
+        nonlocal most
+        classify(context)
+        if ledger._idle_order is not None:
+            most = max(most, len(ledger._idle_order) - 2 * len(ledger._idle))
+
+    ledger.classify = watched  # type: ignore[method-assign]
+    turns = [Turn("stays", 0, 8, 8, session_id="stays", client_id="quiet")]
+    for index in range(150):
+        parent = f"c{index - 3}" if index >= 3 else None
+        size = 8 if parent is None else 8 + 2 * (index // 3)
+        turns.append(Turn(f"c{index}", 20 + 20 * index, min(size, 30), 2, f"s{index % 3}", parent))
+    run(made, turns)
+    assert most <= 20  # sixteen, and a few that came back since the last was added

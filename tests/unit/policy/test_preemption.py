@@ -13,7 +13,7 @@ from policy.context import InFlight
 from policy.errors import ConfigError
 from policy.plan import Direction, Outcome, Plan
 from policy.preemption import PREEMPTIONS, ByCost, Parking, parking_of
-from policy.rates import Rates
+from policy.rates import PrefillTime, Rates
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.state import State
@@ -210,21 +210,58 @@ def test_a_complete_host_copy_is_never_disowned_whatever_is_decided() -> None:
 
 
 def test_the_time_of_a_prefill_is_learnt_from_steps_that_prefilled_and_waited_for_nothing() -> None:
-    made = scheduler(COST)
-    rates = made.state.rates
-    before = rates.prefill_ns_per_token
+    made, told = scheduler(COST), PrefillTime(100_000)
+    prefill = made.state.rates.prefill
+    assert prefill.ns(10) == told.ns(10) == 1_000_000
     made.add(Request("a", arrival_ns=0, input_tokens=10), 0)
     assert made.schedule(0).prefill == (("a", 10),)
     made.update(Outcome(True, 0, 8_000_000))
-    assert rates.prefill_ns_per_token == before + ((800_000 - before) >> 3)
+    told.saw(10, 8_000_000)
+    assert prefill.ns(10) == told.ns(10) > 1_500_000
     made.schedule(8_000_000)
     made.update(Outcome(True, 8_000_000, 9_000_000))
-    assert rates.prefill_ns_per_token == before + ((800_000 - before) >> 3)
+    assert prefill.ns(10) == told.ns(10)
     other = scheduler("+groups")
     other.add(Request("a", arrival_ns=0, input_tokens=10), 0)
     other.schedule(0)
     other.update(Outcome(True, 0, 8_000_000))
-    assert other.state.rates.prefill_ns_per_token == before  # nobody would read it
+    assert other.state.rates.prefill.ns(10) == 1_000_000  # nobody would read it
+
+
+@given(st.integers(1, 10**9), st.integers(0, 1 << 20))
+def test_before_anything_was_seen_a_prefill_takes_the_start_value(rate: int, tokens: int) -> None:
+    assert PrefillTime(rate).ns(tokens) == rate * tokens
+
+
+@pytest.mark.parametrize("base", [0, 30_000_000])
+def test_base_and_slope_of_prefills_are_told_apart(base: int) -> None:
+    """Or a step of five tokens would make a context of thousands seem dear."""
+    rng, prefill = random.Random(0), PrefillTime(1_000_000)
+    for _ in range(500):
+        tokens = rng.choice([2, 5, 30, 300])
+        prefill.saw(tokens, base + 100_000 * tokens)
+    for tokens in (5, 300, 4000):
+        assert prefill.ns(tokens) == pytest.approx(base + 100_000 * tokens, rel=0.05, abs=100_000)
+
+
+def test_a_line_follows_a_machine_that_has_become_slower() -> None:
+    prefill = PrefillTime(100_000)
+    for slowness in (1, 3):
+        for index in range(300):
+            tokens = (5, 300)[index % 2]
+            prefill.saw(tokens, slowness * (10_000_000 + 100_000 * tokens))
+    assert prefill.ns(300) == pytest.approx(3 * 40_000_000, rel=0.02)
+
+
+def test_prompts_of_one_length_and_falling_times_still_give_a_sane_line() -> None:
+    alike, falling = PrefillTime(100_000), PrefillTime(100_000)
+    for _ in range(500):
+        alike.saw(5, 30_000_000)
+        falling.saw(5, 30_000_000)
+        falling.saw(500, 1_000_000)
+    assert alike.ns(5) == pytest.approx(30_000_000, rel=0.02)
+    assert alike.ns(1000) < 10 * 30_000_000
+    assert falling.ns(0) == falling.ns(10**6) > 0
 
 
 @given(st.integers(0, 1 << 30))
