@@ -1,5 +1,6 @@
 """Real recordings as timelines, and in the words of other tools; a user's order on the real machine."""
 
+# ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
 from __future__ import annotations
 
 import json
@@ -8,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+torch = pytest.importorskip("torch", reason="the executor needs torch")
+for _needed in ("safetensors", "tokenizers", "gguf"):
+    pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
 from explore import export_aiperf, export_llm_d, export_vllm, timeline
 from policy.errors import ConfigError
