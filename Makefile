@@ -46,7 +46,7 @@ test: check
 	HYPOTHESIS_PROFILE=ci $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(OF_POLICY))
 
 # The long ones: everything of `test`, the release's own package, Python 3.12 without torch, reports in a browser.
-test-full: test $(BIN)/test-full
+test-full: check $(BIN)/test-full
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 	  || { apt-get update --quiet && apt-get install --yes --quiet chromium; } \
 	  || echo 'Reports are not tested in a browser: no chromium here, and it could not be installed'

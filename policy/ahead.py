@@ -138,18 +138,12 @@ class ProactiveParking:
                 and request.resident_since < state.step
                 and not state.is_shielded(request)
             ):
-                if not self._has_host_room(request):
+                # nothing is recomputed for room that nobody needs yet
+                if not state.fits_host(request.context, request.num_tokens - 1):
                     break
                 state.preempt(request, draft, waited=False)
                 parked = True
         return parked
-
-    def _has_host_room(self, request: Request) -> bool:
-        """Whether it can be swapped out at the cost of nobody who ranks before it; nothing is recomputed
-        for room that nobody needs yet."""
-        memory = self._state.memory
-        wanted = memory.blocks_for(request.num_tokens - 1) - request.host_blocks
-        return memory.ledger.make_room(wanted, request.context, at_any_cost=False)
 
 
 def _computed(request: Request) -> int:

@@ -196,15 +196,15 @@ class State:
         idle = sorted(self.idle_device, key=lambda context: context.owner.rank)
         while idle and memory.device.num_available + memory.pending_device < wanted:
             context = idle.pop()
-            if only_to_host and not self._fits_host(context):
+            if only_to_host and not self.fits_host(context, context.device_tokens):
                 return
             self.retire(context, draft)
 
-    def _fits_host(self, context: Context) -> bool:
-        """At the cost of nobody who ranks before it; what the host has of it is not counted twice."""
+    def fits_host(self, context: Context, tokens: int) -> bool:
+        """Whether the host has room for so many tokens of it, at the cost of nobody who ranks before it."""
         memory = self.memory
         kept = 0 if context.host is None else len(context.host.blocks)
-        wanted = memory.blocks_for(context.device_tokens) - context.host_base - kept
+        wanted = memory.blocks_for(tokens) - context.host_base - kept
         return memory.ledger.make_room(wanted, context, at_any_cost=False)
 
     # ------------------------------------------------------------------ the standing batch

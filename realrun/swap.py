@@ -97,6 +97,11 @@ class Transfer:
             return all(earlier.is_done() for earlier in self.after)
         return self.mark.is_done()
 
+    def saw_end(self, now_ns: int) -> None:
+        """It has ended by now; who saw that first is believed."""
+        if not self.end_ns > self.submit_ns:
+            self.end_ns = now_ns
+
     def marks(self) -> Iterator[Mark]:
         """What a later copy that shares a block must come after. Waits until this one was put."""
         self.submitted.wait()
@@ -178,10 +183,7 @@ class SwapManager:
             while not self._has_ended(transfer):
                 self._check_hang(transfer, deadline)
                 time.sleep(0)  # let workers have the interpreter
-            if (
-                not transfer.end_ns > transfer.submit_ns
-            ):  # seen now; `poll` would see it a step later
-                transfer.end_ns = self._clock()
+            transfer.saw_end(self._clock())  # `poll` would see it a step later
 
     def wait_for_news(self, timeout_s: float) -> None:
         """Block until some copy may have ended, or for `timeout_s`."""
@@ -202,8 +204,7 @@ class SwapManager:
         ended = []
         for copy_id, transfer in list(self.in_flight.items()):
             if self._has_ended(transfer):
-                if not transfer.end_ns > transfer.submit_ns:
-                    transfer.end_ns = now
+                transfer.saw_end(now)
                 del self.in_flight[copy_id]
                 self.guard.give_back(transfer.copy)
                 ended.append(transfer)

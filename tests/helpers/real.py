@@ -19,6 +19,7 @@ from realrun.journal import Journal
 from realrun.kvstore import KVStore
 from realrun.model import LoadedModel, load_model
 from realrun.serve import Machine, Options, make_engine, prepare
+from sim.replay import replay
 from traces.metrics import summarise
 from traces.recorder import Recorder
 from traces.recording import Recording
@@ -205,3 +206,11 @@ def failing_copy(which: int) -> Callable[[Engine, Machine], None]:
         engine.swap._move = fails
 
     return break_it
+
+
+def same_text(loaded: Scenario, expected: dict[str, list[int]], **how: Any) -> Run:
+    """A run that says this and replays to the same decisions."""
+    found = run(loaded, deterministic=True, **how)
+    assert found.replies == expected
+    assert replay(found.recording, loaded).difference is None
+    return found

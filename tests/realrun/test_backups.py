@@ -11,8 +11,14 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
-from sim.replay import replay
-from tests.helpers.real import ROOM, failing_copy, run, scenario, unswapped, write_workload
+from tests.helpers.real import (
+    ROOM,
+    failing_copy,
+    same_text,
+    scenario,
+    unswapped,
+    write_workload,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +47,7 @@ def test_backups_change_no_token_and_replay(
 ) -> None:
     pool = {**ROOM, "device_blocks": 18, "block_size": 3}
     loaded = scenario(workload, system=system, pool=pool, movement={"every": 4, "depth": 1.0})
-    found = run(loaded, deterministic=True)
-    assert found.replies == expected
-    assert replay(found.recording, loaded).difference is None
+    found = same_text(loaded, expected)
     assert found.metrics["preemptions"] > 3
     copies = found.recording.table("copies").to_pylist()
     out = [copy for copy in copies if copy["direction"] == "d2h"]
@@ -56,19 +60,11 @@ def test_parking_ahead_changes_no_token_and_replays(
 ) -> None:
     pool = {**ROOM, "device_blocks": 24, "block_size": 3}
     loaded = scenario(workload, system=system, pool=pool, movement={"low": 0.2, "high": 0.4})
-    found = run(loaded, deterministic=True)
-    assert found.replies == expected
-    assert replay(found.recording, loaded).difference is None
+    found = same_text(loaded, expected)
     assert found.metrics["preemptions"] > 3
 
 
 def test_a_backup_that_fails_costs_no_text(workload: Path, expected: dict[str, list[int]]) -> None:
     loaded = scenario(workload, system="fastswitch-write-through")
     for which in range(0, 20, 2):
-        found = run(
-            loaded,
-            deterministic=True,
-            on_engine=failing_copy(which),
-        )
-        assert found.replies == expected
-        assert replay(found.recording, loaded).difference is None
+        same_text(loaded, expected, on_engine=failing_copy(which))

@@ -15,8 +15,16 @@ from policy.plan import Plan
 from realrun.engine import Engine
 from realrun.runner import Work
 from realrun.serve import Machine
-from sim.replay import replay
-from tests.helpers.real import ROOM, Run, failing_copy, run, scenario, unswapped, write_workload
+from tests.helpers.real import (
+    ROOM,
+    Run,
+    failing_copy,
+    run,
+    same_text,
+    scenario,
+    unswapped,
+    write_workload,
+)
 
 LIMITS = {"max_model_len": 60, "max_num_seqs": 4, "max_num_batched_tokens": 6}
 
@@ -46,9 +54,7 @@ def test_chunks_and_swaps_change_no_token_and_replay(
 ) -> None:
     pool = {**ROOM, "device_blocks": 18, "block_size": size}
     loaded = scenario(workload, system=system, pool=pool, limits=LIMITS)
-    found = run(loaded, deterministic=True)
-    assert found.replies == expected
-    assert replay(found.recording, loaded).difference is None
+    found = same_text(loaded, expected)
     assert chunks(found) > 3
     steps = found.recording.table("steps").to_pylist()
     assert any(step["batch"] and step["prefill_tokens"] for step in steps)
@@ -68,9 +74,7 @@ def test_where_prompts_share_blocks_chunks_share_them_too(
 ) -> None:
     system = {"base": "fastswitch-prefix", "shape": "chunked"}
     loaded = scenario(workload, system=system, limits=LIMITS)
-    found = run(loaded, deterministic=True)
-    assert found.replies == expected
-    assert replay(found.recording, loaded).difference is None
+    same_text(loaded, expected)
 
 
 def test_a_copy_that_fails_costs_a_recompute_and_no_text(
@@ -78,13 +82,7 @@ def test_a_copy_that_fails_costs_a_recompute_and_no_text(
 ) -> None:
     loaded = scenario(workload, system="fastswitch-chunked", limits=LIMITS)
     for which in range(0, 20, 2):
-        found = run(
-            loaded,
-            deterministic=True,
-            on_engine=failing_copy(which),
-        )
-        assert found.replies == expected
-        assert replay(found.recording, loaded).difference is None
+        same_text(loaded, expected, on_engine=failing_copy(which))
 
 
 def test_a_chunk_of_the_wrong_tokens_is_noticed(
