@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from traces.draw import Streams
 from traces.generators.catalog import make_generator
+from traces.randomness import Streams
 from traces.readers.native import write
 from traces.workload_spec import build_spec
 

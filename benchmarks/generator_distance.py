@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.traces_found import STEMS, open_trace
 from policy.errors import FastSwitchError
-from traces.columns import collect
-from traces.fit import held_out_distances
+from traces.describing.columns import collect
+from traces.generators.fit import held_out_distances
 
 
 def of_trace(stem: str, splits: int) -> dict[str, dict[str, Any]] | None:

@@ -15,7 +15,7 @@ from benchmarks.gpu_ledger import Ledger, Point
 
 if TYPE_CHECKING:
     from policy.plan import Direction
-    from policy.runs import Run
+    from policy.pools.runs import Run
     from realrun.config import ModelConfig
     from realrun.kvstore import KVStore
     from realrun.model import LoadedModel
@@ -289,7 +289,7 @@ def swap_seconds(
 def measure_serving(system: str, out: Path) -> dict[str, Any]:
     """One run of the engine, recorded under DIR/runs."""
     from realrun.serve import Options, serve
-    from traces.scenario import build
+    from runs.scenario import build
 
     folder = out / "runs" / system
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted check left

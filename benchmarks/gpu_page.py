@@ -20,7 +20,7 @@ from benchmarks.gpu_measure import (
     SERVE_METRICS,
     SYSTEMS,
 )
-from traces.whole import whole
+from traces.atomic import whole
 
 PARTS = ("tests", "bench")
 DECODE_GOAL, SWAP_GOAL = 0.80, 0.90

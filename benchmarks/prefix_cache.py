@@ -30,11 +30,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runs.recorder import Recorder
+from runs.scenario import build
+from runs.serving import make_scheduler
 from sim import simulate as machine
 from traces.readers.catalog import read_workload
-from traces.recorder import Recorder
-from traces.scenario import build
-from traces.serving import make_scheduler
 from traces.workload import Turn, Workload
 
 STEM = "mooncake_conversation_trace"

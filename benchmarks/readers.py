@@ -29,7 +29,7 @@ LIMIT_MB = 500
 CHILD = """
 import resource, sys, zlib
 from pathlib import Path
-from traces.convert import convert
+from traces.shaping.convert import convert
 from traces.readers.base import Aids
 words = lambda text: [zlib.crc32(word.encode()) for word in text.split()]
 found = convert([Path(sys.argv[1])], Path(sys.argv[2]), name=sys.argv[3], aids=Aids(words))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from explore.report.folder import report
+from runs.scenario import load
 from sim.simulate import simulate
 from tests.helpers.chromium import Page, browser, found
-from traces.scenario import load
 
 _DRAWN = (
     "['first-contentful-paint', 'lanes drawn']"

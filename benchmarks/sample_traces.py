@@ -20,10 +20,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from runs.recording import Recording
+from runs.scenario import Scenario, build
 from sim.simulate import simulate
 from traces.readers.catalog import read_workload
-from traces.recording import Recording
-from traces.scenario import Scenario, build
 
 COMMON: dict[str, Any] = {"priority": {"pattern": "markov", "frequency": 0.04}}
 

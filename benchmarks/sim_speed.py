@@ -32,11 +32,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from runs.metrics.summary import summarise
+from runs.recorder import Recorder
+from runs.scenario import Scenario, build
+from runs.serving import make_scheduler
 from sim import simulate as machine
-from traces.metrics import summarise
-from traces.recorder import Recorder
-from traces.scenario import Scenario, build
-from traces.serving import make_scheduler
 from traces.workload import Workload
 
 SYSTEMS = ("vllm-0.3.3", "vllm-0.3.3-keep", "+groups", "+reuse", "fastswitch", "+block-major")

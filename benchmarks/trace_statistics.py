@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.traces_found import STEMS, open_trace
 from policy.errors import FastSwitchError
-from traces.describe import describe
+from traces.describing.describe import describe
 
 #: Trace -> (section, path in `describe`'s answer, figure of the whole source).
 WHOLE: dict[str, tuple[tuple[str, str, float], ...]] = {

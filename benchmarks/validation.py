@@ -174,7 +174,7 @@ def limits_of(scenarios: Sequence[str]) -> Limits:
     """What a calibration for these scenarios alone has to reach. A GPU's profile is kept for others, a
     CPU's answers this one question: minutes spent on contexts that nobody sends are lost."""
     from calibrate.machine import CPU_LIMITS
-    from traces import scenario
+    from runs import scenario
 
     loaded = [scenario.load(name) for name in scenarios]
 
@@ -232,7 +232,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _serve(plan: Plan, target: Target, name: str, system: str, folder: Path) -> None:
     from realrun.serve import Options, serve
-    from traces import scenario
+    from runs import scenario
 
     shutil.rmtree(folder, ignore_errors=True)
     chosen = scenario.load(name, {"system": system})
@@ -252,12 +252,12 @@ def _serve(plan: Plan, target: Target, name: str, system: str, folder: Path) -> 
 def fit(plan: Plan) -> Path:
     """Fit the profile to all samples, write it with its figure, print it."""
     from calibrate import build, figure
-    from traces import drawing
+    from traces import figure_style
 
     profile = build.refit(plan.points, name="machine")
     path = plan.out / "machine.json"
     build.save(profile, path)
-    drawing.save(figure.fit_figure(profile), path.with_suffix(".png"))
+    figure_style.save(figure.fit_figure(profile), path.with_suffix(".png"))
     print("\n".join(build.summary(profile)))
     return path
 
@@ -265,8 +265,9 @@ def fit(plan: Plan) -> Path:
 def report(plan: Plan, profile: Path) -> dict[str, Any]:
     """Predict, write, print; the line of JSON."""
     from calibrate.points import read
-    from explore import output, predict_text
-    from explore.predict import predict
+    from explore.studies import output
+    from explore.validation import predict_text
+    from explore.validation.predict import predict
 
     levels = drift(read(plan.points), plan.repeats)
     found = predict([folder for _, _, _, folder in plan.runs()], str(profile))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from traces.draw import Streams
+from traces.randomness import Streams
 from traces.readers.native import write
 from traces.sources import open_workload
 from traces.workload import Header, Turn, Workload

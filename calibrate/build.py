@@ -28,7 +28,7 @@ from calibrate.profile import (
     ValidRange,
 )
 from policy.systems import named_system
-from traces.whole import whole
+from traces.atomic import whole
 
 #: Faster than any link: where moving bytes costs nothing that could be measured.
 _NO_COST = 1e-6  # ns per byte

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from calibrate.profile import HeldOut, MeasuredPoint, Profile
 from policy.errors import ConfigError
-from traces.drawing import SETTINGS
+from traces.figure_style import SETTINGS
 
 BAND = 0.10
 #: Okabe and Ito's colours and a shape for each kind of point; held-out ones are filled.

@@ -16,7 +16,7 @@ from calibrate.models import Model
 from calibrate.nnls import Floats, Mask
 from calibrate.profile import Curve
 from calibrate.residual import Left, curves_of
-from traces.stats import t95
+from runs.metrics.stats import t95
 
 HELD_OUT = 0.3
 #: Share of a point's repeats that is left out at either end, one at least.

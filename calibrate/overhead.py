@@ -20,8 +20,8 @@ import torch
 from realrun.journal import Journal
 from realrun.model import LoadedModel
 from realrun.serve import Machine, Options, make_engine, prepare
-from traces.recorder import Recorder
-from traces.scenario import Scenario, build
+from runs.recorder import Recorder
+from runs.scenario import Scenario, build
 
 PROMPT = 64
 

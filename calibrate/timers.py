@@ -10,7 +10,7 @@ from calibrate.bench import BLOCK, SMALL_BLOCK, Bench
 from calibrate.overhead import step_overhead_ns
 from calibrate.points import Point
 from policy.plan import Copy, Direction
-from policy.runs import Run
+from policy.pools.runs import Run
 from policy.systems import System, named_system
 from realrun.kvstore import KVStore
 from realrun.model import LoadedModel, load_model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from explore.compare import Comparison
-from explore.estimates import Estimate, Ratio
+from explore.studies.compare import Comparison
+from explore.studies.estimates import Estimate, Ratio
 
 TOO_SMALL = "n too small"
 

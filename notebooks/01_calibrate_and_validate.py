@@ -36,11 +36,12 @@ from IPython.display import Image, Markdown, display
 
 from calibrate import build, figure, machine
 from calibrate.grid import Limits
-from explore import predict_figure
-from explore.predict import predict
-from explore.predict_text import number, percent, stories
+from explore.validation import predict_figure
+from explore.validation.predict import predict
+from explore.validation.predict_text import number, percent, stories
 from realrun.serve import Options, serve
-from traces import drawing, scenario
+from runs import scenario
+from traces import figure_style
 
 REPEATS = int(os.environ.get("NOTEBOOK_REPEATS", "20"))
 folder = Path(tempfile.mkdtemp())
@@ -68,7 +69,7 @@ print(f"{len(points.samples)} points, {REPEATS} samples each")
 # %%
 profile = build.refit(folder / "machine.points.jsonl", name="this-machine")
 build.save(profile, folder / "machine.json")
-drawing.save(figure.fit_figure(profile), folder / "fit.png")
+figure_style.save(figure.fit_figure(profile), folder / "fit.png")
 display(Image(folder / "fit.png"))
 for warning in profile.warnings():
     print("warning:", warning)
@@ -142,7 +143,7 @@ for name, picture in (
     ("scatter.png", predict_figure.scatter(prediction)),
     ("residuals.png", predict_figure.residuals(prediction)),
 ):
-    drawing.save(picture, folder / name)
+    figure_style.save(picture, folder / name)
     display(Image(folder / name))
 
 # %% [markdown]

@@ -18,7 +18,7 @@ from typing import Any
 
 from calibrate.profile import PROFILES
 from explore.sweep.semantics import SEMANTICS
-from traces.scenario import SCENARIOS
+from runs.scenario import SCENARIOS
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "output"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from policy.context import Context, HostRole, InFlight
 from policy.errors import InvariantError
+from policy.memory.context import Context, HostRole, InFlight
+from policy.memory.sharing import SharedMemory
 from policy.pools.allocation import Allocation
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
-from policy.sharing import SharedMemory
 from policy.state import State
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from policy.runs import Run
+from policy.pools.runs import Run
 
 
 class Direction(Enum):

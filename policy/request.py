@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from policy.errors import IllegalMove
 
 if TYPE_CHECKING:
-    from policy.context import Context
+    from policy.memory.context import Context
 
 
 class RequestState(Enum):

@@ -12,25 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from policy.backup import BackupMemory
-from policy.decisions import Decisions, named_decisions
+from policy.choices.catalog import Decisions, named_decisions
+from policy.choices.movement import BACKUPS
+from policy.choices.rates import Rates
+from policy.engines.ranked import RulePlanner
+from policy.engines.vllm_033 import ReleasePlanner
 from policy.errors import ConfigError, InvariantError, ProgressError
-from policy.ledger import Ledger
-from policy.memory import Memory
-from policy.movement import BACKUPS
+from policy.memory.backup import BackupMemory
+from policy.memory.ledger import Ledger
+from policy.memory.memory import Memory
+from policy.memory.sharing import SharedMemory
 from policy.orders.base import Order
 from policy.plan import CopyResult, Outcome, Plan
-from policy.planner import RulePlanner
 from policy.pools.allocation import Pool
 from policy.pools.free_runs import BuddyRuns, FreeRuns
 from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 from policy.pools.prefix import PrefixPool
-from policy.rates import Rates
-from policy.release import ReleasePlanner
 from policy.request import Move, Request
 from policy.settings import Settings
-from policy.sharing import SharedMemory
 from policy.state import State
 from policy.systems import System
 from policy.views import Draw

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from policy.backup import BackupMemory
-from policy.context import Context, InFlight
-from policy.decisions import Decisions
-from policy.draft import Draft
+from policy.choices.catalog import Decisions
+from policy.choices.preemption import parking_of
+from policy.choices.rates import Rates
+from policy.engines.draft import Draft
 from policy.errors import InvariantError
-from policy.memory import Memory
+from policy.memory.backup import BackupMemory
+from policy.memory.context import Context, InFlight
+from policy.memory.memory import Memory
+from policy.memory.sharing import SharedMemory
 from policy.orders.base import Order
 from policy.plan import Batch, PreemptionMode
-from policy.preemption import parking_of
-from policy.rates import Rates
 from policy.request import DecodeClock, Move, Request, RequestState
 from policy.settings import Settings
-from policy.sharing import SharedMemory
 from policy.systems import System
 
 Rank = tuple[tuple[int | float, ...], int, str]

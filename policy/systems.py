@@ -40,9 +40,9 @@ class System:
     `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim's.
     `displacement`: may a waiting request displace a running one; by the order, over a gap in
     priority, or never. `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside
-    decodes (policy/shape.py). `movement`: `write_through` copies blocks to the host as they fill,
+    decodes (policy/choices/shape.py). `movement`: `write_through` copies blocks to the host as they fill,
     `incremental` those of likely victims now and then; `proactive` parks before the device is full
-    (policy/ahead.py). `host_eviction` and `contamination`: which host
+    (policy/engines/ahead.py). `host_eviction` and `contamination`: which host
     copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
     vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
     that begin alike hold the same device blocks. `protects_leader`, `caps_parkings`: planner rules 9

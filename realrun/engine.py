@@ -22,11 +22,11 @@ from realrun.journal import Journal
 from realrun.prompts import Prompts
 from realrun.runner import Runner, Work
 from realrun.swap import SwapManager
+from runs.recorder import Recorder
+from runs.recording import IntTable
+from runs.serving import make_request, output_target, unservable
+from runs.turns import NEVER, Arrival, TurnDriver
 from traces.prefixes import keys_from_tokens
-from traces.recorder import Recorder
-from traces.recording import IntTable
-from traces.serving import make_request, output_target, unservable
-from traces.turns import NEVER, Arrival, TurnDriver
 from traces.workload import Turn
 
 NULL = IntTable.NULL

@@ -1,6 +1,6 @@
 """Ended requests and their tokens, one flushed line each, while a run lasts.
 
-A run that is killed leaves its journal, from which `traces.recording.load` rebuilds the requests that
+A run that is killed leaves its journal, from which `runs.recording.load` rebuilds the requests that
 had ended. `replies.jsonl` holds what was said.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from traces.recording import JOURNAL, SCHEMAS
+from runs.recording import JOURNAL, SCHEMAS
 
 REPLIES = "replies.jsonl"
 

@@ -16,7 +16,7 @@ import torch
 
 from policy.errors import InvariantError
 from policy.plan import Direction
-from policy.runs import Run
+from policy.pools.runs import Run
 from realrun.config import ModelConfig
 from realrun.pinned import PAGE_BYTES, register_in_chunks
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from realrun.tokenizer import Message, Tokenizer, smollm2_chat, smollm2_turn
-from traces.draw import Streams
+from traces.randomness import Streams
 from traces.workload import Header, Turn
 
 

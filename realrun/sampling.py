@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from policy.errors import ConfigError
-from traces.draw import Streams
+from traces.randomness import Streams
 
 #: The likeliest token of a row counts 2**34, so a sum over 2**18 tokens is exact in a double.
 #: A token less than half of 2**-34 times as likely is never drawn.

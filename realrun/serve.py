@@ -24,19 +24,19 @@ from realrun.runner import Runner
 from realrun.runtime import Runtime, runtime_for
 from realrun.sampling import SamplingParams, draws, sample
 from realrun.swap import TIMEOUT_S, SwapManager
-from traces import recording
-from traces.draw import Streams
-from traces.metrics import summarise
-from traces.orders import OrderLike, UserOrder, user_order
+from runs import recording
+from runs.metrics.summary import summarise
+from runs.provenance import provenance
+from runs.recorder import Recorder
+from runs.recording import Recording
+from runs.scenario import Scenario
+from runs.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
+from runs.turns import TurnDriver
+from runs.user_order import OrderLike, UserOrder, user_order
 from traces.prefixes import sharing_facts, with_prefix_block
-from traces.provenance import provenance
-from traces.recorder import Recorder
-from traces.recording import Recording
-from traces.scenario import Scenario
-from traces.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
+from traces.randomness import Streams
 from traces.sources import open_workload
 from traces.strict import shown_path
-from traces.turns import TurnDriver
 from traces.workload import Workload
 
 #: The interpreter's default lets a thread hold the lock for a whole decode step.
@@ -142,7 +142,7 @@ def serve(
 
     `out` must not exist or be empty: a real run cannot be written beside and swapped in, since what
     had ended must survive a kill. `model`: instead of loading the one that `options` names.
-    `order`: the user's own in place of the scenario's (`traces.orders`). `interruptible` is handed a
+    `order`: the user's own in place of the scenario's (`runs.user_order`). `interruptible` is handed a
     function that stops the run early.
     """
     _refuse_a_folder_in_use(out)

@@ -27,7 +27,7 @@ from realrun.guard import BlockGuard
 from realrun.kvstore import KVStore
 from realrun.runtime import Lane, Mark, Runtime
 from realrun.transfer import MOVERS
-from traces.recorder import CopyRecord
+from runs.recorder import CopyRecord
 
 #: How long a copy may take before the engine gives the run up.
 TIMEOUT_S = 60.0

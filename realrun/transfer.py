@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from policy.plan import Copy, Direction
-from policy.runs import Run
+from policy.pools.runs import Run
 from realrun.kvstore import KVStore, Piece
 from realrun.runtime import Lane
 

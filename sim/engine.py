@@ -15,14 +15,14 @@ import simpy
 from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.scheduler import Scheduler
+from runs.recorder import Recorder
+from runs.recording import IntTable
+from runs.serving import make_request, output_target, unservable
+from runs.turns import NEVER, TurnDriver
 from sim.clock import Clock
 from sim.device import Device, Served
 from sim.link import Job
 from traces.prefixes import Keys, no_keys
-from traces.recorder import Recorder
-from traces.recording import IntTable
-from traces.serving import make_request, output_target, unservable
-from traces.turns import NEVER, TurnDriver
 
 NULL = IntTable.NULL
 

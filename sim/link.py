@@ -17,9 +17,9 @@ from contextlib import suppress
 import simpy
 
 from policy.plan import Copy, Direction
+from runs.recorder import CopyRecord
 from sim.clock import Clock
 from sim.costs import CopyCost, CopyCosts
-from traces.recorder import CopyRecord
 
 _ONE = 1 << 10
 

@@ -18,20 +18,20 @@ import simpy
 from policy.errors import ConfigError, InputError, InvariantError, ProgressError
 from policy.plan import Batch, Copy, Plan
 from policy.scheduler import Scheduler
+from runs.recorder import Recorder
+from runs.recording import Recording
+from runs.scenario import Scenario
+from runs.serving import Serving, make_scheduler, settings_for
+from runs.turns import NEVER, Arrival, TurnDriver
+from runs.user_order import OrderLike, user_order
 from sim.clock import Clock
 from sim.costs import CopyCost, StepCosts
 from sim.device import Device
 from sim.engine import Engine, StepEnd
 from sim.link import Job
-from traces.draw import Streams
-from traces.orders import OrderLike, user_order
 from traces.prefixes import Keys
-from traces.recorder import Recorder
-from traces.recording import Recording
-from traces.scenario import Scenario
-from traces.serving import Serving, make_scheduler, settings_for
+from traces.randomness import Streams
 from traces.strict import quoted, shown
-from traces.turns import NEVER, Arrival, TurnDriver
 from traces.workload import Header, Turn, Workload
 
 NOTHING = "nothing"

@@ -12,23 +12,23 @@ from typing import Any
 from calibrate import profile as profiles
 from calibrate.profile import Profile
 from policy.scheduler import Scheduler
+from runs import recording
+from runs.metrics.summary import summarise
+from runs.provenance import provenance
+from runs.recorder import Recorder
+from runs.recording import Recording
+from runs.scenario import Scenario
+from runs.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
+from runs.turns import TurnDriver
+from runs.user_order import OrderLike, UserOrder, user_order
 from sim.clock import Clock
 from sim.costs import CopyCosts, StepCosts
 from sim.device import Device
 from sim.engine import Engine
 from sim.link import HostLink
-from traces import recording
-from traces.draw import Streams
-from traces.metrics import summarise
-from traces.orders import OrderLike, UserOrder, user_order
 from traces.prefixes import keys_from_ids, sharing_facts, with_prefix_block
-from traces.provenance import provenance
-from traces.recorder import Recorder
-from traces.recording import Recording
-from traces.scenario import Scenario
-from traces.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
+from traces.randomness import Streams
 from traces.sources import open_workload
-from traces.turns import TurnDriver
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def simulate(
 ) -> Recording:
     """Run a scenario on the simulated machine, or on that of `profile`.
 
-    `order`: the user's own in place of the scenario's (`traces.orders`); an Order is copied as it is.
+    `order`: the user's own in place of the scenario's (`runs.user_order`); an Order is copied as it is.
     With `out` the recording is a folder, written under a temporary name and renamed at the end;
     without, it is in memory. Where vLLM 0.3.3 would abort or stall for ever the run ends there and
     its summary has a `verdict`. Raises ConfigError, InputError, or InvariantError from the checks.

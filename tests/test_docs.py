@@ -10,8 +10,8 @@ import click
 import pytest
 
 import fastswitch
-from traces.recording import SCHEMAS
-from traces.scenario import Scenario
+from runs.recording import SCHEMAS
+from runs.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

@@ -12,17 +12,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"policy", "traces", "sim", "realrun", "calibrate", "explore", "fastswitch"}
+OURS = {"policy", "traces", "runs", "sim", "realrun", "calibrate", "explore", "cli", "fastswitch"}
 HEAVY = {"torch", "simpy", "numpy", "pandas"}
 
 #: Package -> what it may import of ours and of the heavy libraries (design: section 2).
 ARROWS: dict[str, set[str]] = {
     "policy": set(),
     "traces": {"policy", "numpy", "pandas"},
-    "sim": {"policy", "traces", "calibrate.profile", "simpy"},
-    "calibrate": {"policy", "traces", "realrun", "torch", "numpy", "pandas"},
-    "realrun": {"policy", "traces", "torch", "numpy"},
-    "explore": {"policy", "traces", "sim", "calibrate.profile", "numpy", "pandas"},
+    "runs": {"policy", "traces", "numpy"},
+    "sim": {"policy", "traces", "runs", "calibrate.profile", "simpy"},
+    "calibrate": {"policy", "traces", "runs", "realrun", "torch", "numpy", "pandas"},
+    "realrun": {"policy", "traces", "runs", "torch", "numpy"},
+    "explore": {"policy", "traces", "runs", "sim", "calibrate.profile", "numpy", "pandas"},
+    "cli": {"policy", "traces", "runs", "sim", "realrun", "calibrate", "explore"},
 }
 #: Named one by one: files of calibrate that sim and explore may read.
 FILE_ARROWS: dict[str, set[str]] = {"calibrate/profile.py": {"policy"}}
@@ -130,8 +132,8 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
 
 
 def test_everything_but_the_executor_imports_without_torch() -> None:
-    code = "sys.modules['torch'] = None\nimport sim.simulate, explore.compare, explore.output"
-    assert "explore.output" in modules_after(code)
+    code = "sys.modules['torch'] = None\nimport sim.simulate, explore.studies.output"
+    assert "explore.studies.output" in modules_after(code)
 
 
 def test_no_machine_class_subclasses_or_patches_the_policy() -> None:

@@ -1,1 +1,1 @@
-"""What comes in (workloads, scenarios, seeded draws) and what goes out (recordings, metrics)."""
+"""What comes in: workloads, their readers and generators, seeded draws."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from traces.compose import with_priorities, with_times
-from traces.draw import Streams
 from traces.generators.catalog import arrivals_of, make_generator, priorities_of, think_of
+from traces.randomness import Streams
 from traces.readers.catalog import read_workload
+from traces.shaping.compose import with_priorities, with_times
 from traces.workload import Workload
 from traces.workload_spec import ArrivalSpec, WorkloadSpec
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from explore.lives import Life
 from explore.report.lanes import NUMBERS, STATES
-from traces.stats import Ints
+from explore.report.lives import Life
+from runs.metrics.stats import Ints
 
 #: How many of the slowest requests, and of the longest gaps, are named.
 NAMED = 10

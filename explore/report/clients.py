@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from explore.report.chart import COLOURS
-from explore.series import TAIL
-from traces.stats import MIN_SAMPLES, Ints, percentile
+from explore.studies.series import TAIL
+from runs.metrics.stats import MIN_SAMPLES, Ints, percentile
 
 #: Neighbouring buckets differ by 0.2 %, so a value read from one is off by 0.1 % at most.
 _RATIO = math.log(1.002)

@@ -7,12 +7,12 @@ from html import escape
 from typing import Any
 
 from explore import words
-from explore.compare import Comparison
-from explore.estimates import SPEEDUPS, Estimate, Ratio
 from explore.report import chart, document, pareto
 from explore.report.document import Cell, Row
-from explore.series import TAIL
-from explore.worth import worth
+from explore.studies.compare import Comparison
+from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
+from explore.studies.series import TAIL
+from explore.studies.worth import worth
 
 
 def page(comparison: Comparison, command: str) -> str:

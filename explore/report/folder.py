@@ -33,7 +33,7 @@ def report(folder: Path, progress: Callable[[], None] | None = None) -> Report:
 
 def _of_run(folder: Path, progress: Callable[[], None] | None) -> Report:
     from explore.report import run  # noqa: PLC0415  numpy and parquet
-    from traces import recording  # noqa: PLC0415
+    from runs import recording  # noqa: PLC0415
 
     found = recording.load(folder)
     text = _guarded(folder / "run.json", lambda: run.page(found, progress))
@@ -41,8 +41,8 @@ def _of_run(folder: Path, progress: Callable[[], None] | None) -> Report:
 
 
 def _of_comparison(folder: Path, _: Callable[[], None] | None) -> Report:
-    from explore import tables  # noqa: PLC0415
     from explore.report import comparison  # noqa: PLC0415
+    from explore.studies import tables  # noqa: PLC0415
 
     path = folder / "compare.json"
     data = _json(path)
@@ -55,8 +55,8 @@ def _of_comparison(folder: Path, _: Callable[[], None] | None) -> Report:
 
 
 def _of_validation(folder: Path, _: Callable[[], None] | None) -> Report:
-    from explore import predict_text  # noqa: PLC0415
     from explore.report import validation  # noqa: PLC0415
+    from explore.validation import predict_text  # noqa: PLC0415
 
     path = folder / "validation.json"
     data = _json(path)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from explore.lives import Life
-from traces.stats import Ints
+from explore.report.lives import Life
+from runs.metrics.stats import Ints
 
-#: States of `explore.lives`; their places here are their numbers in the page.
+#: States of `explore.report.lives`; their places here are their numbers in the page.
 STATES = ("queued", "prefill", "decode", "stalled", "paused", "parked", "swap-out", "swap-in")
 NUMBERS = {name: number for number, name in enumerate(STATES)}
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from explore.lives import Life
-from traces.recording import Recording
-from traces.stats import Ints
+from explore.report.lives import Life
+from runs.metrics.stats import Ints
+from runs.recording import Recording
 
 Floats = npt.NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from explore.report import document
-from traces.recording import Recording
+from runs.recording import Recording
 
 
 def origin(recording: Recording) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from explore import words
-from explore.estimates import Estimate
 from explore.report import chart, document
 from explore.report.chart import Axis, Point
+from explore.studies.estimates import Estimate
 
 #: The first that all have is taken: of the steady window before the whole run, the far tail before a nearer.
 THROUGHPUTS = ("throughput_tok_s", "throughput_makespan_tok_s")

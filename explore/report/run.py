@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from explore import words
-from explore.lives import Lives
 from explore.report import document, lanes, levels, origin, tails, viewer
 from explore.report.anatomy import Gaps, Parts, means_of
 from explore.report.clients import Clients
 from explore.report.document import Cell
 from explore.report.lanes import STATES
+from explore.report.lives import Lives
 from policy.errors import ConfigError
-from traces import fairness
-from traces.metrics import columns_of, token_gaps
-from traces.recording import Recording
-from traces.stats import percentile
+from runs.metrics import fairness
+from runs.metrics.stats import percentile
+from runs.metrics.summary import columns_of, token_gaps
+from runs.recording import Recording
 from traces.strict import shown_path
 
 #: Metrics of the first sentence.

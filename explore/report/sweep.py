@@ -12,11 +12,11 @@ from html import escape
 from typing import Any, NamedTuple
 
 from explore import words
-from explore.estimates import SPEEDUPS, Estimate, Ratio
 from explore.report import document, pareto
 from explore.report.comparison import estimate_cell, ratio_cell
 from explore.report.document import Cell
 from explore.report.pareto import Candidate
+from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
 from explore.sweep import journal, tables
 from explore.sweep.store import Store
 from explore.sweep.trials import Plan

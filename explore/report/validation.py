@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from explore import words
-from explore.predict import BAR_SHARE, Line, Prediction, Validation
-from explore.predict_text import SAYS, measured, number, percent, stories, within
 from explore.report import chart, document
 from explore.report.document import Cell
+from explore.validation.predict import BAR_SHARE, Line, Prediction, Validation
+from explore.validation.predict_text import SAYS, measured, number, percent, stories, within
 
 _HEAD = [
     "system",

@@ -15,10 +15,10 @@ from calibrate.profile import Profile
 from policy.errors import InvariantError
 from policy.plan import Copy, Direction
 from policy.systems import System, named_system
+from runs.recording import Recording
+from runs.scenario import build
 from sim.costs import CopyCosts, StepCosts
 from sim.simulate import simulate
-from traces.recording import Recording
-from traces.scenario import build
 
 MACHINES = ("a10-llama-3-8b", "a100-80gb-qwen-32b", "h100-llama-3-8b")
 CALLS_US = (1.0, 2.3, 5.0, 10.0, 20.0)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from policy.errors import ConfigError
-from traces.scenario import SCENARIOS, parse_yaml
+from runs.scenario import SCENARIOS
 from traces.workload_spec import first_problem
+from traces.yaml import parse_yaml
 
 FOLDER = SCENARIOS / "reproduce"
 

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from explore.estimates import speedup_of
-from explore.figures import COLOURS, STYLES
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place
+from explore.studies.estimates import speedup_of
+from explore.studies.figures import COLOURS, STYLES
 from explore.words import HEADINGS
-from traces.drawing import SETTINGS
+from traces.figure_style import SETTINGS
 
 OURS, THEIRS = "fastswitch", "vllm-0.3.3-keep"
 METRICS = ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s")

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from explore.estimates import Estimate, Ratio, estimate_of, speedup_of
 from explore.reproduce import trends
 from explore.reproduce.data import Claim
 from explore.reproduce.overhead import Overhead
 from explore.reproduce.study import Found, Place, Result
+from explore.studies.estimates import Estimate, Ratio, estimate_of, speedup_of
 
 State = Literal["holds", "less", "more", "wide", "none", "worse", "few"]
 Word = Literal["reproduced", "partly", "not", "no value claimed", "not run"]

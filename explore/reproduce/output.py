@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from explore.output import write_texts
 from explore.reproduce import figures, text
 from explore.reproduce.run import Reproduction
-from traces import drawing
+from explore.studies.output import write_texts
+from traces import figure_style
 
 
 def write(found: Reproduction, folder: Path) -> list[Path]:
@@ -25,5 +25,5 @@ def write(found: Reproduction, folder: Path) -> list[Path]:
         pictures["swap-or-recompute.png"] = figures.swap_or_recompute()
     written = write_texts(texts, folder)
     for name, picture in pictures.items():
-        drawing.save(picture, folder / name)
+        figure_style.save(picture, folder / name)
     return written + [folder / name for name in pictures]

@@ -9,10 +9,10 @@ from typing import Any, TypeVar, cast
 
 from explore.reproduce.data import Points
 from policy.scheduler import Scheduler
+from runs import scenario as scenarios
+from runs.recorder import Recorder
+from runs.serving import make_scheduler
 from sim.simulate import calm_collector, make_engine, prepare
-from traces import scenario as scenarios
-from traces.recorder import Recorder
-from traces.serving import make_scheduler
 
 OURS, THEIRS, SETUP = "fastswitch", "vllm-0.3.3-keep", "8b-markov"
 REPEATS = 3

@@ -19,7 +19,7 @@ from explore.sweep.engines import EngineSettings
 from explore.sweep.semantics import SEMANTICS
 from explore.sweep.store import Store, write_whole, writing
 from policy.errors import FaultError, InputError
-from traces.provenance import commit
+from runs.provenance import commit
 
 TRIALS, SESSIONS, OVERHEAD = "trials", "sessions.json", "overhead.json"
 

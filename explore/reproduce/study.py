@@ -12,7 +12,7 @@ from explore.sweep.store import Corrupt, Store
 from explore.sweep.trials import Plan, Trial
 from policy.errors import ConfigError
 from policy.systems import SYSTEMS, custom_system
-from traces import scenario as scenarios
+from runs import scenario as scenarios
 
 Result = dict[str, Any]
 

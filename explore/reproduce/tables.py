@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from explore.estimates import NOTABLE, Ratio, estimate_of, speedup_of
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place, Result
+from explore.studies.estimates import NOTABLE, Ratio, estimate_of, speedup_of
+from explore.studies.worth import MECHANISMS, METRICS
 from explore.words import HEADINGS, TOO_SMALL, estimate, heading, ratio, significant
-from explore.worth import MECHANISMS, METRICS
 
 KEEP, DROP = "vllm-0.3.3-keep", "vllm-0.3.3"
 #: Pairs that the paper's study tells besides those that every comparison does.

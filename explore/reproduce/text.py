@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from explore.estimates import Estimate, Ratio
 from explore.reproduce.judge import Cell, Verdict
 from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.study import Found
 from explore.reproduce.tables import Table, all_tables
-from explore.tables import text_table
+from explore.studies.estimates import Estimate, Ratio
+from explore.studies.tables import text_table
 from explore.words import HEADINGS, TOO_SMALL, ratio, significant
 
 #: Start of a metric's name, where its number of samples is, and what these are.

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from explore.estimates import Ratio, speedup_of
 from explore.reproduce.data import Claim
 from explore.reproduce.study import Found, Place, Result
+from explore.studies.estimates import Ratio, speedup_of
 from explore.words import HEADINGS, significant
-from traces.stats import ratio_and_factor
+from runs.metrics.stats import ratio_and_factor
 
 #: Differences within this factor are flat even where they are shown.
 FLAT, NEARLY_FLAT = 1.05, 1.25

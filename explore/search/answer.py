@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from explore.estimates import Estimate
 from explore.search.points import Point, as_good, best_of, front_of, near_front, violation_of
 from explore.search.recipes import Bound
 from explore.search.spec import Search
+from explore.studies.estimates import Estimate
+from explore.studies.tables import text_table
 from explore.sweep.store import Store
-from explore.tables import text_table
 from explore.words import HEADINGS, TOO_SMALL, significant
 
 FORMAT = "fastswitch-search/1"

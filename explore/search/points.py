@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from explore.estimates import LEVEL, Estimate
 from explore.search.recipes import Bound, Objective, excesses, told
+from explore.studies.estimates import LEVEL, Estimate
 from explore.sweep.tables import results_of
 from explore.sweep.trials import Plan, Trial
-from traces.stats import holm, mean_and_half_width, p_of_zero_mean
+from runs.metrics.stats import holm, mean_and_half_width, p_of_zero_mean
 
 
 @dataclass(frozen=True)

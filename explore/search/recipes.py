@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from explore.estimates import Estimate, estimate_of
+from explore.studies.estimates import Estimate, estimate_of
 from explore.words import HEADINGS
 from traces.workload_spec import Section
 

@@ -21,7 +21,7 @@ from explore.sweep.store import Store
 from explore.sweep.trials import Plan, expand
 from policy.errors import ConfigError
 from policy.systems import System
-from traces.orders import OrderLike, UserOrder, user_order
+from runs.user_order import OrderLike, UserOrder, user_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class Found:
     def points(self) -> pd.DataFrame:
         """One row per point: values, objectives with half of their intervals, whether it may be an
         answer, and its place."""
-        from explore.frames import of_csv  # noqa: PLC0415  pandas is slow to import
+        from explore.studies.frames import of_csv  # noqa: PLC0415  pandas is slow to import
 
         return of_csv(self.folder / answer.POINTS)
 

@@ -30,8 +30,8 @@ from explore.sweep.spec import (
     validated,
 )
 from policy.errors import ConfigError
-from traces.goodput import Slo
-from traces.scenario import SCENARIOS
+from runs.metrics.goodput import Slo
+from runs.scenario import SCENARIOS
 from traces.strict import quoted
 from traces.workload_spec import Section
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explore.estimates import SPEEDUPS, estimate_of
+from explore.studies.estimates import SPEEDUPS, estimate_of
 
 #: Runs before anything is judged, runs added at a time, and most of them.
 FIRST, STEP, MOST = 10, 5, 50

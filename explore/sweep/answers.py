@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from explore.estimates import Estimate, Ratio, estimate_of, speedup_of
+from explore.studies.estimates import Estimate, Ratio, estimate_of, speedup_of
 from explore.sweep.tables import cell
 from policy.errors import ConfigError
-from traces.stats import mean_and_half_width, ratio_and_factor
+from runs.metrics.stats import mean_and_half_width, ratio_and_factor
 from traces.strict import shown
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 
 from explore.sweep.local import Local
 from policy.errors import ConfigError
-from traces.orders import UserOrder
+from runs.user_order import UserOrder
 
 ENGINES = ("local", "dask", "ray")
 _PACKAGES = {"dask": "distributed", "ray": "ray"}

@@ -11,7 +11,7 @@ from explore.sweep.spec import Source
 from explore.sweep.store import Store
 from explore.sweep.tables import results_of
 from explore.sweep.trials import Plan, expand
-from traces.orders import UserOrder
+from runs.user_order import UserOrder
 
 _PURPOSE = {"replications": "until precise"}
 

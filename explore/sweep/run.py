@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from explore.estimates import Estimate, Ratio
+from explore.studies.estimates import Estimate, Ratio
 from explore.sweep import answers, journal, replication, spec, tables
 from explore.sweep.engines import Engine, EngineSettings, InThisProcess, make_engine
 from explore.sweep.journal import Journal
@@ -21,8 +21,8 @@ from explore.sweep.store import PLAN, Corrupt, Store, claimed
 from explore.sweep.tables import ESTIMATES, RATIOS, RESULTS
 from explore.sweep.trials import Plan, expand
 from policy.errors import ConfigError
-from traces.orders import OrderLike, UserOrder, user_order
-from traces.provenance import commit
+from runs.provenance import commit
+from runs.user_order import OrderLike, UserOrder, user_order
 from traces.strict import shown_path
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Sweep:
         return self.results
 
     def _frame(self, name: str) -> pd.DataFrame:
-        from explore.frames import of_csv  # noqa: PLC0415  pandas takes longer than a small sweep
+        from explore.studies.frames import of_csv  # noqa: PLC0415  pandas takes longer than a small sweep
 
         return of_csv(self.folder / name)
 

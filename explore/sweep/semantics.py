@@ -15,8 +15,8 @@ from typing import Any
 
 from calibrate import profile as profiles
 from policy.errors import InputError
-from traces.provenance import workload_hash
-from traces.scenario import Scenario
+from runs.provenance import workload_hash
+from runs.scenario import Scenario
 from traces.strict import reason, shown_path
 from traces.workload_spec import is_generator_file
 

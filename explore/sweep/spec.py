@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from explore.measure import Measure
+from explore.studies.measure import Measure
 from explore.sweep.sobol import MAX_DIMENSIONS, MAX_POINTS
 from policy.errors import ConfigError
-from traces.goodput import Slo
-from traces.scenario import SCENARIOS, read_mapping
+from runs.metrics.goodput import Slo
+from runs.scenario import SCENARIOS, read_mapping
 from traces.strict import reason, shown, shown_path
 from traces.workload_spec import Section
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explore.estimates import SPEEDUPS, Estimate, Ratio, estimate_of, family_of, speedup_of
+from explore.studies.estimates import SPEEDUPS, Estimate, Ratio, estimate_of, family_of, speedup_of
 from explore.sweep.semantics import digest
 from explore.sweep.store import Corrupt, Store
 from explore.sweep.trials import Plan, Trial

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from explore.measure import measure_of
+from explore.studies.measure import measure_of
 from explore.sweep.semantics import Inputs, canonical, key_of
 from policy.errors import FastSwitchError
+from runs.scenario import build
+from runs.user_order import UserOrder, user_order
 from sim.simulate import simulate
-from traces.orders import UserOrder, user_order
-from traces.scenario import build
 from traces.strict import shown
 
 #: What a result keeps of a run's summary: nothing that depends on when, where or by whom it ran.

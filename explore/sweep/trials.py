@@ -15,9 +15,9 @@ from explore.sweep.semantics import Inputs, canonical, digest, key_of, portable
 from explore.sweep.spec import Range, Source
 from policy.errors import ConfigError, FastSwitchError
 from policy.systems import System
-from traces import scenario as scenarios
-from traces.draw import Streams
-from traces.orders import UserOrder
+from runs import scenario as scenarios
+from runs.user_order import UserOrder
+from traces.randomness import Streams
 from traces.strict import quoted, shown
 
 MAX_TRIALS = 100_000

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
+from policy.choices.catalog import Decisions, named_decisions
 from policy.contract.crowd import SETTINGS, Machine, Salted, crowd, draw
 from policy.contract.witness import (
     WitnessedDisplacement,
@@ -28,7 +29,6 @@ from policy.contract.witness import (
     WitnessedOverlap,
     WitnessedPreemption,
 )
-from policy.decisions import Decisions, named_decisions
 from policy.errors import ConfigError, FastSwitchError, ProgressError, ReleaseVerdict
 from policy.orders.catalog import OrderSettings, make_order
 from policy.plan import Plan
@@ -50,7 +50,7 @@ def check_system(system: System, **parts: Callable[[], Any]) -> None:
     """Raise ConfigError naming every promise that a system breaks, in at most five lines.
 
     `parts`: makers of decisions in place of those that the system names, by field of
-    `policy.decisions.Decisions`.
+    `policy.choices.catalog.Decisions`.
     """
     found = system_violations(system, **parts)
     if found:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
-from policy.displacement import Displacement, Place
+from policy.choices.displacement import Displacement, Place
+from policy.choices.host_eviction import HostEviction
+from policy.choices.overlap import Choice, Overlap
+from policy.choices.preemption import Parking, Preemption
 from policy.errors import ConfigError
-from policy.host_eviction import HostEviction
 from policy.orders.guard import view_of
-from policy.overlap import Choice, Overlap
-from policy.preemption import Parking, Preemption
 from policy.views import HostCopy, RequestView
 
 

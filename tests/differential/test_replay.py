@@ -14,23 +14,23 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fastswitch
-from explore import validate
+from explore.validation import validate
 from policy.errors import ConfigError, InputError
 from policy.orders.base import Order
 from policy.plan import Copy, CopyResult
 from policy.systems import SYSTEMS
+from runs.recorder import Recorder
+from runs.recording import Recording
+from runs.scenario import Scenario, build
+from runs.serving import aging_lengths, make_scheduler
+from runs.user_order import user_order
 from sim import simulate as machine
 from sim.device import Device
 from sim.engine import Engine
 from sim.replay import Difference, Replayed, replay
 from tests.helpers.replay_machine import rough_run
 from tests.helpers.small import IDS_NAME, random_ids
-from traces.draw import Streams
-from traces.orders import user_order
-from traces.recorder import Recorder
-from traces.recording import Recording
-from traces.scenario import Scenario, build
-from traces.serving import aging_lengths, make_scheduler
+from traces.randomness import Streams
 
 ORDERS = ("random", "markov", "fcfs", "vtc")
 CHAT = {

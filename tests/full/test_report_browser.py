@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from explore.output import write
 from explore.report.run import page as run_page
+from explore.studies.output import write
+from runs.scenario import build, load
 from sim.simulate import simulate
 from tests.helpers.chromium import NAMES, Page, browser, found
 from tests.helpers.made import compared
@@ -23,7 +24,6 @@ from tests.unit.test_cli import SMALL, run
 from tests.unit.test_predict import PROFILE, slow
 from tests.unit.test_report_folder import reply
 from tests.unit.test_report_run import by_hand, whole
-from traces.scenario import build, load
 
 pytestmark = [
     pytest.mark.full,

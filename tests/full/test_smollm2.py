@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
-from explore import validate
+from explore.validation import validate
 from policy.systems import SYSTEMS
 from realrun.kvstore import KVStore
 from realrun.model import LoadedModel, load_model
 from realrun.runner import Runner, Work
 from realrun.serve import Options, serve
-from traces.scenario import load
+from runs.scenario import load
 
 CHAT = Path(__file__).resolve().parents[2] / "scenarios/cpu-smoke.chat.jsonl"
 #: Logits of the same context, decoded token by token or computed at once, in fp32.

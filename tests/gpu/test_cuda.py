@@ -17,7 +17,7 @@ pytest.importorskip("tokenizers", reason="the executor needs tokenizers")
 pytest.importorskip("gguf", reason="the executor needs gguf")
 
 from policy.plan import Copy, Direction
-from policy.runs import Run
+from policy.pools.runs import Run
 from realrun.attention import PLAIN, splits_for
 from realrun.kvstore import LAYOUTS, KVStore
 from realrun.model import LoadedModel, load_model

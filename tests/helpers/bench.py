@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from policy.orders.base import Order
 from policy.scheduler import Scheduler
+from runs.recorder import Recorder
+from runs.recording import Recording
+from runs.scenario import Scenario, build
+from runs.serving import make_scheduler
 from sim import simulate as machine
 from sim.engine import Engine
-from traces.recorder import Recorder
-from traces.recording import Recording
-from traces.scenario import Scenario, build
-from traces.serving import make_scheduler
 from traces.workload import Header, Turn, Workload
 
 US = 1000

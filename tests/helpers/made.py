@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
-from explore import compare as module
-from explore.compare import Comparison
-from explore.jobs import Job
+from explore.studies import compare as module
+from explore.studies.compare import Comparison
+from explore.studies.jobs import Job
 from explore.words import HEADINGS
 from policy.systems import SYSTEMS
-from traces.scenario import Scenario, build
+from runs.scenario import Scenario, build
 
 #: Metrics of a healthy baseline that swaps; `baseline` and `ours` change some.
 METRICS: dict[str, Any] = {

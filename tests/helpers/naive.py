@@ -16,14 +16,14 @@ from policy.plan import Batch, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.state import State
+from runs.recorder import Recorder, decision_line
+from runs.recording import Recording
+from runs.scenario import Scenario
+from runs.serving import make_scheduler
 from sim import simulate as machine
 from sim.device import Device, Served
 from sim.engine import NULL, Engine
 from sim.simulate import Setup
-from traces.recorder import Recorder, decision_line
-from traces.recording import Recording
-from traces.scenario import Scenario
-from traces.serving import make_scheduler
 from traces.workload import Turn
 
 

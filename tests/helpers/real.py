@@ -19,12 +19,12 @@ from realrun.journal import Journal
 from realrun.kvstore import KVStore
 from realrun.model import LoadedModel, load_model
 from realrun.serve import Machine, Options, make_engine, prepare
+from runs.metrics.summary import summarise
+from runs.recorder import Recorder
+from runs.recording import Recording
+from runs.scenario import Scenario, build
+from runs.serving import aging_lengths, checker
 from sim.replay import replay
-from traces.metrics import summarise
-from traces.recorder import Recorder
-from traces.recording import Recording
-from traces.scenario import Scenario, build
-from traces.serving import aging_lengths, checker
 
 #: The policies' laws and the machine's copies are checked on a device with room for two or three.
 ROOM = {"device_blocks": 10, "host_blocks": 60, "block_size": 4, "aging": "shuffle"}

@@ -14,11 +14,10 @@ from heapq import heappop, heappush
 from policy.errors import ReleaseVerdict
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
-from traces.draw import Streams
-from traces.recorder import CopyRecord, Recorder
-from traces.recording import IntTable, Recording
-from traces.scenario import Scenario
-from traces.serving import (
+from runs.recorder import CopyRecord, Recorder
+from runs.recording import IntTable, Recording
+from runs.scenario import Scenario
+from runs.serving import (
     Serving,
     aging_lengths,
     make_request,
@@ -27,8 +26,9 @@ from traces.serving import (
     settings_for,
     unservable,
 )
+from runs.turns import NEVER, TurnDriver
+from traces.randomness import Streams
 from traces.sources import open_workload
-from traces.turns import NEVER, TurnDriver
 from traces.workload import Turn
 
 SIZES = {"device_blocks": 64, "host_blocks": 64, "max_model_len": 400}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from policy.plan import Copy, Direction
-from policy.runs import Run
+from policy.pools.runs import Run
 from realrun.config import PRESETS, ModelConfig
 from realrun.kvstore import KVStore, Tier
 from realrun.runtime import CpuRuntime

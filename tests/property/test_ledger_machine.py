@@ -23,10 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from policy.context import Context, HostRole, InFlight
-from policy.host_eviction import HOST_EVICTIONS
-from policy.ledger import Ledger
-from policy.memory import Memory
+from policy.choices.host_eviction import HOST_EVICTIONS
+from policy.memory.context import Context, HostRole, InFlight
+from policy.memory.ledger import Ledger
+from policy.memory.memory import Memory
 from policy.plan import Copy, Direction
 from policy.pools.allocation import Allocation, Pool
 from policy.pools.free_runs import BuddyRuns, FreeRuns

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from policy.systems import SYSTEMS
+from runs.scenario import Scenario, build
 from tests.helpers.naive import fast_simulate, naive_simulate
 from tests.helpers.small import IDS_NAME, random_ids
-from traces.scenario import Scenario, build
 
 TABLES = ("requests", "steps", "spans", "preemptions", "copies", "workload")
 

@@ -22,8 +22,8 @@ for _needed in ("safetensors", "tokenizers", "gguf"):
 
 import fastswitch
 from policy.errors import InputError
+from runs.recording import JOURNAL, load
 from tests.helpers.real import ROOM, write_workload
-from traces.recording import JOURNAL, load
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,14 +14,17 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
-from explore import export_aiperf, export_llm_d, export_vllm, timeline
+from explore.exports import aiperf as export_aiperf
+from explore.exports import llm_d as export_llm_d
+from explore.exports import perfetto as timeline
+from explore.exports import vllm as export_vllm
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from realrun.serve import Options, serve
+from runs.metrics.summary import summarise
+from runs.user_order import user_order
 from tests.helpers.real import run, scenario, tiny, write_workload
 from tests.helpers.tracks import parsed, problems, slices_of
-from traces.metrics import summarise
-from traces.orders import user_order
 
 
 @pytest.mark.parametrize("system", ["vllm-0.3.3-keep", "fastswitch"])

@@ -21,9 +21,9 @@ from benchmarks.gpu_ledger import Ledger, Point, run_points
 from realrun.kvstore import LAYOUTS
 from realrun.transfer import MOVERS
 from realrun.weights import empty
+from runs.scenario import build
 from sim import simulate
 from tests.realrun.test_model import SHAPES
-from traces.scenario import build
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MACHINE = {"gpu": "a card", "torch": "9.9"}

@@ -20,7 +20,7 @@ from policy.scheduler import Scheduler
 from realrun.prompts import RandomPrompts
 from sim.replay import replay
 from tests.helpers.real import ROOM, Run, run, scenario
-from traces.draw import Streams
+from traces.randomness import Streams
 from traces.workload import Header, Turn
 
 NAMED = 8  # tokens that a hash id names: two blocks of 4

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.plan import Copy, Direction
-from policy.runs import Run
+from policy.pools.runs import Run
 from realrun.kvstore import LAYOUTS, KVStore
 from realrun.runtime import CpuLane
 from realrun.transfer import MOVERS

@@ -20,9 +20,9 @@ from benchmarks import gpu_check, validation, validation_workloads
 from calibrate import machine
 from calibrate.grid import Limits
 from calibrate.points import Point, Points, read
+from runs.scenario import SCENARIOS
 from tests.helpers.swapping import one_thread
 from traces.readers.catalog import read_workload
-from traces.scenario import SCENARIOS
 
 SMALL = Limits(max_batch=4, max_context=64, max_tokens=256, max_prefill=32, copy_blocks=4)
 

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from calibrate.profile import load
 from policy.plan import Copy, Direction
 from policy.systems import System
+from runs.recording import Recording
+from runs.scenario import build
 from sim.clock import Clock
 from sim.costs import CopyCosts
 from sim.link import HostLink
 from sim.simulate import simulate
 from tests.helpers.bench import BLOCK_TOKENS, MICROSECOND, WHOLE
 from traces.readers.native import write
-from traces.recording import Recording
-from traces.scenario import build
 from traces.workload import Header, Turn, Workload
 
 BLOCK = BLOCK_TOKENS * 131_072  # bytes of 64 tokens of Llama-3-8B

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from calibrate.profile import load
 from policy.plan import Copy, Direction, Plan
 from policy.systems import SYSTEMS, System
+from runs.recording import Recording
+from runs.scenario import build, merge
 from sim.clock import Clock
 from sim.costs import CopyCosts
 from sim.engine import Engine
 from sim.link import HostLink
 from sim.simulate import simulate
 from tests.helpers.bench import BLOCK_TOKENS, MICROSECOND, WHOLE
-from traces.recording import Recording
-from traces.scenario import build, merge
 
 #: Bytes that move in no time, calls that take none: a copy takes 0 ns.
 NOTHING = {

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from runs.metrics.stats import Ints, percentile
+from runs.recording import Recording
+from runs.scenario import Scenario, build
 from sim.simulate import simulate
-from traces.draw import Streams
+from traces.randomness import Streams
 from traces.readers.native import write
-from traces.recording import Recording
-from traces.scenario import Scenario, build
-from traces.stats import Ints, percentile
 from traces.workload import Header, Turn, Workload
 
 MEAN_TOKENS = 1000

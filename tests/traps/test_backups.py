@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from policy.backup import BackupMemory
-from policy.context import HostRole
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
+from policy.memory.backup import BackupMemory
+from policy.memory.context import HostRole
 from policy.plan import Direction, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from policy.choices.shape import Chunked
 from policy.errors import InvariantError
 from policy.plan import Plan
-from policy.shape import Chunked
 from tests.helpers.scripted import SWAP, Watched, run
 from tests.helpers.shadow import Turn
 from tests.helpers.small import random_turns, scheduler, variant

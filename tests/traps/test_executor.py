@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
 
-from policy.context import Context
 from policy.errors import FaultError, InvariantError
 from policy.integrity import check_integrity
-from policy.memory import Memory
+from policy.memory.context import Context
+from policy.memory.memory import Memory
 from policy.plan import Copy, Direction, Plan
 from policy.scheduler import Scheduler
 from policy.systems import System

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from policy.context import Context, HostRole
-from policy.draft import Draft
+from policy.engines.draft import Draft
 from policy.errors import InvariantError, OutOfBlocks
 from policy.integrity import check_integrity
-from policy.ledger import Ledger
-from policy.memory import Memory
+from policy.memory.context import Context, HostRole
+from policy.memory.ledger import Ledger
+from policy.memory.memory import Memory
 from policy.orders.base import Order
 from policy.plan import Copy, Direction, Plan
 from policy.pools.allocation import Allocation, Pool

@@ -17,32 +17,32 @@ from typing import Any
 import pytest
 
 import policy.scheduler
-from policy.context import Context
-from policy.memory import Memory
+from policy.choices.overlap import Adaptive
+from policy.engines.ranked import RulePlanner
+from policy.engines.target import Room, Target, choose_target
+from policy.memory.context import Context
+from policy.memory.memory import Memory
 from policy.orders.base import Key
 from policy.orders.traces import MarkovTrace
-from policy.overlap import Adaptive
 from policy.plan import Copy, Direction, Plan
-from policy.planner import RulePlanner
 from policy.pools.allocation import Pool
 from policy.pools.paged import PagedPool
 from policy.request import Request
 from policy.scheduler import Scheduler, make_pool
 from policy.systems import System
-from policy.target import Room, Target, choose_target
 from policy.views import Draw, RequestView
+from runs.recording import Recording
+from runs.scenario import Scenario, build, merge
 from sim.simulate import prepare, simulate
 from tests.helpers.chats import chat_of
 from tests.helpers.scripted import NEVER, Watched
 from tests.helpers.shadow import ShadowMachine, Turn, serve
 from tests.helpers.small import draw, random_scheduler, random_turns, scheduler, variant
 from traces import workload
-from traces.draw import Streams
 from traces.generators.chat import ASSISTANT, ASSISTANT_ALIKE
 from traces.generators.laws import draw_mixture, mixture_at
+from traces.randomness import Streams
 from traces.readers.native import write
-from traces.recording import Recording
-from traces.scenario import Scenario, build, merge
 
 ASYNC = variant("fastswitch", overlap="async", between_turns="drop")
 KEEPING = variant("fastswitch", overlap="async")
@@ -154,7 +154,7 @@ def test_m1_one_incoming_at_a_time_preempts_for_one_and_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = three_urgent_ones()
-    monkeypatch.setattr("policy.planner.choose_target", drip)
+    monkeypatch.setattr("policy.engines.ranked.choose_target", drip)
     assert [name for name, _ in machine.step().preempt] == ["low2"]
 
 
@@ -273,7 +273,7 @@ def test_m7_swapped_before_waiting_trades_first_tokens_for_steady_ones(
 ) -> None:
     """Not a detail: it moves the tail of TTFT up, and that of TBT down, several times over."""
     proper = measured("vllm-0.3.3-keep")
-    monkeypatch.setattr("policy.planner.choose_target", swapped_before_waiting)
+    monkeypatch.setattr("policy.engines.ranked.choose_target", swapped_before_waiting)
     barred = mistaken("vllm-0.3.3-keep")
     assert barred["ttft_p95_s"] > 5 * proper["ttft_p95_s"]
     assert barred["tbt_p999_s"] < 0.2 * proper["tbt_p999_s"]

@@ -10,27 +10,27 @@ from typing import Any
 
 import pytest
 
-from policy.context import Context, HostRole
-from policy.draft import PrefillShape
+from policy.engines.draft import PrefillShape
+from policy.engines.ranked import RulePlanner
+from policy.engines.target import Room, Target, choose_target
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
-from policy.ledger import Ledger
+from policy.memory.context import Context, HostRole
+from policy.memory.ledger import Ledger
 from policy.orders.base import Key, Order
 from policy.orders.catalog import ORDERS
 from policy.orders.vtc import VirtualTokenCounter
 from policy.plan import Copy, Direction, Outcome, Plan
-from policy.planner import RulePlanner
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.state import State
 from policy.systems import SYSTEMS, System
-from policy.target import Room, Target, choose_target
 from policy.views import RequestView
+from runs.recording import Recording
+from runs.scenario import build, merge
 from sim.simulate import simulate
 from tests.helpers.shadow import ShadowMachine, Turn, serve
 from tests.helpers.small import draw, scheduler, variant
-from traces.recording import Recording
-from traces.scenario import build, merge
 
 SYNC = variant("+groups", between_turns="drop")
 ASYNC = variant("fastswitch", overlap="async", between_turns="drop")
@@ -494,7 +494,7 @@ def test_t10_parking_everybody_though_one_would_do_is_caught(
     def everybody(residents: Collection[Request], inside: set[Request], *_: Any) -> list[Request]:
         return [request for request in residents if request not in inside]
 
-    monkeypatch.setattr("policy.target._choose_victims", everybody)
+    monkeypatch.setattr("policy.engines.target._choose_victims", everybody)
     assert len(five_and_an_urgent_one(3, SYNC, behind=True)) == 5
 
 
@@ -653,7 +653,7 @@ def test_t15_nobody_passes_a_head_that_does_not_fit_and_so_the_bound_holds() -> 
 
 
 def test_t15_passing_over_it_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.planner.choose_target", passes_over)
+    monkeypatch.setattr("policy.engines.ranked.choose_target", passes_over)
     assert long_head().started.index("big") > 10
 
 

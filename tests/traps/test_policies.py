@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from policy.host_eviction import HOST_EVICTIONS
+from policy.choices.host_eviction import HOST_EVICTIONS
 from policy.orders.base import Key, Order
 from policy.systems import System
 from policy.views import RequestView

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from policy.engines.target import _Gains, _SharedGains
 from policy.errors import InvariantError, OutOfBlocks
 from policy.integrity import check_integrity
-from policy.memory import Memory
+from policy.memory.memory import Memory
+from policy.memory.sharing import SharedMemory
 from policy.plan import Direction, Plan
 from policy.pools.prefix import PrefixPool, SharedBlock
 from policy.scheduler import Scheduler
-from policy.sharing import SharedMemory
-from policy.target import _Gains, _SharedGains
 from tests.helpers.scripted import RECOMPUTE, SWAP, Watched, run
 from tests.helpers.shadow import ShadowMachine, Turn, WrongKV, serve
 from tests.helpers.small import scheduler, sharing_scheduler, sharing_turns, variant

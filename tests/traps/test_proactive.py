@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from policy.decisions import named_decisions
+from policy.choices.catalog import named_decisions
+from policy.choices.overlap import Async, Choice
 from policy.orders.catalog import OrderSettings, make_order
-from policy.overlap import Async, Choice
 from policy.plan import Direction, Plan
 from policy.scheduler import Scheduler
 from policy.systems import SYSTEMS, System

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-import policy.planner
+import policy.engines.ranked
+from policy.engines.ranked import RulePlanner
+from policy.engines.target import Room, Target, choose_target
 from policy.errors import InvariantError, OutOfBlocks, ProgressError
 from policy.integrity import check_integrity
-from policy.ledger import Ledger
+from policy.memory.ledger import Ledger
 from policy.plan import Direction, Plan
-from policy.planner import RulePlanner
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
 from policy.state import State
-from policy.target import Room, Target, choose_target
 from tests.helpers.scripted import (
     ASYNC,
     KEEPING,
@@ -42,7 +42,7 @@ Choose = Callable[[Sequence[Request], Any, Sequence[Request], Room], Target]
 
 def let_choose(monkeypatch: pytest.MonkeyPatch, choose: Choose) -> None:
     """A planner that asks `choose` who should hold device memory."""
-    monkeypatch.setattr(policy.planner, "choose_target", choose)
+    monkeypatch.setattr(policy.engines.ranked, "choose_target", choose)
 
 
 # ------------------------------------------------------------------ D1: half a room each
@@ -119,7 +119,7 @@ def test_d2_who_holds_its_blocks_goes_on_before_one_that_does_not_fit() -> None:
 
 
 def test_d2_a_holder_left_waiting_in_line_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.target._holders", lambda *_: [])
+    monkeypatch.setattr("policy.engines.target._holders", lambda *_: [])
     machine = run(scheduler(KEEPING, device_blocks=12), holder_behind_a_big_one())
     assert order_of_ends(machine).index("leader") < order_of_ends(machine).index("holder+")
 
@@ -194,7 +194,7 @@ def test_d4_the_release_refuses_at_arrival_what_its_device_cannot_hold() -> None
 def test_d4_waiting_for_room_that_does_not_exist_is_caught(
     when: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("policy.target._is_hopeless", lambda *_: False)
+    monkeypatch.setattr("policy.engines.target._is_hopeless", lambda *_: False)
     with pytest.raises(ProgressError, match=how):
         serve_beside(TOO_LARGE[when], scheduler(SYNC, device_blocks=6))
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from policy.draft import Draft
+from policy.engines.draft import Draft
+from policy.engines.ranked import RulePlanner
 from policy.errors import ProgressError
 from policy.plan import Plan, PreemptionMode
-from policy.planner import RulePlanner
 from policy.request import Request
 from policy.state import State
+from runs.recording import Recording
+from runs.scenario import build, merge
 from sim.clock import Clock
 from sim.simulate import simulate
 from tests.helpers.bench import FREE
 from traces.readers.native import write
-from traces.recording import Recording
-from traces.scenario import build, merge
 from traces.workload import Header, Turn, Workload
 
 BLOCK = 16

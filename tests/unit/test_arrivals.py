@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import ConfigError
-from traces.draw import Streams
+from runs.metrics.stats import Ints
 from traces.generators.arrivals import (
     Arrivals,
     Clients,
@@ -23,7 +23,7 @@ from traces.generators.arrivals import (
     Start,
 )
 from traces.generators.laws import Values, draw_gamma, weibull_shape
-from traces.stats import Ints
+from traces.randomness import Streams
 
 MANY = 20_000
 

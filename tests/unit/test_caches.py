@@ -7,7 +7,7 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces.caches import DENSE, Lru, PrefixCaches, Unlimited
+from traces.describing.caches import DENSE, Lru, PrefixCaches, Unlimited
 
 #: Small ids that collide, ids at the edge of the table, and ids like hashes.
 IDS = st.one_of(st.integers(0, 40), st.integers(DENSE - 2, DENSE + 2), st.integers(0, 1 << 62))

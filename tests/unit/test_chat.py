@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from policy.errors import ConfigError
 from tests.helpers.chats import chat_of
-from traces.draw import Streams
 from traces.generators import chat
 from traces.generators.sessions import Generator
+from traces.randomness import Streams
 from traces.workload import Turn
 from traces.workload_spec import ThinkLaw
 

@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import pytest
 
-from explore import compare as module
-from explore.compare import num_jobs
-from explore.estimates import Estimate, Ratio
-from explore.worth import worth
+from explore.studies import compare as module
+from explore.studies.compare import num_jobs
+from explore.studies.estimates import Estimate, Ratio
+from explore.studies.worth import worth
 from policy.errors import ConfigError
 from policy.systems import BASELINES
 from tests.helpers.made import Change, compared, result, scenario_of

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 import fastswitch
 from policy.errors import ConfigError, InputError
+from runs.scenario import build
+from runs.turns import TurnDriver
 from sim.simulate import simulate
 from tests.helpers.chats import chat_of
-from traces import compose, transform
-from traces.draw import Streams
 from traces.generators.arrivals import Clients, Poisson
 from traces.generators.catalog import make_generator, think_of
 from traces.generators.sessions import Priorities
+from traces.randomness import Streams
 from traces.readers.catalog import read_workload
 from traces.readers.native import write
-from traces.scenario import build
-from traces.turns import TurnDriver
+from traces.shaping import compose, transform
 from traces.workload import Header, Turn, Workload
 from traces.workload_spec import build_spec
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import fastswitch
 from tests.helpers.chats import chat_of
-from traces.columns import collect
-from traces.describe import arrivals, clients, describe, dispersion, distances
-from traces.describe_text import as_text
-from traces.draw import Streams
+from traces.describing.columns import collect
+from traces.describing.describe import arrivals, clients, describe, dispersion, distances
+from traces.describing.text import as_text
+from traces.randomness import Streams
 from traces.readers.native import write
 from traces.workload import Header, Turn, Workload
 

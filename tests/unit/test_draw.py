@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from traces.draw import Streams
+from traces.randomness import Streams
 
 ROOT = Path(__file__).resolve().parents[2]
 MANY = 100_000
@@ -46,7 +46,7 @@ FLOATS: dict[Key, tuple[str, float, float]] = {
 
 IN_A_FRESH_PROCESS = """
 import sys
-from traces.draw import Streams
+from traces.randomness import Streams
 print([Streams(seed, run)(purpose, name, k) for seed, run, purpose, name, k in eval(sys.argv[1])])
 """
 

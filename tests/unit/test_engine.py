@@ -11,8 +11,8 @@ import pytest
 from policy.errors import ProgressError
 from policy.orders.base import Order
 from policy.plan import Plan
+from runs.recording import Recording
 from tests.helpers.bench import US, Bench, turn
-from traces.recording import Recording
 from traces.workload import Turn
 
 KINDS = ("finish", "copy", "arrival", "update", "plan")

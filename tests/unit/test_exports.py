@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import yaml
 
-from explore import export_aiperf, export_llm_d, export_vllm
-from explore.export import export
-from explore.samples import Samples, finished_of
+from explore.exports import aiperf as export_aiperf
+from explore.exports import llm_d as export_llm_d
+from explore.exports import vllm as export_vllm
+from explore.exports.export import export
+from explore.exports.samples import Samples, finished_of
+from runs.metrics.summary import summarise
+from runs.recording import Recording
+from runs.scenario import build
 from sim.simulate import simulate
 from tests.unit.test_cli import SMALL, run
 from tests.unit.test_metrics import SECOND, Hand
-from traces.metrics import summarise
-from traces.recording import Recording
-from traces.scenario import build
 
 S = SECOND
 

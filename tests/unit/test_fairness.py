@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from traces import fairness
+from runs.metrics import fairness
 
 SECOND = 1_000_000_000
 MINUTE = 60

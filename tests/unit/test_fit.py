@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 import fastswitch
 from policy.errors import InputError
 from tests.helpers.chats import chat_of
-from traces.columns import Columns, Floats, collect
-from traces.draw import Streams
-from traces.fit import fit, fit_arrivals, generated, halves, hazards, held_out_distances
-from traces.fit_laws import MAX_PARTS, NEAR, fit_values, mixture_cdf, two_sample_ks
+from traces.describing.columns import Columns, Floats, collect
 from traces.generators import agent, chat
 from traces.generators.arrivals import Arrivals, Clients, Modulated, Poisson, Renewal
+from traces.generators.fit import fit, fit_arrivals, generated, halves, hazards, held_out_distances
+from traces.generators.fit_laws import MAX_PARTS, NEAR, fit_values, mixture_cdf, two_sample_ks
 from traces.generators.laws import Mixture, Values
 from traces.generators.sessions import Generator
+from traces.randomness import Streams
 from traces.readers.native import write
 
 MANY = 6000

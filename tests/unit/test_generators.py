@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from policy.errors import ConfigError
 from tests.helpers.chats import chat_of
-from traces.draw import Streams
 from traces.generators import agent, code
 from traces.generators.arrivals import Clients, Poisson
 from traces.generators.catalog import PRESETS, make_generator
 from traces.generators.files import GeneratorFile, load_generator, save_generator
 from traces.generators.laws import Values, draw_turns
 from traces.generators.sessions import Generator, Priorities
+from traces.randomness import Streams
 from traces.readers.catalog import read_workload
 from traces.readers.native import write
-from traces.scenario import parse_yaml
 from traces.workload import Turn
 from traces.workload_spec import ArrivalSpec, build_spec, parse_law
+from traces.yaml import parse_yaml
 
 NS = 1_000_000_000
 

@@ -9,13 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from policy.errors import ConfigError
+from runs.metrics.goodput import Slo, summarise
+from runs.metrics.summary import columns_of, percentile, steady_window
+from runs.metrics.summary import summarise as metrics_of
+from runs.recording import Recording
+from runs.scenario import build
 from sim.simulate import simulate
 from tests.helpers.sweeps import SCENARIO
-from traces.goodput import Slo, summarise
-from traces.metrics import columns_of, percentile, steady_window
-from traces.metrics import summarise as metrics_of
-from traces.recording import Recording
-from traces.scenario import build
 
 S = 1_000_000_000
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from policy.context import Context, HostRole, InFlight
 from policy.errors import InvariantError
 from policy.integrity import check_counts, check_integrity
+from policy.memory.context import Context, HostRole, InFlight
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
 from policy.state import State

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces.draw import Streams
 from traces.generators import chat
 from traces.generators.laws import (
     Mixture,
@@ -20,6 +19,7 @@ from traces.generators.laws import (
     mixture_at,
     seconds_to_ns,
 )
+from traces.randomness import Streams
 
 NORMAL = NormalDist()
 MANY = 20_000

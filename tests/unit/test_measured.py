@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from policy.errors import ConfigError
-from traces.columns import collect
-from traces.describe import clients as shares_of
-from traces.draw import Streams
+from traces.describing.columns import collect
+from traces.describing.describe import clients as shares_of
 from traces.generators.measured import MeasuredClients
+from traces.randomness import Streams
 from traces.workload import Turn
 
 NS = 1_000_000_000

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from traces import breakdown, metrics
-from traces.metrics import columns_of, summarise, token_gaps, tokens_per_step, window_of
-from traces.recording import SCHEMAS, Recording
+from runs.metrics import breakdown
+from runs.metrics import summary as metrics
+from runs.metrics.summary import columns_of, summarise, token_gaps, tokens_per_step, window_of
+from runs.recording import SCHEMAS, Recording
 
 SECOND = 1_000_000_000
 

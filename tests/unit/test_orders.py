@@ -16,18 +16,18 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fastswitch
-from explore.compare import Comparison, compare
-from explore.tables import as_csv
+from explore.studies.compare import Comparison, compare
+from explore.studies.tables import as_csv
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.orders.guard import Guarded
 from policy.orders.static import StaticPriority
+from runs import recording
+from runs.scenario import Scenario, load
+from runs.user_order import UserOrder, user_order
 from tests.helpers.cells import from_a_cell
 from tests.helpers.small import draw
 from tests.unit.test_cli import SMALL
-from traces import recording
-from traces.orders import UserOrder, user_order
-from traces.scenario import Scenario, load
 
 ROOT = Path(__file__).resolve().parents[2]
 

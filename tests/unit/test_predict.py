@@ -14,14 +14,14 @@ from click.testing import CliRunner
 import fastswitch
 from calibrate.build import save
 from calibrate.profile import Fit, HeldOut, load
-from explore import predict_text
-from explore.predict import DRAWS, Line, predict, within_its_error
+from explore.validation import predict_text
+from explore.validation.predict import DRAWS, Line, predict, within_its_error
 from policy.errors import ConfigError
+from runs import recording
+from runs.scenario import build
 from sim.costs import StepCosts
 from sim.simulate import simulate
 from tests.helpers.pages import problems
-from traces import recording
-from traces.scenario import build
 
 PROFILE = "a10-llama-3-8b"
 

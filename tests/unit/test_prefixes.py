@@ -8,6 +8,7 @@ import pytest
 
 from policy.errors import ConfigError
 from policy.systems import SYSTEMS
+from runs.scenario import Scenario, build
 from sim.simulate import simulate
 from tests.helpers.small import scheduler, settings
 from traces.prefixes import (
@@ -17,7 +18,6 @@ from traces.prefixes import (
     sharing_facts,
     with_prefix_block,
 )
-from traces.scenario import Scenario, build
 from traces.workload import Header, Turn
 
 SHARING, PLAIN = SYSTEMS["+prefix"], SYSTEMS["+groups"]

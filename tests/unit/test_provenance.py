@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from calibrate.profile import load
+from runs import provenance as module
+from runs.provenance import commit, provenance, workload_hash
 from tests.helpers.made import scenario_of
-from traces import provenance as module
-from traces.provenance import commit, provenance, workload_hash
 
 PROFILE = load("a10-llama-3-8b")
 HASH = "0123456789abcdef0123456789abcdef01234567"

@@ -18,9 +18,9 @@ import fastswitch
 from policy.errors import ConfigError, InputError
 from tests.helpers.formats import AIDS, VALID, num_rows
 from traces import tokenizer
-from traces.convert import convert
 from traces.readers.catalog import read_workload
 from traces.readers.native import SUFFIXES
+from traces.shaping.convert import convert
 from traces.workload import Turn
 
 

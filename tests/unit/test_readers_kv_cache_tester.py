@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import ConfigError, InputError
-from traces.compose import with_times
-from traces.draw import Streams
 from traces.generators.arrivals import Poisson
 from traces.generators.catalog import think_of
+from traces.randomness import Streams
 from traces.readers import kv_cache_tester
 from traces.readers.base import MAX_BLOCKS, expand_ranges
 from traces.readers.catalog import read_workload
+from traces.shaping.compose import with_times
 from traces.strict import Place
 from traces.workload import Header, Turn
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from policy.plan import Batch, Copy, Direction, Plan, PreemptionMode
 from policy.request import Request
-from traces import recording
-from traces.recorder import CopyRecord, Recorder, decision_line
-from traces.recording import SCHEMAS, IntTable, Recording
+from runs import recording
+from runs.recorder import CopyRecord, Recorder, decision_line
+from runs.recording import SCHEMAS, IntTable, Recording
 from traces.workload import Turn
 
 SUMMARY = {"machine": "by hand"}

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from policy.errors import ConfigError, InputError
-from traces.recorder import Recorder
-from traces.recording import (
+from runs.recorder import Recorder
+from runs.recording import (
     SCHEMAS,
     IntTable,
     Recording,
@@ -23,7 +23,7 @@ from traces.recording import (
     load,
     write_summary,
 )
-from traces.scenario import Scenario, build
+from runs.scenario import Scenario, build
 
 SUMMARY = {"machine": "by hand", "metrics": {"rows": 1, "ttft_p50_s": None}}
 STEPS = [
@@ -109,7 +109,7 @@ def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
 
 
 def build_back(folder: Path) -> Scenario:
-    from traces.scenario import load as load_scenario
+    from runs.scenario import load as load_scenario
 
     return load_scenario(str(folder / "scenario.yaml"))
 

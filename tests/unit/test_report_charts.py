@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explore.estimates import Estimate
 from explore.report import chart, document, pareto
 from explore.report.chart import Axis, Curve, Point
 from explore.report.pareto import METRICS, Candidate, frontier
+from explore.studies.estimates import Estimate
 from tests.helpers.pages import EVIL, Reader, problems
 
 RATE, LATENCY = "throughput_tok_s", "ttft_p99_s"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from explore import words
-from explore.estimates import SPEEDUPS
 from explore.report.comparison import page, verdict
+from explore.studies.estimates import SPEEDUPS
 from tests.helpers.made import compared
 from tests.helpers.pages import EVIL, Reader, problems
 

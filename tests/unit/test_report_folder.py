@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from explore.output import write
-from explore.predict_text import as_json as validation_as_json
-from explore.predict_text import from_json as validation_from_json
 from explore.report import sweep
-from explore.tables import as_json, from_json
+from explore.studies.output import write
+from explore.studies.tables import as_json, from_json
+from explore.validation.predict_text import as_json as validation_as_json
+from explore.validation.predict_text import from_json as validation_from_json
 from tests.helpers.made import compared
 from tests.helpers.pages import EVIL, Reader, problems
 from tests.helpers.sweeps import SMALL as SWEEP

@@ -12,22 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from explore import words
-from explore.lives import Lives
 from explore.report import lanes, levels
 from explore.report.anatomy import Gaps, Parts
 from explore.report.clients import Clients, Exact, Spread
 from explore.report.lanes import STATES, varints
+from explore.report.lives import Lives
 from explore.report.run import page
 from policy.errors import ConfigError
+from runs.metrics import fairness
+from runs.metrics.stats import percentile
+from runs.metrics.summary import columns_of, summarise
+from runs.recording import Recording
+from runs.scenario import build
 from sim.simulate import simulate
 from tests.helpers.pages import EVIL, Reader, block, problems, requests_of, slices_of
 from tests.unit.test_cli import SMALL
 from tests.unit.test_metrics import Hand, every
-from traces import fairness
-from traces.metrics import columns_of, summarise
-from traces.recording import Recording
-from traces.scenario import build
-from traces.stats import percentile
 
 MS = 1_000_000
 TIGHT = {**SMALL, "pool": {"device_blocks": 45, "host_blocks": 120, "aging": "none"}}

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fastswitch
-from explore.estimates import Ratio
 from explore.reproduce import crossover, data, figures, text
 from explore.reproduce.data import PARTS, Claim, Variant, claims, points
 from explore.reproduce.judge import Verdict, cells_of, judge_all, state_of
 from explore.reproduce.overhead import Overhead, measure
 from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.study import Found, Place, study_of
+from explore.studies.estimates import Ratio
 from explore.sweep.trial import run_trial
 from explore.words import HEADINGS
 

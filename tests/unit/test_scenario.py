@@ -15,9 +15,7 @@ from calibrate import profile as profiles
 from policy.errors import ConfigError
 from policy.orders.catalog import ORDERS, OrderSettings
 from policy.systems import SYSTEMS
-from traces.scenario import (
-    MAX_BYTES,
-    MAX_DEPTH,
+from runs.scenario import (
     SCENARIOS,
     RateSpec,
     Scenario,
@@ -26,9 +24,9 @@ from traces.scenario import (
     load,
     merge,
     parse_settings,
-    parse_yaml,
     schema,
 )
+from traces.yaml import MAX_BYTES, MAX_DEPTH, parse_yaml
 
 SHIPPED = sorted(path.stem for path in SCENARIOS.glob("*.yaml"))
 CHAT = {"generator": "chat", "conversations": 3, "rate": 1.0}

@@ -12,10 +12,10 @@ from explore.sweep import semantics
 from explore.sweep.semantics import Inputs, digest, key_of, portable
 from explore.sweep.trial import run_trial
 from policy.errors import InputError
+from runs.scenario import build
 from tests.helpers.sweeps import SCENARIO
 from traces.generators import agent
 from traces.generators.files import GeneratorFile, save_generator
-from traces.scenario import build
 
 
 def key(**values: Any) -> str:

@@ -13,13 +13,13 @@ from calibrate.profile import PROFILES
 from policy.errors import ConfigError, InvariantError
 from policy.orders.base import Order
 from policy.scheduler import Scheduler
+from runs import recording, serving
+from runs.recording import SCHEMAS
+from runs.scenario import Scenario
+from runs.serving import FULL_EVERY, checker, make_scheduler
 from sim.simulate import calm_collector, simulate
 from tests.helpers.bench import scenario_of
-from traces import recording, serving
 from traces.readers.native import write
-from traces.recording import SCHEMAS
-from traces.scenario import Scenario
-from traces.serving import FULL_EVERY, checker, make_scheduler
 from traces.workload import Header, Turn, Workload
 
 

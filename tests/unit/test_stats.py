@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces.stats import (
+from runs.metrics.stats import (
     MIN_SAMPLES,
     mean_and_half_width,
     percentile,

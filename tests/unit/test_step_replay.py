@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from calibrate.profile import Curve, load
-from explore.blame import responsible, unbiased
-from explore.step_replay import CostErrors, _alone_ns, compare, errors, merged
+from explore.validation.blame import responsible, unbiased
+from explore.validation.step_replay import CostErrors, _alone_ns, compare, errors, merged
 from policy.systems import named_system
+from runs.scenario import build
 from sim.costs import CopyCosts
 from sim.simulate import simulate
 from tests.helpers.calibration import BLOCK, grid, job_ns, truth
-from traces.scenario import build
 
 NO_INTERFERENCE = {"transfer.interference_to_device": 0.0, "transfer.interference_to_host": 0.0}
 

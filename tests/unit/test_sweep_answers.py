@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from explore.estimates import Estimate, Ratio
+from explore.studies.estimates import Estimate, Ratio
 from explore.sweep import answers
 from policy.errors import ConfigError
 from tests.helpers.sweeps import SMALL, pretend

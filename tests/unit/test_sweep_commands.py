@@ -43,7 +43,7 @@ def test_a_sweep_runs_and_its_shards_merge_to_the_same_bytes(sweep: Path, tmp_pa
 
 def test_a_sweep_gives_the_numbers_of_compare(tmp_path: Path) -> None:
     found = fastswitch.sweep({**SMALL, "grid": {}}, tmp_path / "out", workers=1)
-    from traces.scenario import build
+    from runs.scenario import build
 
     theirs = fastswitch.compare(build(SCENARIO, "t"), SMALL["systems"], runs=2, workers=1).frame()
     ours = found.results.sort_values(["system", "run"]).reset_index(drop=True)

@@ -21,8 +21,8 @@ from explore.sweep.local import MAX_ATTEMPTS, Local
 from explore.sweep.semantics import Inputs, canonical, key_of, portable
 from explore.sweep.trial import run_trial
 from policy.errors import ConfigError, FaultError
+from runs.scenario import build
 from tests.helpers.sweeps import SCENARIO
-from traces.scenario import build
 
 #: A worker that does what the name of its trial says, with no simulator in it.
 PROGRAM = """

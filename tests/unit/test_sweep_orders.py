@@ -20,9 +20,9 @@ from explore.sweep.trial import run_trial
 from explore.sweep.trials import expand
 from policy.errors import ConfigError
 from policy.orders.base import Order
+from runs.user_order import user_order
 from tests.helpers.cells import from_a_cell
 from tests.helpers.sweeps import SCENARIO, pretend
-from traces.orders import user_order
 
 MINE = """
 from policy.orders.base import Order

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from explore.sweep.spec import load
 from explore.sweep.trials import MAX_TRIALS, Plan, expand
 from policy.errors import ConfigError, FastSwitchError, InputError
+from runs.scenario import SCENARIOS
 from tests.helpers.sweeps import SCENARIO, SMALL, written
-from traces.scenario import SCENARIOS, parse_yaml
+from traces.yaml import parse_yaml
 
 
 def planned(**parts: Any) -> Plan:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from explore import words
-from explore.estimates import SPEEDUPS
-from explore.tables import as_csv, as_json, as_text, speedup_table, text_table
+from explore.studies.estimates import SPEEDUPS
+from explore.studies.tables import as_csv, as_json, as_text, speedup_table, text_table
 from tests.helpers.made import compared
 
 BOTH, KEEP, OURS = "vllm-0.3.3", "vllm-0.3.3-keep", "fastswitch"

@@ -13,20 +13,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from explore import export as module
-from explore import lives
-from explore.export import export
-from explore.lives import Lives
-from explore.timeline import pieces
+from explore.exports import export as module
+from explore.exports.export import export
+from explore.exports.perfetto import pieces
+from explore.report import lives
+from explore.report.lives import Lives
 from policy.errors import ConfigError, InputError
 from policy.systems import SYSTEMS
+from runs import recording as recordings
+from runs.recording import Recording
+from runs.scenario import build
 from sim.simulate import simulate
 from tests.helpers.tracks import counter, parsed, problems, slices_of
 from tests.unit.test_cli import SMALL, run
 from tests.unit.test_metrics import Hand, every
-from traces import recording as recordings
-from traces.recording import Recording
-from traces.scenario import build
 
 TIGHT = {**SMALL, "pool": {"device_blocks": 45, "host_blocks": 120, "aging": "none"}}
 

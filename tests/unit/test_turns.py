@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import InputError
-from traces.turns import NEVER, Arrival, TurnDriver
+from runs.turns import NEVER, Arrival, TurnDriver
 from traces.workload import Header, Timing, Turn, Workload
 
 

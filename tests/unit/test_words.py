@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from explore import words
-from explore.compare import Load
-from explore.estimates import Estimate, Ratio
+from explore.studies.compare import Load
+from explore.studies.estimates import Estimate, Ratio
 from tests.helpers.made import compared
 
 KEEP, OURS = "vllm-0.3.3-keep", "fastswitch"

@@ -14,8 +14,8 @@ from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
 from policy.errors import ConfigError
-from traces.draw import Streams
 from traces.generators.laws import Values, draw_gamma, weibull_shape
+from traces.randomness import Streams
 
 GapLaw = Literal["exponential", "gamma", "weibull"]
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from policy.errors import ConfigError
+from traces.atomic import whole
 from traces.generators.sessions import SessionModel
-from traces.scenario import MAX_BYTES, dump_yaml, parse_yaml
 from traces.strict import reason, shown_path
-from traces.whole import whole
 from traces.workload_spec import ArrivalSpec, Positive, Rate, Section, first_problem
+from traces.yaml import MAX_BYTES, dump_yaml, parse_yaml
 
 
 class GeneratorFile(Section):

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from typing import ClassVar
 
 from policy.errors import ConfigError
-from traces.draw import Streams
+from traces.randomness import Streams
 
 _NORMAL = NormalDist()
 

@@ -15,9 +15,9 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from policy.errors import ConfigError
-from traces.draw import Streams
 from traces.generators.arrivals import GapLaw, draw_gap, draw_residual, shape_of
 from traces.generators.laws import seconds_to_ns
+from traces.randomness import Streams
 from traces.workload import Header, Turn, Workload
 
 #: A few published windows have CVs up to 1,038; a process so bursty stands still.

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import ClassVar, Literal
 
 from policy.errors import ConfigError
-from traces.draw import Streams
 from traces.generators.arrivals import Arrivals, Start, check_rate, pick
 from traces.generators.laws import Values, draw_turns, seconds_to_ns
 from traces.generators.prefixes import Prefixes
+from traces.randomness import Streams
 from traces.strict import MAX_SECONDS
 from traces.workload import MAX_TOKENS, Header, Turn, Workload
 

@@ -15,12 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from traces.atomic import whole
 from traces.readers import parquet
 from traces.readers.base import json_rows
 from traces.readers.rows import header_of, row_of, turn_of
 from traces.rules import checked
 from traces.strict import Place
-from traces.whole import whole
 from traces.workload import FORMAT, Header, Turn, Workload
 
 #: Ways to write a workload, by the end of the file's name.

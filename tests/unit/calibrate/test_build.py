@@ -18,7 +18,7 @@ from sim.costs import CopyCosts, StepCosts
 from sim.simulate import simulate
 from tests.helpers.bench import scenario_of
 from tests.helpers.calibration import OVERHEAD, synthetic, truth
-from traces import drawing
+from traces import figure_style
 from traces.readers.native import write
 from traces.workload import Header, Turn, Workload
 
@@ -286,8 +286,8 @@ def test_the_figure_has_the_same_bytes_each_time(
     suffix: str, profile: Profile, tmp_path: Path
 ) -> None:
     first, second = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
-    drawing.save(fit_figure(profile), first)
-    drawing.save(fit_figure(profile), second)
+    figure_style.save(fit_figure(profile), first)
+    figure_style.save(fit_figure(profile), second)
     assert first.read_bytes() == second.read_bytes()
     assert len(first.read_bytes()) > 10_000
 
@@ -307,6 +307,6 @@ def test_a_figure_needs_points_and_a_place(profile: Profile, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="holds no points to show"):
         fit_figure(TRUTH)
     with pytest.raises(ConfigError, match="cannot be written"):
-        drawing.save(fit_figure(profile), tmp_path / "none" / "f.svg")
+        figure_style.save(fit_figure(profile), tmp_path / "none" / "f.svg")
     with pytest.raises(ConfigError, match=r"f\.txt: a figure's name ends in"):
-        drawing.save(fit_figure(profile), tmp_path / "f.txt")
+        figure_style.save(fit_figure(profile), tmp_path / "f.txt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policy.context import Context, InFlight
+from policy.memory.context import Context, InFlight
 from policy.plan import Copy, Direction
 from policy.request import Request
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from policy.choices.displacement import ByOrder
+from policy.choices.host_eviction import HostEviction
+from policy.choices.overlap import Adaptive, Choice
+from policy.choices.preemption import ByCost, Parking
 from policy.contract import check_system, system_violations
 from policy.contract import crowd as served
 from policy.contract.systems import ORDERS
-from policy.displacement import ByOrder
 from policy.errors import ConfigError, InvariantError, ReleaseVerdict
-from policy.host_eviction import HostEviction
-from policy.overlap import Adaptive, Choice
 from policy.plan import Plan
-from policy.preemption import ByCost, Parking
 from policy.scheduler import Scheduler
 from policy.systems import CHOICES, SYSTEMS, System
 from policy.views import HostCopy, RequestView

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.displacement import DISPLACEMENTS, ByGap
+from policy.choices.displacement import DISPLACEMENTS, ByGap
+from policy.engines.ranked import RulePlanner
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.plan import Plan
-from policy.planner import RulePlanner
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.settings import Settings

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.context import Context
-from policy.host_eviction import (
+from policy.choices.host_eviction import (
     HOST_EVICTIONS,
     AdaptiveReplacement,
     HostEviction,
     IsolatedLru,
 )
-from policy.ledger import Ledger
+from policy.memory.context import Context
+from policy.memory.ledger import Ledger
 from policy.request import Request
 from policy.systems import CHOICES
 from policy.views import HostCopy, RequestView

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from policy.choices.host_eviction import HOST_EVICTIONS
 from policy.errors import ConfigError
-from policy.host_eviction import HOST_EVICTIONS
 from policy.orders.catalog import ORDERS, OrderSettings, make_order
 from policy.request import Request
 from tests.helpers.small import draw

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.context import InFlight
+from policy.choices.preemption import PREEMPTIONS, ByCost, Parking, parking_of
+from policy.choices.rates import PrefillTime, Rates
 from policy.errors import ConfigError
+from policy.memory.context import InFlight
 from policy.plan import Direction, Outcome, Plan
-from policy.preemption import PREEMPTIONS, ByCost, Parking, parking_of
-from policy.rates import PrefillTime, Rates
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.state import State

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from policy.context import Context
 from policy.errors import IllegalMove
+from policy.memory.context import Context
 from policy.request import DecodeClock, Move, Request, RequestState
 from tests.helpers.small import scheduler
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from policy.choices.shape import Chunked, PrefillOnly
 from policy.errors import ConfigError
 from policy.plan import Outcome, Plan
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
-from policy.shape import Chunked, PrefillOnly
 from policy.systems import custom_system
 from tests.helpers.small import scheduler, settings
 

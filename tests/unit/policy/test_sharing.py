@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from policy.context import Context
+from policy.engines.target import _SharedGains
+from policy.memory.context import Context
+from policy.memory.sharing import SharedMemory
 from policy.plan import Direction
 from policy.request import Request
 from policy.scheduler import Scheduler
-from policy.sharing import SharedMemory
-from policy.target import _SharedGains
 from tests.helpers.small import scheduler, variant
 
 

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from explore.estimates import Ratio, difference_of, family_of, speedup_of
+from explore.studies.estimates import Ratio, difference_of, family_of, speedup_of
+from runs.metrics.stats import holm, p_of_t, p_of_zero_mean, t95
 from tests.helpers.made import compared
-from traces.stats import holm, p_of_t, p_of_zero_mean, t95
 
 
 @pytest.mark.parametrize(

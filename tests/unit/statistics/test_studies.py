@@ -11,16 +11,16 @@ import pytest
 from click.testing import CliRunner
 
 import fastswitch
-from explore import output, tables
-from explore.compare import Comparison, compare, num_jobs
 from explore.report import comparison as report
 from explore.statistics import precision, warm_up
-from explore.tables import as_json
+from explore.studies import output, tables
+from explore.studies.compare import Comparison, compare, num_jobs
+from explore.studies.tables import as_json
 from policy.errors import ConfigError
+from runs.metrics.goodput import Slo
+from runs.scenario import Scenario, build
 from tests.helpers.made import compared
 from tests.helpers.sweeps import SCENARIO
-from traces.goodput import Slo
-from traces.scenario import Scenario, build
 
 CALM = {
     **SCENARIO,

@@ -1,0 +1,81 @@
+"""`fastswitch compare`: the main job."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from cli.options import json_option, load, order_option, set_option
+from cli.progress import progress
+from policy.errors import ConfigError
+
+DEFAULT_SCENARIO = "paper-8b-a10"
+DEFAULT_RUNS = 3
+
+
+@click.command("compare")
+@click.argument("scenario", default=DEFAULT_SCENARIO)
+@click.option("--systems", help="Comma-separated systems; default: the scenario's own list.")
+@click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for JSON, CSV, figures, page.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
+@click.option(
+    "--study",
+    type=click.Choice(["terminating", "steady-state"]),
+    default="terminating",
+    show_default=True,
+    help="Count whole runs, or what comes after a warm-up that is found first.",
+)
+@click.option("--until-precise", is_flag=True, help="More runs until intervals are narrow, to 50.")
+@order_option
+@set_option
+@json_option
+def compare_command(
+    *,
+    scenario: str,
+    systems: str | None,
+    runs: int,
+    out: Path | None,
+    workers: int | None,
+    study: str,
+    until_precise: bool,
+    order: str | None,
+    values: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run systems side by side on the same workload, priority trace and random streams.
+
+    \b
+    Examples:
+      fastswitch compare
+      fastswitch compare paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --seeds 5 --out out
+      fastswitch compare my.yaml --set workload.rate=0.1 --order my_module:MyOrder
+      fastswitch compare my.yaml --study steady-state --until-precise --out out
+    """
+    if runs < 1:
+        raise ConfigError(f"--seeds: {runs} is below 1")
+    loaded, own = load(scenario, values, order)
+    from explore.studies import compare as module
+    from explore.studies import output, tables
+
+    names = [name.strip() for name in systems.split(",")] if systems else None
+    total = None if until_precise else module.num_jobs(loaded, names, runs, study)
+    with progress(total, "runs") as advance:
+        found = module.compare(
+            loaded,
+            names,
+            runs,
+            workers,
+            advance,
+            own,
+            study=study,
+            until_precise=until_precise,
+        )
+    click.echo(json.dumps(tables.as_json(found), indent=1) if as_json else tables.as_text(found))
+    if out is not None:
+        command = "fastswitch " + " ".join(sys.argv[1:])
+        output.write(found, out, command)
+        click.echo(f"\nwritten: {out / 'compare.html'} and what it is made of", err=True)

@@ -1,0 +1,64 @@
+"""The `fastswitch` command: one file a subcommand beside this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.calibrate import calibrate_command
+from cli.compare import compare_command
+from cli.config import config
+from cli.export import export_command
+from cli.realrun import realrun_command
+from cli.report import report_command
+from cli.reproduce import reproduce_command
+from cli.search import search_command
+from cli.simulate import simulate_command
+from cli.sweep import group as sweep_group
+from cli.trace import trace
+from cli.validate import validate_command
+from policy.errors import FastSwitchError
+
+VERSION = "0.1.0"
+
+
+class _Group(click.Group):
+    """Turns our errors into at most five lines and an exit code; `--debug` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FastSwitchError as error:
+            if ctx.params.get("debug"):
+                raise
+            lines = f"error: {error}".splitlines()[:5]
+            click.echo("\n".join(lines), err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(*, debug: bool) -> None:
+    """What does preemption cost an LLM server, and which policy pays?"""
+
+
+for _command in (
+    calibrate_command,
+    compare_command,
+    config,
+    export_command,
+    realrun_command,
+    report_command,
+    reproduce_command,
+    search_command,
+    simulate_command,
+    sweep_group,
+    trace,
+    validate_command,
+):
+    main.add_command(_command)

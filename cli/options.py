@@ -1,0 +1,98 @@
+"""Options, loading and progress that several commands share. Imports nothing heavy: `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from policy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from runs.scenario import Scenario
+    from runs.user_order import UserOrder
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+set_option = click.option(
+    "--set",
+    "values",
+    multiple=True,
+    metavar="A.B=C",
+    help="Put a value over the scenario's, e.g. --set pool.aging=none. May be repeated.",
+)
+check_option = click.option(
+    "--check",
+    type=click.Choice(["off", "counts", "full"]),
+    default="counts",
+    show_default=True,
+    help="Conservation laws checked after every step.",
+)
+order_option = click.option(
+    "--order",
+    metavar="NAME",
+    help="Who is served first: a built-in order, your module:MyOrder or path/to/file.py:MyOrder.",
+)
+
+
+def load(
+    scenario: str, values: tuple[str, ...], order: str | None = None
+) -> tuple[Scenario, UserOrder | None]:
+    """A scenario under `--set` and `--order`; with it the user's own order if that names one, which
+    has then passed the contract suite. Raises ConfigError."""
+    from runs.scenario import load as read
+
+    settled, own = settings_of(values, order)
+    return read(scenario, settled), own
+
+
+def settings_of(
+    values: tuple[str, ...], order: str | None
+) -> tuple[dict[str, Any], UserOrder | None]:
+    """What `--set` and `--order` put over a scenario; with it the user's own order if that names
+    one, which has then passed the contract suite. Raises ConfigError."""
+    from policy.orders.catalog import ORDERS
+    from runs.scenario import parse_settings
+
+    settled = parse_settings(values)
+    if order is None:
+        return settled, None
+    if order in ORDERS:
+        return {**settled, "order": order}, None
+    from runs.user_order import user_order
+
+    return settled, user_order(order)
+
+
+@contextmanager
+def kept_when_stopped(where: Path, how: str) -> Iterator[None]:
+    """Ctrl-C tells where the finished part is and `how` to go on, before it goes on its way."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was finished is in {where}, {how}", err=True)
+        raise
+
+
+def needing_torch(module: str) -> Any:
+    """A module by its name. Raises ConfigError if the libraries it needs are not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the real machine needs the package {error.name}: pip install -e '.[real]'"
+            " (without a GPU, first PyTorch's CPU wheel; see README.md)"
+        ) from None
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """`600:1200`, in seconds. Raises ConfigError."""
+    begin, _, end = text.partition(":")
+    try:
+        return float(begin), float(end)
+    except ValueError:
+        raise ConfigError(f"--window: {text[:60]!r} must be like 600:1200, in seconds") from None

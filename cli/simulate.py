@@ -1,0 +1,59 @@
+"""`fastswitch simulate`: one system, everything it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.options import check_option, json_option, load, order_option, set_option
+from cli.progress import progress
+from cli.show import show_run
+
+
+@click.command("simulate")
+@click.argument("scenario")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
+@click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
+@click.option(
+    "--perfetto", type=click.Path(path_type=Path), help="Also write a timeline, .json.gz."
+)
+@order_option
+@check_option
+@set_option
+@json_option
+def simulate_command(
+    *,
+    scenario: str,
+    out: Path,
+    decisions: bool,
+    perfetto: Path | None,
+    order: str | None,
+    check: str,
+    values: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Simulate one system and record everything it did.
+
+    \b
+    Examples:
+      fastswitch simulate paper-8b-a10 --out run --perfetto run.json.gz
+      fastswitch simulate paper-8b-a10 --set system=vllm-0.3.3 --set order=fcfs --decisions --out run
+    """
+    loaded, own = load(scenario, values, order)
+    from sim.simulate import simulate as run
+
+    with progress(None, "turns") as advance:
+        recording = run(
+            loaded,
+            out=out,
+            decisions=decisions,
+            check=check,
+            order=own,
+            progress=lambda _: advance(),
+        )
+    if perfetto is not None:
+        from explore.exports.export import export
+
+        export(recording, "perfetto", perfetto)
+    show_run(recording.summary, as_json=as_json)

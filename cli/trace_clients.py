@@ -1,0 +1,56 @@
+"""`fastswitch trace clients`: requests of clients that somebody measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.options import parse_window
+from cli.progress import progress
+from policy.errors import ConfigError
+
+
+@click.command("clients")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--window", default="0:3600", show_default=True, metavar="A:B", help="Seconds.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="So many times as many.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--run", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="NAME.jsonl or .jsonl.gz"
+)
+def clients_command(
+    *, sources: tuple[Path, ...], window: str, scale: float, seed: int, run: int, out: Path
+) -> None:
+    """Draw the requests of ServeGen's clients, from a folder of its chunk files, or from two tables:
+    rates and lengths. `docs/workloads.md` says where to get them.
+
+    \b
+    Examples:
+      fastswitch trace clients ServeGen/data/reason/deepseek-r1 --window 3600:7200 --out r1.jsonl.gz
+      fastswitch trace clients rates.csv lengths.csv --scale 0.01 --out some.jsonl
+    """
+    from traces.generators.measured import MeasuredClients
+    from traces.randomness import Streams
+    from traces.readers import servegen
+    from traces.readers.native import write
+    from traces.workload import watched
+
+    if len(sources) > 2:
+        raise ConfigError(
+            f"trace clients: {len(sources)} sources; give a folder, or rates and lengths"
+        )
+    clients = (
+        servegen.read_tables(*sources) if len(sources) == 2 else servegen.read_folder(sources[0])
+    )
+    begin_s, end_s = parse_window(window)
+    known = [client for client in clients if client.rates and client.lengths]
+    made = MeasuredClients(
+        known, end_s, begin_s, scale, f"ServeGen clients: {sources[0].name}", "Apache-2.0"
+    )
+    with progress(None, "requests") as advance:
+        count = write(watched(made.workload(Streams(seed, run)), advance), out)
+    click.echo(f"{count} requests of {len(known)} clients written to {out}")
+    if len(known) < len(clients):
+        click.echo(f"left out: {len(clients) - len(known)} clients without rates or lengths")

@@ -1,0 +1,1 @@
+"""Systems side by side, over paired runs."""

@@ -1,0 +1,1 @@
+"""Small, replaceable decisions of the ranked engine: one file a family, made from names by catalog.py."""

@@ -1,0 +1,34 @@
+"""The small decisions of one scheduler, made from the names in its system."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from policy.choices.displacement import DISPLACEMENTS, Displacement
+from policy.choices.host_eviction import HOST_EVICTIONS, HostEviction
+from policy.choices.overlap import OVERLAPS, Overlap
+from policy.choices.preemption import PREEMPTIONS, Preemption
+from policy.orders.base import Order
+from policy.settings import Settings
+from policy.systems import System
+
+
+class Decisions(NamedTuple):
+    """One of each. They nominate; planner, state and ledger keep the safety rules."""
+
+    overlap: Overlap
+    displacement: Displacement
+    preemption: Preemption
+    eviction: HostEviction
+
+
+def named_decisions(system: System, settings: Settings, order: Order) -> Decisions:
+    """The decisions that a system names, fresh."""
+    return Decisions(
+        OVERLAPS[system.overlap](),
+        DISPLACEMENTS[system.displacement](
+            settings.displacement_gap * order.unit, settings.block_size
+        ),
+        PREEMPTIONS[system.preemption](),
+        HOST_EVICTIONS[system.host_eviction](settings.host_blocks),
+    )

@@ -1,0 +1,1 @@
+"""What decides: one file an engine."""

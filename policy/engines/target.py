@@ -1,0 +1,285 @@
+"""Who should hold device memory now: one pure choice per decision (magnitudes.md trap 1).
+
+The target set is the longest prefix of the order whose whole contexts, plus one step, fit the
+device. All of its members that need room are named beneficiaries, and all victims that this takes
+are nominated together: pending room is theirs and nobody else's, so an update is reached however
+many plans the copies take. Rules of policies.md 3.4 are cited by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from policy.memory.sharing import SharedMemory
+from policy.pools.prefix import SharedBlock
+from policy.request import Request, RequestState
+
+_RUNNING, _WAITING, _LOADING = RequestState.RUNNING, RequestState.WAITING, RequestState.LOADING
+
+
+class Target(NamedTuple):
+    """`incoming` need room or a prefill, in order; `victims` lose theirs, last in order first.
+
+    `head_of_line`: the first request that could not be fitted; `never` cannot fit even alone.
+    `is_final`: choosing again once this is reached would choose the same. Not if one of `incoming`
+    ranks before the leader, who then loses the leader's protection, nor if a shield was overruled.
+    """
+
+    incoming: list[Request]
+    victims: list[Request]
+    head_of_line: Request | None
+    never: list[Request]
+    is_final: bool
+
+
+class Room(NamedTuple):
+    """Device room in blocks, and seats. `coming`: free now, or pending, or held by idle contexts.
+
+    `growth`: blocks that the decode batch needs in this very step. `sharing`: where prompts share
+    what they begin with, whoever holds it; such blocks are counted once. `protects_leader`: rule 9.
+    `place`: what the order that was given is sorted by, where that is not the rank. `headroom`: blocks
+    that who has none leaves free, unless nobody else would be there.
+    """
+
+    total: int
+    watermark: int
+    coming: int
+    growth: int
+    block_size: int
+    max_num_seqs: int
+    sharing: SharedMemory | None = None
+    protects_leader: bool = True
+    place: Callable[[Request], tuple[Any, ...]] | None = None
+    headroom: int = 0
+
+
+def choose_target(
+    order: Sequence[Request],
+    residents: Collection[Request],
+    shielded: Sequence[Request],
+    room: Room,
+) -> Target:
+    """Choose over the live requests, in order, and those of them that hold device blocks.
+
+    `shielded` residents are no victims: requests that a copy is loading, and those that rule 10 or
+    hysteresis protects. Pure: reads requests, changes nothing. Costs one look at each request down
+    to the head of the line.
+    """
+    size = room.block_size
+    total = room.total
+    roomy = total - room.watermark
+    entry = min(roomy, total - room.headroom) if room.headroom else roomy
+    place = room.place or _rank
+    leader = leader_of(order) if room.protects_leader else None
+    protected = _with_leader(leader, shielded)
+    inside = set(protected)
+    incoming: list[Request] = []
+    never: list[Request] = []
+    used = 0
+    once = None if room.sharing is None else _Once(room.sharing)
+    for request in protected:
+        need = request.num_tokens // size + 1
+        if need > roomy and _is_hopeless(request, room):
+            never.append(request)
+        used += max(need, request.device_blocks)
+        if once is not None:
+            used -= once.counted(request)
+            once.count(request)
+        if request.state is _WAITING:
+            incoming.append(request)
+    free_seats = room.max_num_seqs - len(protected)
+    newcomers = 0
+    head_of_line: Request | None = None
+    enter = inside.add
+    for request in order:
+        if request in inside:
+            continue
+        need = request.num_tokens // size + 1
+        if need > roomy and _is_hopeless(request, room):
+            never.append(request)
+            continue
+        if once is not None:
+            used -= once.counted(request)
+        if request.state is _RUNNING:  # first, since nearly all that fit are
+            if used + need > (roomy if newcomers else total) or not free_seats:
+                head_of_line = request  # rule 5: nothing below it may take room
+                break
+        else:
+            device = request.context.device
+            if device is not None:
+                need = max(need, len(device.blocks))
+            limit = roomy if newcomers or device is None else total
+            if device is None and inside:
+                limit = entry
+            if used + need > limit or not free_seats:
+                head_of_line = request
+                break
+            incoming.append(request)
+            newcomers += device is None
+        used += need
+        free_seats -= 1
+        enter(request)
+        if once is not None:
+            once.count(request)
+    short = _shortfall(incoming, newcomers, room)
+    seats_short = len(residents) + newcomers - room.max_num_seqs
+    victims: list[Request] = []
+    if short > 0 or seats_short > 0:
+        gains = _Gains(room.block_size)
+        if room.sharing is not None:
+            gains = _SharedGains(room.block_size, room.sharing, incoming)
+        victims = _choose_victims(
+            residents, inside, leader, protected, short, seats_short, room, gains
+        )
+        incoming = [request for request in incoming if request not in victims]
+    incoming += _holders(residents, inside, victims, size)
+    if len(incoming) > 1:
+        incoming.sort(key=place)
+    leads_on = not incoming or leader is None or place(leader) <= place(incoming[0])
+    is_final = head_of_line is None or (leads_on and inside.isdisjoint(victims))
+    return Target(incoming, victims, head_of_line, never, is_final)
+
+
+def leader_of(order: Sequence[Request]) -> Request | None:
+    """The first in order that is resident is never a victim, so someone always finishes (rule 9)."""
+    for request in order:
+        if request.context.device is not None:
+            return request
+    return None
+
+
+def _with_leader(leader: Request | None, shielded: Sequence[Request]) -> list[Request]:
+    if leader is None:
+        return list(shielded)
+    return [leader, *(other for other in shielded if other is not leader)]
+
+
+def _is_hopeless(request: Request, room: Room) -> bool:
+    """Cannot fit even alone, or has grown out of the device (rule 11)."""
+    if request.state is _RUNNING:
+        return -(-request.num_tokens // room.block_size) > room.total
+    return request.state is not _LOADING
+
+
+def _shortfall(incoming: Sequence[Request], newcomers: int, room: Room) -> int:
+    """Blocks that free and pending room do not cover (rule 3)."""
+    wanted = room.growth + (room.watermark if newcomers else 0)
+    sharing = room.sharing
+    taken: dict[SharedBlock, None] = {}
+    for request in incoming:
+        more = request.num_tokens // room.block_size + 1 - request.device_blocks
+        if sharing is not None:
+            more -= sharing.blocks_that_stay(request.context, taken)
+        if more > 0:
+            wanted += more
+    return wanted - room.coming
+
+
+def _choose_victims(
+    residents: Collection[Request],
+    inside: set[Request],
+    leader: Request | None,
+    protected: Sequence[Request],
+    short: int,
+    seats_short: int,
+    room: Room,
+    gains: _Gains,
+) -> list[Request]:
+    """The last in order outside the target, until the whole shortfall is covered (rule 4)."""
+    outside = [request for request in residents if request not in inside]
+    place = room.place or _rank
+    outside.sort(key=place, reverse=True)
+    victims: list[Request] = []
+    gained = 0
+    for request in outside:
+        victims.append(request)
+        gained += gains.of(request)
+        seats_short -= 1
+        if gained >= short and seats_short <= 0:
+            return victims
+    # Only shields and loads can have overfilled the device. They give way to growth and to the
+    # leader, who must always be able to finish.
+    short = room.growth - room.coming - gained
+    if leader is not None and leader.state is _WAITING:
+        short += max(0, leader.num_tokens // room.block_size + 1 - leader.device_blocks)
+    for request in sorted(protected, key=place, reverse=True):
+        if short <= 0:
+            break
+        if request.state is not _LOADING and request is not leader:
+            victims.append(request)
+            short -= gains.of(request)
+    return victims
+
+
+def _holders(
+    residents: Collection[Request], inside: set[Request], victims: Sequence[Request], size: int
+) -> list[Request]:
+    """Waiting requests behind the line that hold all the blocks they need: they take no room, so
+    they may go on, and the room they hold comes back (rule 7)."""
+    return [
+        request
+        for request in residents
+        if request.state is _WAITING
+        and request not in inside
+        and request not in victims
+        and -(-request.num_tokens // size) <= request.device_blocks
+    ]
+
+
+class _Gains:
+    """Blocks that parking one request after the other gives."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def of(self, request: Request) -> int:
+        """The next one's: what it holds and what it would grow by."""
+        held = request.device_blocks
+        grows = request.is_decoding and -(-request.num_tokens // self._size) > held
+        return held + int(grows)
+
+
+class _SharedGains(_Gains):
+    """With shared blocks: what it alone holds, those parked before it and copies in flight left
+    out of the count, and what nobody among `incoming` is about to hold (trap L15)."""
+
+    def __init__(self, size: int, sharing: SharedMemory, incoming: Sequence[Request]) -> None:
+        super().__init__(size)
+        self._each = sharing.blocks_each
+        self._left: dict[SharedBlock, int] = {}  # holders that have not been parked
+        self._wanted: dict[SharedBlock, None] = {}
+        for request in incoming:
+            self._wanted.update(dict.fromkeys(sharing.chain_of(request.context)))
+
+    def of(self, request: Request) -> int:
+        """See _Gains."""
+        gain = super().of(request)
+        device = request.context.device
+        for shared in () if device is None else device.shared:
+            left = self._left.get(shared, shared.users - shared.leaving) - 1
+            self._left[shared] = left
+            if left or shared in self._wanted:
+                gain -= self._each
+        return gain
+
+
+class _Once:
+    """Shared blocks of those in the target so far, since they take room once."""
+
+    def __init__(self, sharing: SharedMemory) -> None:
+        self._sharing = sharing
+        self._seen: dict[SharedBlock, None] = {}
+
+    def counted(self, request: Request) -> int:
+        """Blocks of the request that were counted for somebody else."""
+        chain = self._sharing.chain_of(request.context)
+        return sum(shared in self._seen for shared in chain) * self._sharing.blocks_each
+
+    def count(self, request: Request) -> None:
+        """The request is in the target."""
+        self._seen.update(dict.fromkeys(self._sharing.chain_of(request.context)))
+
+
+def _rank(request: Request) -> tuple[tuple[int | float, ...], int, str]:
+    return request.rank

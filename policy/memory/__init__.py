@@ -1,0 +1,1 @@
+"""Which copy of whose KV is valid where, and the copies in flight."""

@@ -1,0 +1,1 @@
+"""The one definition of each metric, from the tables of a recording."""

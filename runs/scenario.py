@@ -1,0 +1,343 @@
+"""The scenario: one YAML mapping that says everything a run depends on.
+
+Safe loader, YAML 1.2 scalars, no aliases, no duplicate or unknown keys, at most 1 MiB and 32 levels
+deep. `--set a.b=c` beats the file, the file beats the defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from policy.choices.rates import Rates
+from policy.errors import ConfigError
+from policy.orders.catalog import ORDERS, OrderSettings
+from policy.systems import System, custom_system, named_system
+from traces.strict import MAX_SECONDS, quoted, reason, shown, shown_path
+from traces.workload_spec import (
+    Count,
+    Positive,
+    Section,
+    WorkloadSpec,
+    first_problem,
+    is_generator_file,
+)
+from traces.yaml import MAX_BYTES, dump_yaml, parse_yaml
+
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+#: Per step. Beyond these, times are beyond all clocks.
+Frequency = Annotated[float, Field(ge=1e-9, le=1)]
+Seconds = Annotated[float, Field(ge=1e-9, le=MAX_SECONDS)]
+
+
+class PrioritySpec(Section):
+    """A replayed priority pattern. `frequency`: updates per step; `period_s`: by the clock."""
+
+    pattern: Literal["none", "random", "markov"] = "none"
+    frequency: Frequency | None = None
+    period_s: Seconds | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    stay: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+
+class PoolSpec(Section):
+    """Block pools. Sizes default to what the profile's memory holds."""
+
+    device_blocks: Positive | None = None
+    host_blocks: Count | None = None
+    block_size: Positive = 16
+    watermark: Share = 0.01
+    aging: Literal["none", "churn", "shuffle"] = "churn"
+
+
+class LimitSpec(Section):
+    """vLLM 0.3.3's limits. `max_model_len` defaults to the model's, `max_num_batched_tokens` to
+    max(max_model_len, 2048) as in that release, and to 2048 as in vLLM V1 where the system's steps are
+    chunked."""
+
+    max_num_seqs: Positive = 256
+    max_num_batched_tokens: Positive | None = None
+    max_paddings: Count = 256
+    max_model_len: Positive | None = None
+
+
+class GroupSpec(Section):
+    """Dynamic block groups: blocks sought for a first prefill, for growth, beside a host copy."""
+
+    initial_blocks: Positive = 60
+    growth_blocks: Positive = 16
+    host_increment_blocks: Count = 16
+
+
+class HysteresisSpec(Section):
+    """Who is not a victim yet (planner rule 10). `gap`: how much more urgent a waiting request must
+    be, in the order's units, where a system displaces by gap."""
+
+    gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    min_run_steps: Count = 0
+    max_parkings: Positive = 3
+    token_quantum: Positive = 16
+
+
+class MovementSpec(Section):
+    """Where a system has a `movement`. Backups: steps between rounds of `incremental` ones, blocks of all
+    that are under way, share of the device that likely victims and free blocks make up. `proactive`:
+    shares of the device, free, below which it parks and up to which it goes on."""
+
+    every: Positive = 32
+    blocks: Positive = 64
+    depth: Annotated[float, Field(ge=0, le=1)] = 0.25
+    low: Share = 0.02
+    high: Share = 0.05
+
+
+class VtcSpec(Section):
+    """Virtual token counter: head start of a resident, weights, steps between refreshes."""
+
+    head_start: Count = 60
+    prompt_weight: Count = 1
+    output_weight: Count = 2
+    update_steps: Positive = 16
+
+
+class RateSpec(Section):
+    """Start values of the rates that policies learn from outcomes; never taken from a profile."""
+
+    step_ns: Positive = 30_000_000
+    load_ns_per_block: Positive = 100_000
+    store_ns_per_block: Positive = 100_000
+    prefill_ns_per_token: Positive = 100_000
+
+    def start(self) -> Rates:
+        """Fresh rates."""
+        return Rates(
+            step_ns=self.step_ns,
+            load_ns_per_block=self.load_ns_per_block,
+            store_ns_per_block=self.store_ns_per_block,
+            prefill_ns_per_token=self.prefill_ns_per_token,
+        )
+
+
+class Scenario(Section):
+    """Everything a run depends on.
+
+    `last_turn_known`: the engine is told with its last turn that a conversation ends, and keeps
+    nothing of it. A server is not told, so the default is false.
+    """
+
+    name: str = "unnamed"
+    description: str = ""
+    workload: WorkloadSpec
+    system: str | dict[str, Any] = "fastswitch"
+    systems: tuple[str, ...] = ()
+    order: str | None = None
+    priority: PrioritySpec = PrioritySpec()
+    profile: str
+    profile_values: dict[str, float] = Field(default={})
+    pool: PoolSpec = PoolSpec()
+    limits: LimitSpec = LimitSpec()
+    groups: GroupSpec = GroupSpec()
+    hysteresis: HysteresisSpec = HysteresisSpec()
+    movement: MovementSpec = MovementSpec()
+    vtc: VtcSpec = VtcSpec()
+    rates: RateSpec = RateSpec()
+    last_turn_known: bool = False
+    seed: Count = 0
+    run: Count = 0
+
+    @field_validator("workload", mode="before")
+    @classmethod
+    def _file_alone(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @property
+    def order_name(self) -> str:
+        """The order: as named, else the priority pattern, else FCFS."""
+        if self.order is not None:
+            return self.order
+        return "fcfs" if self.priority.pattern == "none" else self.priority.pattern
+
+    def resolve_system(self) -> System:
+        """The system's switches. Raises ConfigError."""
+        return (
+            named_system(self.system)
+            if isinstance(self.system, str)
+            else custom_system(self.system)
+        )
+
+    def order_settings(self) -> OrderSettings:
+        """Numbers for the built-in orders."""
+        return OrderSettings(
+            markov_share=self.priority.share,
+            markov_stay=self.priority.stay,
+            vtc_head_start=self.vtc.head_start,
+            vtc_prompt_weight=self.vtc.prompt_weight,
+            vtc_output_weight=self.vtc.output_weight,
+        )
+
+    def update_period(self) -> tuple[int | None, int | None]:
+        """(steps, nanoseconds) between priority updates; one of them or neither.
+
+        Raises ConfigError if a pattern that needs one gives none, or both.
+        """
+        if self.order_name == "vtc":
+            return self.vtc.update_steps, None
+        spec = self.priority
+        if spec.frequency is not None and spec.period_s is not None:
+            raise ConfigError("priority: give frequency or period_s, not both")
+        if spec.period_s is not None:
+            return None, round(spec.period_s * 1_000_000_000)
+        if spec.frequency is not None:
+            return max(1, round(1 / spec.frequency)), None
+        if self.order_name in ("random", "markov"):
+            raise ConfigError(
+                f"priority.frequency: order {self.order_name} needs it (updates per step)"
+            )
+        return 1, None
+
+    def with_values(self, values: dict[str, Any]) -> Scenario:
+        """A copy with dotted paths replaced: `{"pool.aging": "none"}`."""
+        data = self.model_dump(mode="json", exclude_unset=True)
+        return build(merge(data, values), "--set")
+
+    def as_yaml(self) -> str:
+        """The resolved scenario, every default written out."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def find(name_or_path: str) -> Path:
+    """A scenario that ships, by name, or a path. Raises ConfigError listing the names."""
+    shipped = SCENARIOS / f"{name_or_path}.yaml"
+    # os.path knows of names that no file can have, where Path.exists raises
+    if os.path.isfile(shipped):
+        return shipped
+    if os.path.isfile(name_or_path):
+        return Path(name_or_path)
+    names = ", ".join(sorted(p.stem for p in SCENARIOS.glob("*.yaml")))
+    raise ConfigError(
+        f"scenario: {shown(name_or_path, 300)!r} is neither a file nor one of {names}"
+    )
+
+
+def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
+    """A YAML file as a mapping, named after the file unless it names itself; and its text. Raises
+    ConfigError naming file and line."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        # parse_yaml refuses what is too long; it may end within a character here
+        text = raw.decode(errors="strict" if len(raw) <= MAX_BYTES else "replace")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{shown_path(path)}: not a mapping")
+    data.setdefault("name", path.stem)
+    return data, text
+
+
+def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
+    """A scenario, with dotted `values` put over it. A workload file is found beside the scenario.
+
+    Raises ConfigError naming file, line and field.
+    """
+    path = find(name_or_path)
+    data, _ = read_mapping(path)
+    find_beside(data, path)
+    return build(merge(data, values or {}), str(path))
+
+
+def find_beside(data: dict[str, Any], path: Path) -> None:
+    """Make a workload file that is not here the one of that name beside `path`, in place."""
+    if isinstance(data.get("workload"), str):
+        data["workload"] = {"file": data["workload"]}
+    spec = data.get("workload")
+    if not isinstance(spec, dict):
+        return
+    for key in ("file", "generator"):
+        name = spec.get(key)
+        if not isinstance(name, str) or os.path.isabs(name) or os.path.exists(name):
+            continue
+        beside = path.parent / name
+        if os.path.exists(beside) and (key == "file" or is_generator_file(name)):
+            spec[key] = str(beside)
+
+
+def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`data` with dotted paths set; mappings on the way are made. Raises ConfigError."""
+    merged: dict[str, Any] = copy.deepcopy(data)
+    for path, value in values.items():
+        node = merged
+        *parents, last = (
+            path.split(".", 1) if path.startswith("profile_values.") else path.split(".")
+        )
+        for name in parents:
+            child = node.setdefault(name, {})
+            if name == "workload" and isinstance(child, str):
+                child = node[name] = {"file": child}
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {shown(path)}: {shown(name)} is not a mapping")
+            node = child
+        node[last] = value
+    return merged
+
+
+def build(data: dict[str, Any], where: str) -> Scenario:
+    """Validate a mapping. Raises ConfigError naming the first bad field and its limit."""
+    where = shown(where, 1000)
+    try:
+        scenario = Scenario.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {first_problem(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {reason(error)}") from None
+    _check(scenario, where)
+    return scenario
+
+
+def _check(scenario: Scenario, where: str) -> None:
+    problem = scenario.workload.problem()
+    if problem is not None:
+        raise ConfigError(f"{where}: workload: {shown(problem, 300)}")
+    if scenario.order_name not in ORDERS:
+        raise ConfigError(
+            f"{where}: order: {quoted(scenario.order_name)} is not one of {', '.join(ORDERS)}"
+        )
+    low, high = scenario.movement.low, scenario.movement.high
+    if low >= high:
+        raise ConfigError(f"{where}: movement.low: {low} is not below movement.high {high}")
+    try:
+        scenario.resolve_system()
+        scenario.update_period()
+        for name in scenario.systems:
+            named_system(name)
+    except ConfigError as error:  # quotes what the file says, however long
+        raise ConfigError(shown(str(error), 500)) from None
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`--set a.b=c` pairs; values are YAML. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        if not equals or not path:
+            raise ConfigError(
+                f"--set {shown(pair, 200)!r}: must be name=value, like pool.aging=none"
+            )
+        values[path] = parse_yaml(text, f"--set {shown(path, 200)}")
+    return values
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a scenario, for editors."""
+    return Scenario.model_json_schema()

@@ -1,0 +1,185 @@
+"""From a scenario to a scheduler with aged pools, and from a turn to a request.
+
+Shared by every machine, so that both serve the same thing. Memory sizes come from the machine:
+a profile's, or what a real device has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+from policy.errors import ConfigError
+from policy.integrity import check_counts, check_integrity
+from policy.orders.base import Order
+from policy.orders.catalog import make_order
+from policy.pools.aging import CHURN_REQUESTS, churn, shuffle
+from policy.request import Request
+from policy.scheduler import Scheduler, picker
+from policy.settings import Settings
+from policy.systems import System
+from runs.scenario import Scenario
+from runs.turns import Arrival
+from traces.randomness import Streams
+from traces.workload import Turn, Workload
+
+#: Checks: none, the cheap counts after every step (a full sweep every FULL_EVERY), or all always.
+CHECKS = ("off", "counts", "full")
+FULL_EVERY = 4096
+#: `max_num_batched_tokens` of chunked steps where the scenario is silent: vLLM V1's default.
+CHUNKED_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a scenario resolves to before anything runs, on any machine."""
+
+    scenario: Scenario
+    system: System
+    settings: Settings
+    streams: Streams
+    workload: Workload
+
+
+def settings_for(
+    scenario: Scenario, *, device_blocks: int, host_blocks: int, max_model_len: int
+) -> Settings:
+    """Pool sizes and limits; the machine's where the scenario is silent. Raises ConfigError."""
+    pool, limits = scenario.pool, scenario.limits
+    device = pool.device_blocks or device_blocks
+    if device < 1:
+        raise ConfigError("pool.device_blocks: the device has no room for KV blocks")
+    length = limits.max_model_len or max_model_len
+    step_tokens = CHUNKED_TOKENS
+    if scenario.resolve_system().shape != "chunked":
+        step_tokens = max(length, 2048)
+    steps, nanoseconds = scenario.update_period()
+    return Settings(
+        device_blocks=device,
+        host_blocks=pool.host_blocks if pool.host_blocks is not None else host_blocks,
+        block_size=pool.block_size,
+        watermark=pool.watermark,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens or step_tokens,
+        max_paddings=limits.max_paddings,
+        max_model_len=length,
+        initial_group=scenario.groups.initial_blocks,
+        growth_group=scenario.groups.growth_blocks,
+        host_increment=scenario.groups.host_increment_blocks,
+        update_every=steps,
+        update_every_ns=nanoseconds,
+        displacement_gap=scenario.hysteresis.gap,
+        min_run_steps=scenario.hysteresis.min_run_steps,
+        max_parkings=scenario.hysteresis.max_parkings,
+        token_quantum=scenario.hysteresis.token_quantum,
+        backup_every=scenario.movement.every,
+        backup_blocks=scenario.movement.blocks,
+        backup_depth=scenario.movement.depth,
+        free_low=scenario.movement.low,
+        free_high=scenario.movement.high,
+    )
+
+
+def make_scheduler(serving: Serving, order: Order | None = None) -> Scheduler:
+    """The scheduler of a scenario, its pools aged as the scenario says."""
+    scenario, streams = serving.scenario, serving.streams
+    if order is None:
+        order = make_order(scenario.order_name, streams, scenario.order_settings())
+    scheduler = Scheduler(serving.settings, serving.system, order, streams, scenario.rates.start())
+    age(scheduler, serving)
+    return scheduler
+
+
+def age(scheduler: Scheduler, serving: Serving) -> None:
+    """Use both pools before time zero (`pool.aging`)."""
+    kind = serving.scenario.pool.aging
+    if kind == "none":
+        return
+    memory, settings = scheduler.state.memory, serving.settings
+    device_pick = picker(serving.streams, "age-device")
+    host_pick = picker(serving.streams, "age-host")
+    if kind == "shuffle":
+        shuffle(memory.device, device_pick)
+        shuffle(memory.host, host_pick)
+        return
+    blocks_for = memory.blocks_for
+    lengths = list(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
+    churn(
+        memory.device,
+        [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths],
+        device_pick,
+        settings.growth_group - 1,
+    )
+    churn(
+        memory.host,
+        [(blocks_for(prompt + reply), 0) for prompt, reply in lengths],
+        host_pick,
+        settings.host_increment if serving.system.reuse else 0,
+    )
+
+
+def aging_lengths(serving: Serving) -> list[tuple[int, int]]:
+    """Lengths of the workload's first turns, which `churn` ages with, over again if they are few."""
+    if serving.scenario.pool.aging != "churn":
+        return []
+    return [(t.input_tokens, t.output_tokens) for t in islice(serving.workload, CHURN_REQUESTS)]
+
+
+def checker(kind: str) -> Callable[[Scheduler], None] | None:
+    """The function called after every schedule and update. Raises ConfigError for a bad name."""
+    if kind == "off":
+        return None
+    if kind == "full":
+        return check_integrity
+    if kind != "counts":
+        raise ConfigError(f"check: {kind!r} is not one of {', '.join(CHECKS)}")
+    calls = 0
+
+    def counts(scheduler: Scheduler) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % FULL_EVERY:
+            check_counts(scheduler)
+        else:
+            check_integrity(scheduler)
+
+    return counts
+
+
+# ---------------------------------------------------------------------- turns
+
+
+def unservable(turn: Turn) -> str | None:
+    """Why a row can never be served, whatever the system: it is recorded as rejected."""
+    if turn.input_tokens == 0:
+        return "empty prompt"
+    if turn.output_tokens == 0:
+        return "no output tokens in the source: it failed or was cancelled there"
+    return None
+
+
+def output_target(turn: Turn, max_model_len: int) -> int:
+    """Output tokens until the turn is done; a context stops one past `max_model_len`, as vLLM
+    0.3.3's `_check_stop` does."""
+    return min(turn.output_tokens, max(1, max_model_len + 1 - turn.input_tokens))
+
+
+def make_request(
+    arrival: Arrival, *, last_turn_known: bool, prefix_keys: tuple[int | str, ...] = ()
+) -> Request:
+    """What the scheduler may know of a turn."""
+    turn = arrival.turn
+    return Request(
+        turn.request_id,
+        arrival_ns=arrival.arrival_ns,
+        input_tokens=turn.input_tokens,
+        session_id=turn.session_id,
+        turn=turn.turn,
+        client_id=turn.client_id,
+        parent_id=arrival.parent_id,
+        parent_prefix_tokens=turn.parent_prefix_tokens,
+        priority=turn.priority,
+        is_last_turn=arrival.is_last and last_turn_known,
+        prefix_keys=prefix_keys,
+    )
