@@ -19,14 +19,14 @@ _API = {
     "describe": ("traces.describing.describe", "describe"),
     "in_words": ("explore.words", "in_words"),
     "load_scenario": ("runs.scenario", "load"),
-    "mean_of_runs": ("explore.sweep.answers", "mean_of_runs"),
-    "ratio_of_runs": ("explore.sweep.answers", "ratio_of_runs"),
+    "mean_of_runs": ("explore.studies.answers", "mean_of_runs"),
+    "ratio_of_runs": ("explore.studies.answers", "ratio_of_runs"),
     "read_workload": ("traces.readers.catalog", "read_workload"),
     "replay": ("explore.validation.validate", "replay"),
     "search": ("explore.search.run", "search"),
     "serve": ("realrun.serve", "serve"),
     "simulate": ("sim.simulate", "simulate"),
-    "sweep": ("explore.sweep.run", "sweep"),
+    "sweep": ("explore.studies.sweep", "sweep"),
 }
 
 

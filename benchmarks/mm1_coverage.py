@@ -4,7 +4,7 @@
 
 A study is what `compare` does: replications from an empty queue, a warm-up found by MSER-5 on their
 mean, one cut for all, a t interval over the means of the replications. Warm-up, interval and the rule
-that adds replications are the product's own (explore.statistics, runs.metrics.stats). Many independent
+that adds replications are the product's own (explore.studies, runs.metrics.stats). Many independent
 studies are made; coverage is the share of them whose interval holds rho / (mu - lambda). The last two
 rows are what is *not* done: no warm-up, and an interval from the waits of one run as if each were
 independent of the one before. Prints a table and a line of JSON.
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cli.progress import progress
-from explore.statistics import precision, warm_up
+from explore.studies import precision, warm_up
 from policy.errors import ConfigError
 from runs.metrics.stats import mean_and_half_width
 

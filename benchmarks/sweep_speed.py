@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from explore.sweep.run import sweep
-from explore.sweep.spec import load
-from explore.sweep.store import Store, claimed
-from explore.sweep.trials import expand
+from explore.studies.plan import expand
+from explore.studies.spec import load
+from explore.studies.store import Store, claimed
+from explore.studies.sweep import sweep
 
 
 def spec(trials: int) -> dict[str, Any]:

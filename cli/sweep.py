@@ -16,8 +16,8 @@ from cli.progress import progress
 from policy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from explore.sweep.run import Sweep
-    from explore.sweep.trials import Plan
+    from explore.studies.plan import Plan
+    from explore.studies.sweep import Sweep
 
 _folder = click.Path(path_type=Path)
 
@@ -101,7 +101,7 @@ def _run(
       fastswitch sweep run load --out sweep --order my_module:MyOrder --until-precise
     """
     part = None if shard is None else _parsed_shard(shard)
-    study = importlib.import_module("explore.sweep.run")
+    study = importlib.import_module("explore.studies.sweep")
     settled, own = settings_of(values, order)
     source = study.spec.load(sweep)
     plan, grow = study.planned(source, settled, own, until_precise=until_precise)
@@ -138,7 +138,7 @@ def _merge(*, folders: tuple[Path, ...], out: Path, as_json: bool) -> None:
     Example:
       fastswitch sweep merge part1 part2 --out sweep
     """
-    _show(importlib.import_module("explore.sweep.merge").merge(folders, out), as_json=as_json)
+    _show(importlib.import_module("explore.studies.merge").merge(folders, out), as_json=as_json)
 
 
 @group.command("status")
@@ -151,7 +151,7 @@ def _status(*, folder: Path, as_json: bool) -> None:
     Example:
       fastswitch sweep status sweep
     """
-    found = importlib.import_module("explore.sweep.merge").status(folder)
+    found = importlib.import_module("explore.studies.merge").status(folder)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -177,7 +177,7 @@ def _parsed_shard(text: str) -> tuple[int, int]:
 
 
 def _show_plan(plan: Plan, keys: tuple[str, ...], out: Path, *, as_json: bool) -> None:
-    held = importlib.import_module("explore.sweep.store").Store(out)
+    held = importlib.import_module("explore.studies.store").Store(out)
     done = sum(held.has(key) for key in keys)
     facts = {
         "name": plan.name,

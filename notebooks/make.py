@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.profile import PROFILES
-from explore.sweep.semantics import SEMANTICS
+from explore.studies.semantics import SEMANTICS
 from runs.scenario import SCENARIOS
 
 HERE = Path(__file__).resolve().parent

@@ -70,7 +70,7 @@ def _of_validation(folder: Path, _: Callable[[], None] | None) -> Report:
 
 def _of_sweep(folder: Path, _: Callable[[], None] | None) -> Report:
     from explore.report import sweep  # noqa: PLC0415
-    from explore.sweep.store import Store  # noqa: PLC0415
+    from explore.studies.store import Store  # noqa: PLC0415
 
     store = Store(folder)
     plan = store.plan()

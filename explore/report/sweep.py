@@ -16,10 +16,10 @@ from explore.report import document, pareto
 from explore.report.comparison import estimate_cell, ratio_cell
 from explore.report.document import Cell
 from explore.report.pareto import Candidate
+from explore.studies import journal, sweep_tables
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
-from explore.sweep import journal, tables
-from explore.sweep.store import Store
-from explore.sweep.trials import Plan
+from explore.studies.plan import Plan
+from explore.studies.store import Store
 
 _SHOWN = (
     "ttft_p50_s",
@@ -58,8 +58,8 @@ def page(store: Store, plan: Plan) -> str:
 class _Page:
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store, self.plan = store, plan
-        self.made = tables.make(store, plan)
-        self.results = _rows(self.made.texts[tables.RESULTS])
+        self.made = sweep_tables.make(store, plan)
+        self.results = _rows(self.made.texts[sweep_tables.RESULTS])
         self.places = {trial.point: trial for trial in plan.trials}
         self.systems = list(dict.fromkeys(trial.system for trial in plan.trials))
         self.knobs = self._knobs()
@@ -87,7 +87,7 @@ class _Page:
     def _groups(self) -> Iterator[_Group]:
         found: dict[tuple[int, str], dict[str, Estimate]] = {}
         runs: dict[tuple[int, str], int] = {}
-        for row in _rows(self.made.texts[tables.ESTIMATES]):
+        for row in _rows(self.made.texts[sweep_tables.ESTIMATES]):
             key = int(row["point"]), row["system"]
             found.setdefault(key, {})[row["metric"]] = Estimate(
                 _number(row["mean"]), _number(row["half"])
@@ -102,7 +102,7 @@ class _Page:
 
     def _ratios(self) -> Iterator[tuple[int, str, str, dict[str, Ratio]]]:
         found: dict[tuple[int, str, str], dict[str, Ratio]] = {}
-        for row in _rows(self.made.texts[tables.RATIOS]):
+        for row in _rows(self.made.texts[sweep_tables.RATIOS]):
             key = int(row["point"]), row["system"], row["against"]
             found.setdefault(key, {})[row["metric"]] = Ratio(
                 _number(row["ratio"]), _number(row["factor"])

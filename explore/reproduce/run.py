@@ -14,10 +14,10 @@ from explore.reproduce import data
 from explore.reproduce.judge import Verdict, judge_all
 from explore.reproduce.overhead import Overhead, measure
 from explore.reproduce.study import Found, Study, found_in, study_of
-from explore.sweep import run as sweeps
-from explore.sweep.engines import EngineSettings
-from explore.sweep.semantics import SEMANTICS
-from explore.sweep.store import Store, write_whole, writing
+from explore.studies import sweep as sweeps
+from explore.studies.semantics import SEMANTICS
+from explore.studies.store import Store, write_whole, writing
+from explore.studies.workers.base import EngineSettings
 from policy.errors import FaultError, InputError
 from runs.provenance import commit
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from explore.reproduce.data import Group, Points, Variant
-from explore.sweep.semantics import Inputs, key_of, portable
-from explore.sweep.store import Corrupt, Store
-from explore.sweep.trials import Plan, Trial
+from explore.studies.plan import Plan, Trial
+from explore.studies.semantics import Inputs, key_of, portable
+from explore.studies.store import Corrupt, Store
 from policy.errors import ConfigError
 from policy.systems import SYSTEMS, custom_system
 from runs import scenario as scenarios

@@ -18,8 +18,8 @@ from explore.search.points import Point, as_good, best_of, front_of, near_front,
 from explore.search.recipes import Bound
 from explore.search.spec import Search
 from explore.studies.estimates import Estimate
+from explore.studies.store import Store
 from explore.studies.tables import text_table
-from explore.sweep.store import Store
 from explore.words import HEADINGS, TOO_SMALL, significant
 
 FORMAT = "fastswitch-search/1"

@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from explore.search.points import Point
 from explore.search.recipes import Objective
-from explore.sweep.spec import Range
-from explore.sweep.trials import DIGITS
+from explore.studies.plan import DIGITS
+from explore.studies.spec import Range
 
 #: Up to so many points Optuna's TPE learns from all before; beyond, NSGA-II breeds from the best.
 TPE_POINTS = 500

@@ -9,8 +9,8 @@ from typing import Any
 
 from explore.search.recipes import Bound, Objective, excesses, told
 from explore.studies.estimates import LEVEL, Estimate
-from explore.sweep.tables import results_of
-from explore.sweep.trials import Plan, Trial
+from explore.studies.plan import Plan, Trial
+from explore.studies.sweep_tables import results_of
 from runs.metrics.stats import holm, mean_and_half_width, p_of_zero_mean
 
 

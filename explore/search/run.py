@@ -13,12 +13,12 @@ from explore.search.answer import Answer
 from explore.search.points import points_of
 from explore.search.recipes import limits_of
 from explore.search.spec import Search, load
-from explore.sweep.engines import EngineSettings
-from explore.sweep.run import Grow, Limits, Sweep
-from explore.sweep.run import run as run_sweep
-from explore.sweep.semantics import canonical, digest
-from explore.sweep.store import Store
-from explore.sweep.trials import Plan, expand
+from explore.studies.plan import Plan, expand
+from explore.studies.semantics import canonical, digest
+from explore.studies.store import Store
+from explore.studies.sweep import Grow, Limits, Sweep
+from explore.studies.sweep import run as run_sweep
+from explore.studies.workers.base import EngineSettings
 from policy.errors import ConfigError
 from policy.systems import System
 from runs.user_order import OrderLike, UserOrder, user_order

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from explore.search.recipes import METRICS, RATE, RECIPES, Bound, Objective
-from explore.sweep.sobol import MAX_DIMENSIONS
-from explore.sweep.spec import (
+from explore.studies.sobol import MAX_DIMENSIONS
+from explore.studies.spec import (
     Path_,
     Range,
     SobolSpec,

@@ -1,1 +1,1 @@
-"""Systems side by side, over paired runs."""
+"""Studies: many simulations, kept by content, on one machine or on many; comparisons and sweeps."""

@@ -1,7 +1,7 @@
 """Systems side by side: same workload, same priority trace, same random streams, several runs.
 
 A *terminating* study counts the whole of every run, from an empty machine until all are served. A
-*steady-state* study counts what comes after a warm-up that is found first (explore.statistics.warm_up)
+*steady-state* study counts what comes after a warm-up that is found first (explore.studies.warm_up)
 and is the same for all systems. `explore.studies.estimates` has what is told of several runs.
 """
 
@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calibrate import profile as profiles
-from explore.statistics import precision, warm_up
-from explore.statistics.warm_up import WarmUp
+from explore.studies import precision, warm_up
 from explore.studies.estimates import (
     Estimate,
     Ratio,
@@ -25,6 +24,7 @@ from explore.studies.estimates import (
 )
 from explore.studies.jobs import Job, job_for, run_job, run_jobs
 from explore.studies.measure import WHOLE_RUN, Measure
+from explore.studies.warm_up import WarmUp
 from policy.errors import ConfigError
 from policy.systems import BASELINES, named_system
 from runs.metrics.goodput import Slo
@@ -139,7 +139,7 @@ def compare(
     `order`: the user's own in place of the scenario's. One given by name travels to the workers; an
     object (an Order, a class of a notebook's cell) stays, and all runs are made in this process.
     `study`: one of STUDIES. `until_precise`: runs are added until every interval is narrow enough
-    (explore.statistics.precision). `slo` asks for goodput. Raises ConfigError, also where no steady
+    (explore.studies.precision). `slo` asks for goodput. Raises ConfigError, also where no steady
     state is seen.
     """
     if study not in STUDIES:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from explore.statistics.warm_up import WarmUp
 from explore.studies.compare import Comparison
 from explore.studies.series import TAIL
+from explore.studies.warm_up import WarmUp
 from traces.figure_style import SETTINGS
 
 #: Okabe and Ito's colours, told apart by most colour-blind readers; line styles repeat the cue.

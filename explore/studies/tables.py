@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from explore import words
-from explore.statistics.warm_up import warm_up_of
 from explore.studies.compare import Comparison, Load
 from explore.studies.estimates import SPEEDUPS
 from explore.studies.measure import measure_of
+from explore.studies.warm_up import warm_up_of
 from explore.studies.worth import worth
 from runs.scenario import build
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from explore.search.run import search
-from explore.sweep.run import sweep
+from explore.studies.sweep import sweep
 from tests.full.test_sweep_storm import num_results, run_until_killed
 from tests.helpers.searches import searched, spec
 from tests.helpers.sweeps import SCENARIO, SMALL, tree, written

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from explore.sweep.run import sweep
+from explore.studies.sweep import sweep
 from tests.helpers.sweeps import MANY, SMALL, tree, written
 from tests.helpers.typed import ROOT, ended, environment, fastswitch
 

@@ -9,8 +9,8 @@ from typing import Any
 from unittest.mock import patch
 
 from explore.search.run import Found, search
-from explore.sweep import run as module
-from explore.sweep.semantics import canonical
+from explore.studies import sweep as module
+from explore.studies.semantics import canonical
 from tests.helpers.sweeps import SCENARIO, made_result
 
 Landscape = Callable[[dict[str, Any], int], dict[str, Any]]

@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import yaml
 
-from explore.sweep import run as module
-from explore.sweep.run import Sweep, sweep
-from explore.sweep.semantics import canonical
+from explore.studies import sweep as module
+from explore.studies.semantics import canonical
+from explore.studies.sweep import Sweep, sweep
 from tests.helpers.made import METRICS
 
 #: A scenario of a dozen conversations that takes some ten milliseconds.

@@ -19,7 +19,7 @@ from explore.reproduce.overhead import Overhead, measure
 from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.study import Found, Place, study_of
 from explore.studies.estimates import Ratio
-from explore.sweep.trial import run_trial
+from explore.studies.trial import run_trial
 from explore.words import HEADINGS
 
 TINY = {
@@ -460,7 +460,7 @@ def test_a_failed_trial_is_told_and_what_was_finished_is_kept(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("explore.sweep.run.make_engine", lambda _settings: Failing())
+    monkeypatch.setattr("explore.studies.sweep.make_engine", lambda _settings: Failing())
     failed = run("sensitivity", "--out", tmp_path / "out")
     assert failed.exit_code == 5
     assert "1 trials failed: no luck" in failed.output

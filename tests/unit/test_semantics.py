@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from explore.sweep import semantics
-from explore.sweep.semantics import Inputs, digest, key_of, portable
-from explore.sweep.trial import run_trial
+from explore.studies import semantics
+from explore.studies.semantics import Inputs, digest, key_of, portable
+from explore.studies.trial import run_trial
 from policy.errors import InputError
 from runs.scenario import build
 from tests.helpers.sweeps import SCENARIO

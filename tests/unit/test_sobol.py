@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explore.sweep.sobol import BITS, MAX_DIMENSIONS, MAX_POINTS, points
+from explore.studies.sobol import BITS, MAX_DIMENSIONS, MAX_POINTS, points
 
 SHIFTS = st.integers(0, (1 << BITS) - 1)
 

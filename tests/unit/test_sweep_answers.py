@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from explore.studies import answers
 from explore.studies.estimates import Estimate, Ratio
-from explore.sweep import answers
 from policy.errors import ConfigError
 from tests.helpers.sweeps import SMALL, pretend
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from explore.sweep import engines, ray_engine, trial
-from explore.sweep.engines import EngineSettings, make_engine, run_watched
-from explore.sweep.local import MAX_ATTEMPTS, Local
-from explore.sweep.semantics import Inputs, canonical, key_of, portable
-from explore.sweep.trial import run_trial
+from explore.studies import trial
+from explore.studies.semantics import Inputs, canonical, key_of, portable
+from explore.studies.trial import run_trial
+from explore.studies.workers import base as engines
+from explore.studies.workers import ray_cluster as ray_engine
+from explore.studies.workers.base import EngineSettings, make_engine, run_watched
+from explore.studies.workers.local import MAX_ATTEMPTS, Local
 from policy.errors import ConfigError, FaultError
 from runs.scenario import build
 from tests.helpers.sweeps import SCENARIO
@@ -159,7 +161,7 @@ def test_a_trial_over_its_memory_fails_whatever_ran_before_it_and_the_others_do_
 def test_a_worker_ends_with_its_parent_in_the_middle_of_a_trial() -> None:
     """Its stdin ends, and so does it, although the trial would take minutes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "explore.sweep.worker"],
+        [sys.executable, "-m", "explore.studies.workers.process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

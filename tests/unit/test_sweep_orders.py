@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 import fastswitch
-from explore.sweep.engines import run_watched
-from explore.sweep.run import sweep
-from explore.sweep.semantics import canonical
-from explore.sweep.spec import load
-from explore.sweep.trial import run_trial
-from explore.sweep.trials import expand
+from explore.studies.plan import expand
+from explore.studies.semantics import canonical
+from explore.studies.spec import load
+from explore.studies.sweep import sweep
+from explore.studies.trial import run_trial
+from explore.studies.workers.base import run_watched
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from runs.user_order import user_order

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from explore.statistics.precision import FIRST, MOST, STEP
-from explore.sweep.run import sweep
+from explore.studies.precision import FIRST, MOST, STEP
+from explore.studies.sweep import sweep
 from policy.errors import ConfigError
 from tests.helpers.sweeps import SMALL, made_result, pretend, tree
 
 
 def test_points_with_wide_intervals_get_more_runs_and_others_do_not(tmp_path: Path) -> None:
-    from explore.sweep.spec import load
-    from explore.sweep.trials import expand
+    from explore.studies.plan import expand
+    from explore.studies.spec import load
 
     far = {trial.key: trial for trial in expand(load({**SMALL, "runs": MOST})).trials}
 

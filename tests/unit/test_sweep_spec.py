@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explore.sweep.spec import load
-from explore.sweep.trials import MAX_TRIALS, Plan, expand
+from explore.studies.plan import MAX_TRIALS, Plan, expand
+from explore.studies.spec import load
 from policy.errors import ConfigError, FastSwitchError, InputError
 from runs.scenario import SCENARIOS
 from tests.helpers.sweeps import SCENARIO, SMALL, written

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from explore.sweep import journal, store
-from explore.sweep.merge import merge, status
-from explore.sweep.store import Store, claimed
+from explore.studies import journal, store
+from explore.studies.merge import merge, status
+from explore.studies.store import Store, claimed
 from policy.errors import ConfigError, FaultError, InputError, InvariantError
 from tests.helpers.sweeps import SMALL, Pretend, made_result, pretend, tree, well
 
@@ -217,7 +217,7 @@ def test_results_of_another_semantics_version_are_not_taken(
 ) -> None:
     out = tmp_path / "out"
     pretend(SMALL, out)
-    from explore.sweep import semantics
+    from explore.studies import semantics
 
     old = semantics.SEMANTICS
     monkeypatch.setattr(semantics, "SEMANTICS", old + 1)
@@ -421,7 +421,7 @@ def test_a_trial_that_two_points_share_runs_once(tmp_path: Path) -> None:
     spec = {**SMALL, "grid": {"workload.rate": [1.0, 1.0]}}
     from unittest.mock import patch
 
-    from explore.sweep import run as module
+    from explore.studies import sweep as module
 
     with patch.object(module, "make_engine", lambda _settings: engine):
         found = module.sweep(spec, tmp_path / "out")

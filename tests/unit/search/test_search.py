@@ -121,8 +121,8 @@ def test_one_worker_or_two_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_sobol_points_are_those_of_a_sweep(tmp_path: Path) -> None:
-    from explore.sweep.spec import load as load_sweep
-    from explore.sweep.trials import expand
+    from explore.studies.plan import expand
+    from explore.studies.spec import load as load_sweep
 
     given = goodput(method="sobol", points=16, seed=3, space=RANGES)
     found, _ = searched(given, tmp_path / "out", smooth)
@@ -268,7 +268,7 @@ def test_another_version_of_optuna_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_two_searches_cannot_write_to_one_folder(tmp_path: Path) -> None:
-    from explore.sweep.store import claimed
+    from explore.studies.store import claimed
 
     with claimed(tmp_path / "out"), pytest.raises(ConfigError, match="another sweep is writing"):
         searched(goodput(), tmp_path / "out", smooth)
@@ -292,7 +292,7 @@ def test_a_corrupt_result_and_a_torn_journal_cost_nothing(tmp_path: Path) -> Non
 def test_a_disk_that_is_full_at_any_write_loses_nothing_that_was_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from explore.sweep import store
+    from explore.studies import store
 
     whole = store.write_whole
     searched(goodput(), tmp_path / "whole", smooth)
@@ -347,7 +347,7 @@ def test_the_command_answers_and_says_where(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from explore.sweep import run as module
+    from explore.studies import sweep as module
     from tests.helpers.searches import Landscaped
 
     path = tmp_path / "s.yaml"

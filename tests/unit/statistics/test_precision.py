@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from explore.statistics.precision import FIRST, MOST, STEP, next_runs, replicate, target_of, widths
+from explore.studies.precision import FIRST, MOST, STEP, next_runs, replicate, target_of, widths
 
 
 def runs(spread: float, count: int, **metrics: Any) -> list[dict[str, Any]]:

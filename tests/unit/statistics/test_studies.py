@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 import fastswitch
 from explore.report import comparison as report
-from explore.statistics import precision, warm_up
-from explore.studies import output, tables
+from explore.studies import output, precision, tables, warm_up
 from explore.studies.compare import Comparison, compare, num_jobs
 from explore.studies.tables import as_json
 from policy.errors import ConfigError

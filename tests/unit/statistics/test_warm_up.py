@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from explore.statistics.warm_up import BATCH, Waits, find, mser5
+from explore.studies.warm_up import BATCH, Waits, find, mser5
 from policy.errors import ConfigError
 
 S = 1_000_000_000

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from explore.statistics import precision
-from explore.sweep.spec import Source
-from explore.sweep.store import Store
-from explore.sweep.tables import results_of
-from explore.sweep.trials import Plan, expand
+from explore.studies import precision
+from explore.studies.plan import Plan, expand
+from explore.studies.spec import Source
+from explore.studies.store import Store
+from explore.studies.sweep_tables import results_of
 from runs.user_order import UserOrder
 
 _PURPOSE = {"replications": "until precise"}

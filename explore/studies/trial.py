@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from explore.studies.measure import measure_of
-from explore.sweep.semantics import Inputs, canonical, key_of
+from explore.studies.semantics import Inputs, canonical, key_of
 from policy.errors import FastSwitchError
 from runs.scenario import build
 from runs.user_order import UserOrder, user_order

@@ -10,8 +10,8 @@ from typing import Any
 
 from distributed import Client, LocalCluster, as_completed
 
-from explore.sweep.engines import run_watched
-from explore.sweep.trial import failed
+from explore.studies.trial import failed
+from explore.studies.workers.base import run_watched
 from policy.errors import FaultError
 from traces.strict import reason
 

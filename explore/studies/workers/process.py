@@ -20,7 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     replies = os.dup(1)
     os.dup2(2, 1)  # nothing else may write between the replies
-    run_trial = importlib.import_module("explore.sweep.trial").run_trial
+    run_trial = importlib.import_module("explore.studies.trial").run_trial
     asks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(asks,), daemon=True).start()
     _send(replies, READY)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from explore.sweep import journal, tables
-from explore.sweep.run import Sweep, adopt
-from explore.sweep.semantics import SEMANTICS, canonical
-from explore.sweep.store import Corrupt, Store, claimed, is_claimed
-from explore.sweep.trials import Plan
+from explore.studies import journal, sweep_tables
+from explore.studies.plan import Plan
+from explore.studies.semantics import SEMANTICS, canonical
+from explore.studies.store import Corrupt, Store, claimed, is_claimed
+from explore.studies.sweep import Sweep, adopt
 from policy.errors import ConfigError, InvariantError
 from traces.strict import shown_path
 
@@ -27,7 +27,7 @@ def merge(sources: Sequence[Path], out: Path) -> Sweep:
         adopt(store, plan, resume=True, extend=False)
         for source in sources:
             _take(Store(source), store, plan, notes)
-        made = tables.write(store, plan)
+        made = sweep_tables.write(store, plan)
     return Sweep(out, len(plan.trials), made.done, made.failed, made.digest, notes)
 
 
@@ -99,5 +99,5 @@ def status(folder: Path) -> dict[str, Any]:
         "sessions": sum(line["event"] == "session" for line in whole),
         "last": whole[-1]["time"] if whole else None,
         "torn_journal_lines": len(lines) - len(whole),
-        "digest": tables.make(store, plan).digest,
+        "digest": sweep_tables.make(store, plan).digest,
     }

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from explore.studies import answers, journal, replication, spec, sweep_tables
 from explore.studies.estimates import Estimate, Ratio
-from explore.sweep import answers, journal, replication, spec, tables
-from explore.sweep.engines import Engine, EngineSettings, InThisProcess, make_engine
-from explore.sweep.journal import Journal
-from explore.sweep.semantics import SEMANTICS, canonical
-from explore.sweep.store import PLAN, Corrupt, Store, claimed
-from explore.sweep.tables import ESTIMATES, RATIOS, RESULTS
-from explore.sweep.trials import Plan, expand
+from explore.studies.journal import Journal
+from explore.studies.plan import Plan, expand
+from explore.studies.semantics import SEMANTICS, canonical
+from explore.studies.store import PLAN, Corrupt, Store, claimed
+from explore.studies.sweep_tables import ESTIMATES, RATIOS, RESULTS
+from explore.studies.workers.base import Engine, EngineSettings, InThisProcess, make_engine
 from policy.errors import ConfigError
 from runs.provenance import commit
 from runs.user_order import OrderLike, UserOrder, user_order
@@ -99,7 +99,7 @@ class Sweep:
         self, over: str, limits: Mapping[str, float], along: Sequence[str] = ()
     ) -> pd.DataFrame:
         """How high `over`, and what was swept `along` with it, may go within limits on metrics: a row
-        per system, run and what else was swept. See `explore.sweep.answers.highest`."""
+        per system, run and what else was swept. See `explore.studies.answers.highest`."""
         return answers.highest(self._whole, over, limits, along)
 
     @property
@@ -141,7 +141,7 @@ def sweep(
     and `memory_mb` limit single trials; a trial that fails is a row with its reason. `order`: the
     user's own in place of the scenarios'; one given by name goes wherever trials run, an object (a
     class of a notebook's cell) stays in this process, and so do its trials. `until_precise`: points
-    get more runs until their intervals are narrow (explore.statistics.precision). Raises
+    get more runs until their intervals are narrow (explore.studies.precision). Raises
     ConfigError, InputError or FaultError; what was finished by then is kept.
     """
     source = spec.load(sweep_file)
@@ -217,7 +217,7 @@ def run(
                     num_written = len(plan.trials)
         if store.plan().digest != plan.digest:
             store.write_plan(plan)
-        made = tables.write(store, plan)
+        made = sweep_tables.write(store, plan)
         if conclude is not None:
             conclude(plan, store)
     return Sweep(out, len(plan.trials), made.done, made.failed, made.digest, notes)

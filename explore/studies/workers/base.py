@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from explore.sweep.local import Local
+from explore.studies.workers.local import Local
 from policy.errors import ConfigError
 from runs.user_order import UserOrder
 
@@ -31,7 +31,7 @@ class Engine(Protocol):
     """Runs trials; what they are is none of its business."""
 
     def run(self, asks: Iterable[str]) -> Iterator[str]:
-        """A reply (explore.sweep.trial.run_trial) for every ask, in the order they come."""
+        """A reply (explore.studies.trial.run_trial) for every ask, in the order they come."""
         ...
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ def make_engine(settings: EngineSettings) -> Engine:
     if settings.kind == "local":
         return Local(workers)
     try:
-        module = importlib.import_module(f"explore.sweep.{settings.kind}_engine")
+        module = importlib.import_module(f"explore.studies.workers.{settings.kind}_cluster")
         engine: Engine = module.connect(settings.address, workers)
     except ModuleNotFoundError as error:
         package = _PACKAGES[settings.kind]
@@ -91,7 +91,7 @@ class InThisProcess:
 
     def run(self, asks: Iterable[str]) -> Iterator[str]:
         """Replies in the order asked."""
-        run_trial = importlib.import_module("explore.sweep.trial").run_trial
+        run_trial = importlib.import_module("explore.studies.trial").run_trial
         for ask in asks:
             yield run_trial(ask, self._order)
 

@@ -15,8 +15,8 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from explore.sweep.engines import run_watched
-from explore.sweep.trial import failed
+from explore.studies.trial import failed
+from explore.studies.workers.base import run_watched
 from policy.errors import FaultError
 from traces.strict import reason
 

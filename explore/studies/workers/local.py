@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from explore.sweep.trial import failed
-from explore.sweep.worker import READY
+from explore.studies.trial import failed
+from explore.studies.workers.process import READY
 from policy.errors import FaultError
 
 #: How often a trial is given to a worker before its death is the trial's fault.
@@ -81,10 +81,10 @@ class _Worker:
 
 
 class Local:
-    """An engine (explore.sweep.engines.Engine) on `workers` processes of `program`."""
+    """An engine (explore.studies.workers.base.Engine) on `workers` processes of `program`."""
 
     def __init__(
-        self, workers: int, program: Sequence[str] = ("-m", "explore.sweep.worker")
+        self, workers: int, program: Sequence[str] = ("-m", "explore.studies.workers.process")
     ) -> None:
         self._count = workers
         self._program = program

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from explore.sweep.semantics import canonical, digest
-from explore.sweep.trials import Plan, Trial
+from explore.studies.plan import Plan, Trial
+from explore.studies.semantics import canonical, digest
 from policy.errors import ConfigError, FaultError, InputError
 from traces.strict import Place, parse_json, quoted, reason, shown_path
 

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from explore.sweep import semantics, sobol
-from explore.sweep.semantics import Inputs, canonical, digest, key_of, portable
-from explore.sweep.spec import Range, Source
+from explore.studies import semantics, sobol
+from explore.studies.semantics import Inputs, canonical, digest, key_of, portable
+from explore.studies.spec import Range, Source
 from policy.errors import ConfigError, FastSwitchError
 from policy.systems import System
 from runs import scenario as scenarios

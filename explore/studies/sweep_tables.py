@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio, estimate_of, family_of, speedup_of
-from explore.sweep.semantics import digest
-from explore.sweep.store import Corrupt, Store
-from explore.sweep.trials import Plan, Trial
+from explore.studies.plan import Plan, Trial
+from explore.studies.semantics import digest
+from explore.studies.store import Corrupt, Store
 
 RESULTS, ESTIMATES, RATIOS = "results.csv", "estimates.csv", "ratios.csv"
 

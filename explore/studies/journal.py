@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from explore.sweep.semantics import canonical
-from explore.sweep.store import writing
+from explore.studies.semantics import canonical
+from explore.studies.store import writing
 
 NAME = "journal.jsonl"
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from explore.studies.measure import Measure
-from explore.sweep.sobol import MAX_DIMENSIONS, MAX_POINTS
+from explore.studies.sobol import MAX_DIMENSIONS, MAX_POINTS
 from policy.errors import ConfigError
 from runs.metrics.goodput import Slo
 from runs.scenario import SCENARIOS, read_mapping

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from explore.studies.estimates import Estimate, Ratio, estimate_of, speedup_of
-from explore.sweep.tables import cell
+from explore.studies.sweep_tables import cell
 from policy.errors import ConfigError
 from runs.metrics.stats import mean_and_half_width, ratio_and_factor
 from traces.strict import shown

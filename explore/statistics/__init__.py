@@ -1,1 +1,0 @@
-"""What may be said of several runs: warm-up, how many runs are enough, families of comparisons."""

@@ -1,1 +1,0 @@
-"""Parameter sweeps: many scenarios, kept by content, on one machine or on many."""
