@@ -482,7 +482,8 @@ class MemoryMachine(RuleBasedStateMachine):
         return context.owner.rank[0] if self.by_rank else ()
 
     def _make_room(self, count: int, wanted_by: Context, *, at_any_cost: bool) -> bool:
-        """Ask for host room and compare who lost what with the rule of paper.md 2c."""
+        """Ask for host room and compare who lost what with the rule at the top of the
+        ledger's file."""
         expected = self._losses(count, wanted_by, at_any_cost=at_any_cost)
         hosts = {c: len(c.host.blocks) for c in self.books if c.host is not None}
         got = self.ledger.make_room(count, wanted_by, at_any_cost=at_any_cost)
@@ -575,7 +576,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def _check_targets(self) -> None:
         """A block that a copy out will still write is its context's while it may be wanted, else
-        the copy's own (design.md section 3)."""
+        the copy's own."""
         for moving in self.moving[Direction.TO_HOST]:
             if not moving.landed:
                 holder = moving.flight.host if moving.book is None else moving.context.host

@@ -1,4 +1,4 @@
-"""The chat generator against the data it was fitted on (research/data.md, sections 2.4 and 5).
+"""The chat generator against the data it was fitted on (docs/sources.md#data-laws).
 
 Every plausibility test names its population: conversations stopped at 8,192 tokens of context
 ("capped"), or run to their end ("uncapped"), 20,000 of each from one seed.

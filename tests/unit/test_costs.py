@@ -246,7 +246,7 @@ def test_calls_get_slower_with_every_further_thread_by_the_lock(
 
 
 def test_descriptors_get_slower_with_every_further_thread_too() -> None:
-    """hardware.md 4.3: t_submit = o_job + n * o_desc, o_desc times 1 + lambda (k - 1)."""
+    """A job takes `per_job`, and each descriptor its time, longer by a share for every further thread."""
     cost = copy_costs("batched", "block_major", threads=3).cost(copy_of(1, 1, 1))
     assert cost.submit_ns == 300 + 2 * (10 + 3 * 2)
 

@@ -1,5 +1,5 @@
-"""Generators beside chat: agent and code against what is known of their data (research/data.md,
-section 5), prefix ids, priorities, and fitted ones in files.
+"""Generators beside chat: agent and code against what is known of their data
+(docs/sources.md#data-laws), prefix ids, priorities, and fitted ones in files.
 """
 
 from __future__ import annotations

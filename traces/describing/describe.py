@@ -1,8 +1,8 @@
 """What is in a workload: lengths, turns, gaps, arrivals, clients, and what of it could be reused.
 
-Exact, from compact columns (`traces.describing.columns`). Definitions of research/data.md section 2: CV is the
-coefficient of variation of inter-arrival times; the dispersion of a window is the variance over the
-mean of arrivals per window, 1 for Poisson.
+Exact, from compact columns (`traces.describing.columns`). CV is the coefficient of variation of
+inter-arrival times; the dispersion of a window is the variance over the mean of arrivals per window,
+1 for Poisson.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_every_choice_of_the_switch_is_a_rule_of_that_name() -> None:
 def victims_by_sglang(
     running: Sequence[tuple[int, int]], waiting: tuple[int, int], blocks: int, threshold: float
 ) -> int:
-    """How many SGLang's rule preempts, the worst first (policies.md 1.2 rule 4): stop at the first
+    """How many SGLang's rule preempts, the worst first (docs/sources.md#sglang): stop at the first
     whose gap is not larger than the threshold, commit only if all of the need is met. Requests are
     (priority, blocks with one step of headroom)."""
     priority, need = waiting
