@@ -141,9 +141,10 @@ def simulated(path: Path, turns: list[Turn] | None, capacity: int, seats: int) -
     unserved = [status for status in statuses if status != "finished"]
     if unserved:
         raise SystemExit(f"{len(unserved)} prompts were not served: {sorted(set(unserved))}")
-    sharing = scheduler.sharing
-    assert sharing is not None
-    return Counted(sharing.num_hits, sharing.num_lookups, sharing.tree.num_evicted, seconds)
+    found = scheduler.engine.facts()["prefixes"]
+    names = ("hit_tokens", "looked_up_tokens", "evicted_tokens")
+    hits, lookups, evicted = [found[name] // found["block_tokens"] for name in names]
+    return Counted(hits, lookups, evicted, seconds)
 
 
 def one_by_one(turns: list[Turn]) -> list[Turn]:

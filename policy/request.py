@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from policy.errors import IllegalMove
 
@@ -86,6 +86,22 @@ class DecodeClock:
         self.count = 0
 
 
+class Holding(Protocol):
+    """What an engine holds for a request. A policy sees no more of it."""
+
+    @property
+    def device_blocks(self) -> int:
+        """Blocks on the device."""
+
+    @property
+    def host_blocks(self) -> int:
+        """Blocks on the host."""
+
+    @property
+    def is_resident(self) -> bool:
+        """On the device, if only with no block yet."""
+
+
 class Request:
     """A request and everything the scheduler knows of it. Only the scheduler changes it.
 
@@ -101,6 +117,7 @@ class Request:
         "cached_tokens",
         "client_id",
         "context",
+        "holding",
         "input_tokens",
         "is_begun",
         "is_last_turn",
@@ -121,7 +138,8 @@ class Request:
         "turn",
     )
 
-    context: Context  #: set when the request enters a scheduler
+    holding: Holding  #: what its engine holds for it, set when the request enters
+    context: Context  #: the same, where the engine swaps
 
     def __init__(
         self,
@@ -198,19 +216,17 @@ class Request:
     @property
     def device_blocks(self) -> int:
         """Blocks held on the device."""
-        device = self.context.device
-        return 0 if device is None else len(device.blocks)
+        return self.holding.device_blocks
 
     @property
     def host_blocks(self) -> int:
         """Blocks held on the host."""
-        host = self.context.host
-        return 0 if host is None else len(host.blocks)
+        return self.holding.host_blocks
 
     @property
     def is_resident(self) -> bool:
         """Holds device blocks (a policy's word for it: the GPU)."""
-        return self.context.device is not None
+        return self.holding.is_resident
 
     def move(self, move: Move) -> None:
         """Take one transition of the table, or raise IllegalMove and change nothing."""

@@ -170,9 +170,9 @@ class Engine:
 
     def _execute(self, plan: Plan, start: int) -> Outcome:
         """Commands first, then what the plan runs."""
-        recorder, memory = self.recorder, self.scheduler.state.memory
+        recorder = self.recorder
         step = self.scheduler.step
-        free = (memory.device.num_free, memory.host.num_free)
+        free = self.scheduler.engine.levels()
         if plan.is_numbered:
             if plan is not self._last:
                 recorder.planned(plan, step)
@@ -351,7 +351,7 @@ class Engine:
         turn = replace(turn, input_tokens=len(tokens))
         settings = self.scheduler.settings
         keys: tuple[int, ...] = ()
-        if self.scheduler.sharing is not None:
+        if self.scheduler.system.prefix_sharing:
             keys = keys_from_tokens(tokens, settings.prefix_block or settings.block_size)
         request = make_request(
             arrival._replace(turn=turn), last_turn_known=self._last_turn_known, prefix_keys=keys

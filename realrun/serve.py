@@ -30,10 +30,10 @@ from runs.provenance import provenance
 from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario
-from runs.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
+from runs.serving import Serving, aging_lengths, checker, make_scheduler, planner_of, settings_for
 from runs.turns import TurnDriver
 from runs.user_order import OrderLike, UserOrder, user_order
-from traces.prefixes import sharing_facts, with_prefix_block
+from traces.prefixes import with_prefix_block
 from traces.randomness import Streams
 from traces.sources import open_workload
 from traces.strict import shown_path
@@ -354,7 +354,6 @@ def _accelerator(device: torch.device) -> str:
 def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[str, Any]:
     """What the tables do not say about a run."""
     serving, options = machine.serving, machine.options
-    memory = engine.scheduler.state.memory
     return {
         "format": "fastswitch-run/1",
         "machine": "real",
@@ -362,7 +361,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         "system": serving.system.name,
         "switches": serving.system.switches(),
         "order": engine.scheduler.order.name,
-        "planner": "release" if engine.scheduler.follows_release else "rules",
+        "planner": planner_of(engine.scheduler),
         "model": options.model,
         "device": _accelerator(machine.device),
         "deterministic": options.deterministic,
@@ -376,15 +375,14 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         "profile": None,
         "profile_kind": None,
         "assumptions": [],
-        "device_blocks": memory.device.num_blocks,
-        "host_blocks": memory.host.num_blocks,
+        "device_blocks": serving.settings.device_blocks,
+        "host_blocks": serving.settings.host_blocks,
         "block_size": serving.settings.block_size,
         "max_model_len": serving.settings.max_model_len,
         "priority_updates": engine.scheduler.num_updates,
-        "contaminated_blocks": memory.ledger.num_contaminated,
+        **engine.scheduler.engine.facts(),
         "link_bytes_per_s": rates,
         "largest": {"batch": engine.largest_batch, "prefill_tokens": engine.largest_prefill},
-        **sharing_facts(engine.scheduler),
         "warnings": [],
         "verdict": engine.verdict,
         "was_stopped": engine.was_stopped,

@@ -15,8 +15,9 @@ from policy.integrity import check_counts, check_integrity
 from policy.orders.base import Order
 from policy.orders.catalog import make_order
 from policy.pools.aging import CHURN_REQUESTS, churn, shuffle
+from policy.pools.catalog import picker
 from policy.request import Request
-from policy.scheduler import Scheduler, picker
+from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import System
 from runs.scenario import Scenario
@@ -91,32 +92,38 @@ def make_scheduler(serving: Serving, order: Order | None = None) -> Scheduler:
     return scheduler
 
 
+def planner_of(scheduler: Scheduler) -> str:
+    """What run.json calls the engine that decided: the thirteen rules, or the release's own."""
+    return {"ranked": "rules", "vllm-0.3.3": "release"}.get(
+        scheduler.engine.name, scheduler.engine.name
+    )
+
+
 def age(scheduler: Scheduler, serving: Serving) -> None:
     """Use both pools before time zero (`pool.aging`)."""
     kind = serving.scenario.pool.aging
     if kind == "none":
         return
-    memory, settings = scheduler.state.memory, serving.settings
-    device_pick = picker(serving.streams, "age-device")
-    host_pick = picker(serving.streams, "age-host")
+    settings = serving.settings
+    pools = {pool.name: pool for pool in scheduler.engine.pools()}
+    picks = {name: picker(serving.streams, f"age-{name}") for name in pools}
     if kind == "shuffle":
-        shuffle(memory.device, device_pick)
-        shuffle(memory.host, host_pick)
+        for name, pool in pools.items():
+            shuffle(pool, picks[name])
         return
-    blocks_for = memory.blocks_for
+
+    def blocks_for(tokens: int) -> int:
+        return -(-tokens // settings.block_size)
+
     lengths = list(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
-    churn(
-        memory.device,
-        [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths],
-        device_pick,
-        settings.growth_group - 1,
-    )
-    churn(
-        memory.host,
-        [(blocks_for(prompt + reply), 0) for prompt, reply in lengths],
-        host_pick,
-        settings.host_increment if serving.system.reuse else 0,
-    )
+    for name, pool in pools.items():
+        if name == "device":
+            contexts = [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths]
+            reserve = settings.growth_group - 1
+        else:
+            contexts = [(blocks_for(prompt + reply), 0) for prompt, reply in lengths]
+            reserve = settings.host_increment if serving.system.reuse else 0
+        churn(pool, contexts, picks[name], reserve)
 
 
 def aging_lengths(serving: Serving) -> list[tuple[int, int]]:

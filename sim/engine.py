@@ -116,8 +116,7 @@ class Engine:
         """Serve until every turn has ended. Sets `verdict` instead of raising ReleaseVerdict."""
         env, scheduler, driver, device = self.env, self.scheduler, self.driver, self.device
         link, recorder, check = self.link, self.recorder, self._check
-        memory = scheduler.state.memory
-        device_pool, host_pool = memory.device, memory.host
+        levels = scheduler.engine.levels
         schedule, update, decides = scheduler.schedule, scheduler.update, recorder.decides
         step_end = self._step_end
         last: Plan | None = None
@@ -131,7 +130,7 @@ class Engine:
                 plan = schedule(now)
                 if check is not None:
                     check(scheduler)
-                free = device_pool.num_free
+                free = levels()
                 if scheduler.is_plain and plan.batch is not None:
                     # The batch decodes and nothing else happens: one event, one row.
                     step = scheduler.step
@@ -139,7 +138,7 @@ class Engine:
                         last = plan
                         recorder.planned(plan, step)
                     if decides:
-                        recorder.decided(plan, step, now, (free, host_pool.num_free))
+                        recorder.decided(plan, step, now, free)
                     duration = device.decode_ns(plan.batch)
                     if link.in_flight:
                         duration += link.slowdown(now, duration)
@@ -155,8 +154,7 @@ class Engine:
                             0,
                             device.batch_size,
                             device.kv_tokens,
-                            free,
-                            host_pool.num_free,
+                            *free,
                             NULL,
                             NULL,
                         )
@@ -164,7 +162,7 @@ class Engine:
                     copies = self._ended_copies() if link.ended_jobs else ()
                     update(Outcome(True, now, end, None, finished, copies))
                 elif plan.is_numbered or plan.has_commands:
-                    outcome = yield from self._execute(plan, (free, host_pool.num_free))
+                    outcome = yield from self._execute(plan, free)
                     finished = outcome.finished
                     update(outcome)
                 elif self._is_over():

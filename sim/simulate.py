@@ -18,7 +18,7 @@ from runs.provenance import provenance
 from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario
-from runs.serving import Serving, aging_lengths, checker, make_scheduler, settings_for
+from runs.serving import Serving, aging_lengths, checker, make_scheduler, planner_of, settings_for
 from runs.turns import TurnDriver
 from runs.user_order import OrderLike, UserOrder, user_order
 from sim.clock import Clock
@@ -26,7 +26,7 @@ from sim.costs import CopyCosts, StepCosts
 from sim.device import Device
 from sim.engine import Engine
 from sim.link import HostLink
-from traces.prefixes import keys_from_ids, sharing_facts, with_prefix_block
+from traces.prefixes import keys_from_ids, with_prefix_block
 from traces.randomness import Streams
 from traces.sources import open_workload
 
@@ -152,7 +152,6 @@ def make_engine(
 
 def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]:
     """What the tables do not say about a run."""
-    memory = scheduler.state.memory
     transfer = setup.profile.transfer
     device = engine.device
     return {
@@ -162,7 +161,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
         "system": setup.system.name,
         "switches": setup.system.switches(),
         "order": scheduler.order.name,
-        "planner": "release" if scheduler.follows_release else "rules",
+        "planner": planner_of(scheduler),
         "workload": {
             "source": setup.workload.header.source,
             "composed_from": list(setup.workload.header.composed_from),
@@ -173,12 +172,12 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
         "profile": setup.profile.name,
         "profile_kind": setup.profile.kind,
         "assumptions": sorted(setup.profile.assumptions()),
-        "device_blocks": memory.device.num_blocks,
-        "host_blocks": memory.host.num_blocks,
+        "device_blocks": setup.settings.device_blocks,
+        "host_blocks": setup.settings.host_blocks,
         "block_size": setup.settings.block_size,
         "max_model_len": setup.settings.max_model_len,
         "priority_updates": scheduler.num_updates,
-        "contaminated_blocks": memory.ledger.num_contaminated,
+        **scheduler.engine.facts(),
         "link_bytes_per_s": {
             "h2d": transfer.to_device.value,
             "d2h": transfer.to_host.value,
@@ -188,7 +187,6 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "kv_tokens": device.largest_kv_tokens,
             "prefill_tokens": device.largest_prefill,
         },
-        **sharing_facts(scheduler),
         "warnings": _warnings(setup, scheduler, device),
         "verdict": engine.verdict,
     }
@@ -198,7 +196,8 @@ def _warnings(setup: Setup, scheduler: Scheduler, device: Device) -> list[str]:
     """What is wrong with its profile, and where the run left the range that is valid in."""
     valid = setup.profile.valid
     found = setup.profile.warnings()
-    if scheduler.sharing is not None and not scheduler.sharing.num_lookups:
+    prefixes = scheduler.engine.facts().get("prefixes")
+    if prefixes is not None and not prefixes["looked_up_tokens"]:
         found.append("prefix_sharing: no prompt has hash_ids of full blocks, so nothing was shared")
     for what, seen, limit in (
         ("batch", device.largest_batch, valid.max_batch),

@@ -138,9 +138,16 @@ def test_everything_but_the_executor_imports_without_torch() -> None:
 
 def test_no_machine_class_subclasses_or_patches_the_policy() -> None:
     """A machine drives the scheduler; it never changes a decision."""
+    from policy.desk import Desk
+    from policy.engines.swapping import SwapEngine
+    from policy.engines.swaps import Swaps
     from policy.scheduler import Scheduler
-    from policy.state import State
 
     importlib.import_module("sim.simulate")
-    assert Scheduler.__subclasses__() == []
-    assert [c for c in State.__subclasses__() if c.__module__.split(".")[0] in OURS] == []
+    for kind in (Scheduler, Desk, Swaps):
+        ours = [c for c in kind.__subclasses__() if c.__module__.split(".")[0] in OURS]
+        assert ours == []
+    engines = {
+        c.__module__ for c in SwapEngine.__subclasses__() if c.__module__.split(".")[0] in OURS
+    }
+    assert engines == {"policy.engines.ranked", "policy.engines.vllm_033"}

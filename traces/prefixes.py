@@ -10,9 +10,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
 
-from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import System
 from traces.workload import Header, Turn
@@ -56,21 +54,3 @@ def keys_from_tokens(tokens: list[int], size: int) -> tuple[int, ...]:
         int.from_bytes(blake2b(array("q", tokens[at : at + size]), digest_size=16).digest(), "big")
         for at in range(0, len(tokens) - size + 1, size)
     )
-
-
-def sharing_facts(scheduler: Scheduler) -> dict[str, Any]:
-    """For run.json, of a system that shares prefixes: `hit_tokens` of `looked_up_tokens` (full
-    blocks of prompts when they first came to the device) were found there."""
-    sharing = scheduler.sharing
-    if sharing is None:
-        return {}
-    tokens = sharing.blocks_each * scheduler.settings.block_size
-    return {
-        "prefixes": {
-            "block_tokens": tokens,
-            "hit_tokens": sharing.num_hits * tokens,
-            "looked_up_tokens": sharing.num_lookups * tokens,
-            "evicted_tokens": sharing.tree.num_evicted * tokens,
-            "lost_host_copies": sharing.num_lost_copies,
-        }
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policy.memory.context import InFlight
-from policy.plan import Plan
+from policy.plan import Outcome, Plan
 
 _SHIFT = 3  # an exponentially weighted mean with weight 1/8, in integers
 
@@ -62,13 +62,16 @@ class Rates:
     """Smoothed nanoseconds per decode step and per copied block, each direction on its own, and the
     line of prefills.
 
-    Integers only, so that both engines learn the same from the same times.
+    Integers only, so that both machines learn the same from the same times. Who reads the times of
+    steps says so: `reads_steps` of those that decode, `reads_prefills` of those that only prefill.
     """
 
     __slots__ = (
         "_last_done",
         "load_ns_per_block",
         "prefill",
+        "reads_prefills",
+        "reads_steps",
         "step_ns",
         "store_ns_per_block",
     )
@@ -85,15 +88,17 @@ class Rates:
         self.load_ns_per_block = load_ns_per_block
         self.store_ns_per_block = store_ns_per_block
         self.prefill = PrefillTime(prefill_ns_per_token)
+        self.reads_steps = self.reads_prefills = False
         self._last_done = {True: 0, False: 0}
 
-    def saw_step(self, duration_ns: int) -> None:
-        """A step that waited for no copy took this long."""
-        self.step_ns += (duration_ns - self.step_ns) >> _SHIFT
-
-    def saw_prefill(self, plan: Plan, duration_ns: int) -> None:
-        """A step that prefilled, decoded nobody and waited for no copy took this long."""
-        self.prefill.saw(sum(tokens for _, tokens in plan.prefill), duration_ns)
+    def saw(self, plan: Plan, outcome: Outcome) -> None:
+        """A step was run. One that waited for copies says nothing of computing."""
+        if plan.batch is not None:
+            if self.reads_steps and not plan.wait_for:
+                self.step_ns += (outcome.end_ns - outcome.start_ns - self.step_ns) >> _SHIFT
+        elif self.reads_prefills and not plan.wait_for:
+            tokens = sum(count for _, count in plan.prefill)
+            self.prefill.saw(tokens, outcome.end_ns - outcome.start_ns)
 
     def saw_copy(self, flight: InFlight, done_ns: int) -> None:
         """A copy ended; its service began when it was planned or when the one before it ended."""

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from policy.choices.movement import BACKUPS, Movement
 from policy.engines.draft import Draft
+from policy.engines.swaps import Swaps
 from policy.engines.target import leader_of
 from policy.request import Request
-from policy.state import State
 
 
 class Ahead(Protocol):
@@ -30,12 +30,12 @@ class Ahead(Protocol):
         was parked."""
 
 
-def make_ahead(state: State) -> Ahead | None:
+def make_ahead(swaps: Swaps) -> Ahead | None:
     """What the system's `movement` asks for."""
-    name = state.system.movement
+    name = swaps.system.movement
     if name == "proactive":
-        return ProactiveParking(state)
-    return BackupRounds(state, BACKUPS[name](state.settings)) if name in BACKUPS else None
+        return ProactiveParking(swaps)
+    return BackupRounds(swaps, BACKUPS[name](swaps.settings)) if name in BACKUPS else None
 
 
 class BackupRounds:
@@ -44,22 +44,22 @@ class BackupRounds:
 
     headroom = 0
 
-    def __init__(self, state: State, movement: Movement) -> None:
+    def __init__(self, swaps: Swaps, movement: Movement) -> None:
         self.is_behind = False
         self.wake_step: int | None = None
-        self._state = state
+        self._swaps = swaps
         self._movement = movement
         self._next_round = 0  # lazy movements: the step from which on it is due
 
     def act(self, order: Sequence[Request], draft: Draft) -> bool:
         """See Ahead. Parks nobody."""
-        state = self._state
+        swaps = self._swaps
         if not self._movement.is_lazy:
             self._back_up(order, draft)
-        elif state.step >= self._next_round:
+        elif swaps.desk.step >= self._next_round:
             if self._back_up(order, draft):
                 self.is_behind = False  # what is left over is the next round's
-                self._next_round = state.step + state.settings.backup_every
+                self._next_round = swaps.desk.step + swaps.settings.backup_every
                 self.wake_step = self._next_round
             else:
                 self.wake_step = None  # the end of the copy in the way is waited for
@@ -67,8 +67,8 @@ class BackupRounds:
 
     def _back_up(self, order: Sequence[Request], draft: Draft) -> bool:
         """Copy full blocks to the host, behind every other copy that goes there; False if one does."""
-        state = self._state
-        backing = state.backing
+        swaps = self._swaps
+        backing = swaps.backing
         assert backing is not None
         self.is_behind = draft.acts or bool(draft.prefill)  # what it changes may allow more
         residents = [request for request in order if request.context.device is not None]
@@ -80,7 +80,7 @@ class BackupRounds:
         if not unsaved:
             return True
         self.is_behind = True
-        left = state.settings.backup_blocks
+        left = swaps.settings.backup_blocks
         flights = backing.in_flight.values()
         for flight in flights:
             if flight.to_host:
@@ -94,7 +94,7 @@ class BackupRounds:
             context = request.context
             if request not in unsaved or context in moving or left <= 0:
                 continue
-            copy = backing.back_up(context, unsaved[request], left, state.now_ns)
+            copy = backing.back_up(context, unsaved[request], left, swaps.desk.now_ns)
             if copy is not None:
                 left -= copy.num_blocks
                 draft.add_store(copy, waited=False)
@@ -109,10 +109,10 @@ class ProactiveParking:
 
     wake_step: int | None = None
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, swaps: Swaps) -> None:
         self.is_behind = False
-        self.headroom = state.settings.high_blocks
-        self._state = state
+        self.headroom = swaps.settings.high_blocks
+        self._swaps = swaps
 
     def act(self, order: Sequence[Request], draft: Draft) -> bool:
         """See Ahead. Idle conversations give way first. The first in order that holds blocks always
@@ -121,27 +121,27 @@ class ProactiveParking:
         Not in a plan that loads (NEO's assertion): a load that the step waits for may have given back
         host blocks that it reads only after the stores of its plan have begun.
         """
-        state = self._state
-        low = state.settings.low_blocks
-        self.is_behind = state.room_left() < low
+        swaps = self._swaps
+        low = swaps.settings.low_blocks
+        self.is_behind = swaps.room_left() < low
         if not self.is_behind or draft.to_device:
             return False
-        state.retire_idle(self.headroom + len(state.growing()), draft, only_to_host=True)
+        swaps.retire_idle(self.headroom + len(swaps.desk.growing()), draft, only_to_host=True)
         leader = leader_of(order)
         parked = False
         for request in reversed(order):
-            if state.room_left() >= self.headroom:
+            if swaps.room_left() >= self.headroom:
                 break
             if (
                 request.is_decoding
                 and request is not leader
-                and request.resident_since < state.step
-                and not state.is_shielded(request)
+                and request.resident_since < swaps.desk.step
+                and not swaps.is_shielded(request)
             ):
                 # nothing is recomputed for room that nobody needs yet
-                if not state.fits_host(request.context, request.num_tokens - 1):
+                if not swaps.fits_host(request.context, request.num_tokens - 1):
                     break
-                state.preempt(request, draft, waited=False)
+                swaps.preempt(request, draft, waited=False)
                 parked = True
         return parked
 

@@ -1,8 +1,31 @@
-"""The planner every system shares under any order but the release's own FCFS.
+"""Decides by one order over all requests: the ranked engine.
 
-vLLM 0.3.3's batch shape (prefill-only steps) or another (`policy/choices/shape.py`), one order over waiting, swapped and running requests,
-and the thirteen rules of policies.md 3.4. A higher request displaces a lower one; swapped requests
-do not bar waiting ones; without host room a victim recomputes.
+Who is first in order is served first, on the device as far as it goes; a request higher up displaces one
+further down, whatever either is doing. The order (`policy/orders/`) gives the keys, the choices
+(`policy/choices/`) nominate, and these thirteen rules, cited by number in the code, keep it safe:
+
+ 1. One total order over live requests: key, then arrival, then id. Nothing hangs on hash or dict order.
+ 2. Room is *free*, *coming* (it returns when a copy in flight ends) or *reserved* (promised to a load or
+    a prefill that has begun). Only free room is given out. What a victim has on the host already is
+    free at once, what must be copied first is coming.
+ 3. Where coming room covers what is missing, it is waited for, and nobody else is parked.
+ 4. Victims are parked only if together they cover all that is missing: the last in order first, never
+    one who is first needed there, is shielded, or is being loaded. Blocks that others hold too are
+    not counted.
+ 5. Who first finds no room ends the line: nobody behind may take room that it could use later. Those
+    behind that decode, or hold all they need, go on.
+ 6. Who comes to the device needs room for its whole context and one step more, not for a first chunk.
+ 7. A load holds room for the prefill behind it too. Those that hold blocks and do not run go on first.
+ 8. Nobody is parked and brought back in one plan, and nothing is loaded in the place of what was just
+    stored for its sake.
+ 9. The leader, the first in order that is on the device, is no victim: so somebody always ends.
+10. Parked so many times (`max_parkings`), a request is shielded until it has made a quantum of tokens.
+11. Who cannot fit even alone is rejected: on arrival, or when it has grown too long.
+12. A plan that runs nothing says what it waits on. With requests live and nothing to wait for it is an
+    error, raised with the reasons.
+13. Host room is made before a swap is granted. Without it a victim recomputes.
+
+A system may switch rules 9 and 10 off (`System.rules_off`). Rules 3 to 5 are `target.py`.
 """
 
 from __future__ import annotations
@@ -10,150 +33,170 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policy.choices.displacement import Place
+from policy.choices.movement import BACKUPS
 from policy.choices.shape import SHAPES, Shape
-from policy.engines.ahead import Ahead, make_ahead
+from policy.desk import Rank
+from policy.engines.ahead import make_ahead
+from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft
+from policy.engines.swapping import Parts, SwapEngine
 from policy.engines.target import Room, Target, choose_target
-from policy.errors import ProgressError
+from policy.errors import ConfigError, ProgressError
 from policy.memory.context import Context
 from policy.plan import Plan
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
-from policy.state import Rank, State
 
 
-class RulePlanner:
-    """Decides for one state. `decide` is called only when something has changed."""
+class RankedEngine(SwapEngine):
+    """See the module. Batch shapes, displacement, overlap, movement and the rest are the system's."""
 
-    #: A decoding request needs no free block beyond the one it grows by.
-    strict_growth = False
+    name = "ranked"
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._shape = SHAPES[state.system.shape]
-        self.wake_step: int | None = None  # a shield that mattered ends in this step
-        self._ahead = make_ahead(state)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        system, settings = parts.system, parts.desk.settings
+        if system.shape == "chunked" and settings.max_num_batched_tokens <= settings.max_num_seqs:
+            raise ConfigError(
+                f"limits.max_num_batched_tokens: {settings.max_num_batched_tokens} is not above"
+                f" max_num_seqs {settings.max_num_seqs}; under shape chunked every decode takes a token"
+                " of it, and prompts what is left"
+            )
+        self._shape = SHAPES[system.shape]
+        self._ahead = make_ahead(self.swaps)
         self._unmet = False  # somebody in the target set waits for room or for the next prefill
+        #: What a plan's end depends on whatever it is: see Until.
+        backups = BACKUPS.get(system.movement)
+        self._until = Until(
+            room=settings.low_blocks if system.movement == "proactive" else 0,
+            as_blocks_fill=backups is not None and not backups.is_lazy,
+        )
 
     def enter(self, request: Request) -> None:
         """A new turn: refused at once if it can never be served (rule 11)."""
-        state = self._state
-        settings = state.settings
-        state.enter(request)
+        super().enter(request)
         tokens = request.num_tokens
-        limit = self._shape.longest_prompt(settings)
+        limit = self._shape.longest_prompt(self.desk.settings)
         if tokens > limit:
-            state.reject(request, f"prompt of {tokens} tokens, limit {limit}")
+            self.swaps.reject(request, f"prompt of {tokens} tokens, limit {limit}")
 
-    def leave(self, request: Request) -> None:
-        """A request was cancelled; this planner keeps no queue of its own."""
+    def decide(self) -> tuple[Plan, Until]:
+        """One plan from the present state, and until when deciding again would change nothing.
 
-    def requeue(self, request: Request) -> None:
-        """A copy failed and the request must recompute; its rank is its place."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Deciding again would change nothing until a request arrives or leaves, a load ends, ranks
-        change or blocks run short. Room that comes back changes nothing either: the target set
-        counts it while it is pending. Not settled: somebody named in it has not been admitted.
+        Room that comes back changes nothing by itself, since the target set counts it while it is
+        coming; unless somebody in that set has not been admitted, or work ahead of need is left.
         """
-        if self._unmet or (self._ahead is not None and self._ahead.is_behind):
-            return False
-        return bool(self._state.running or self._state.prefilling)
-
-    def decide(self) -> Plan:
-        """One plan from the present state."""
-        state = self._state
         draft = Draft()
-        state.retire_ended(draft)
-        shielded = state.shielded()
+        target, shielded = self._displace(draft)
+        self._clear_growth(draft)
+        self._admit(target, draft)
+        step = self._end_of_shields(target, shielded)
+        ahead = self._ahead
+        if ahead is not None:
+            if ahead.act(self._standing(), draft):
+                self._unmet = True  # who was put out stands elsewhere in the next choice
+            if ahead.wake_step is not None:
+                step = min(ahead.wake_step, step or ahead.wake_step)
+        plan = self._finish(draft)
+        events = ALWAYS
+        is_unsettled = self._unmet or (ahead is not None and ahead.is_behind)
+        if is_unsettled or not (self.desk.running or self.desk.prefilling):
+            events |= Event.PLANNED | Event.STORED
+        return plan, self._until._replace(events=events, step=step)
+
+    def _displace(self, draft: Draft) -> tuple[Target, list[Request]]:
+        """Choose who should be on the device, and take off it who makes way. Returns the choice and who
+        was shielded from it."""
+        swaps = self.swaps
+        swaps.retire_ended(draft)
+        shielded = swaps.shielded()
         target = self._target(shielded)
         while target.never:
             self._refuse(target.never)
-            shielded = state.shielded()
+            shielded = swaps.shielded()
             target = self._target(shielded)
-        state.flush(draft)
-        waited = state.overlap.waits_for_stores
+        swaps.flush(draft)
+        waited = swaps.overlap.waits_for_stores
         for request in target.victims:
-            state.preempt(request, draft, waited=waited)
-        state.retire_idle(self._wanted(target), draft)
-        self._clear_growth(draft)
-        self._admit(target, draft)
-        self._set_wake_step(target, shielded)
-        if self._ahead is not None:
-            self._act_ahead(self._ahead, draft)
+            swaps.preempt(request, draft, waited=waited)
+        swaps.retire_idle(self._wanted(target), draft)
+        return target, shielded
+
+    def _finish(self, draft: Draft) -> Plan:
+        """What runs in the plan, after all its commands."""
+        desk, swaps = self.desk, self.swaps
         if draft.prefill and not self._shape.decodes_beside:
             return draft.finish(None)
-        growing = state.growing()
-        if len(growing) > state.memory.device.num_available:
+        growing = desk.growing()
+        if len(growing) > swaps.memory.device.num_available:
             return draft.finish(None, () if draft.prefill else self._loads_in_the_way())
-        batch = state.standing_batch()
+        batch = desk.standing_batch()
         if growing:
-            state.grow(growing)
+            swaps.grow(growing)
         runs = batch is not None or draft.prefill
         return draft.finish(batch, () if runs else self._why_idle(draft))
 
     # ------------------------------------------------------------------ who
 
     def _refuse(self, hopeless: list[Request]) -> None:
-        state = self._state
+        desk, swaps = self.desk, self.swaps
         for request in hopeless:
-            blocks = state.memory.blocks_for(request.num_tokens + 1)
-            state.reject(
+            blocks = swaps.memory.blocks_for(request.num_tokens + 1)
+            swaps.reject(
                 request,
                 f"{request.num_tokens} tokens and one more need {blocks} blocks; the device has"
-                f" {state.settings.device_blocks} and keeps {state.watermark} free",
+                f" {swaps.settings.device_blocks} and keeps {desk.watermark} free",
             )
 
     def _target(self, shielded: list[Request]) -> Target:
-        state = self._state
-        memory = state.memory
-        settings = state.settings
+        desk, swaps = self.desk, self.swaps
+        memory = swaps.memory
+        settings = swaps.settings
         device = memory.device
         coming = device.num_available + memory.pending_device + device.num_leaving
-        for context in state.idle_device:
+        for context in swaps.idle_device:
             coming += context_blocks(context)
         room = Room(
             device.num_blocks,
-            state.watermark,
+            desk.watermark,
             coming,
-            len(state.growing()),
+            len(desk.growing()),
             settings.block_size,
             settings.max_num_seqs,
-            state.sharing,
-            state.system.protects_leader,
-            None if state.displacement.by_rank else self._place,
+            swaps.sharing,
+            swaps.system.protects_leader,
+            None if swaps.displacement.by_rank else self._place,
             0 if self._ahead is None else self._ahead.headroom,
         )
-        return choose_target(self._standing(), state.residents, shielded, room)
+        return choose_target(self._standing(), swaps.residents, shielded, room)
 
     def _standing(self) -> Sequence[Request]:
         """The live requests in the order in which they are served."""
-        state = self._state
-        if state.displacement.by_rank:
-            return state.ranked
-        return sorted(state.ranked, key=self._place)
+        desk, swaps = self.desk, self.swaps
+        if swaps.displacement.by_rank:
+            return desk.ranked
+        return sorted(desk.ranked, key=self._place)
 
     def _place(self, request: Request) -> tuple[Place, Rank]:
         """Where a request stands, the order and who may displace whom put together."""
-        return (self._state.displacement.key(request), request.rank)
+        return (self.swaps.displacement.key(request), request.rank)
 
     def _wanted(self, target: Target) -> int:
-        state = self._state
-        blocks_for = state.memory.blocks_for
-        wanted = len(state.growing())
+        desk, swaps = self.desk, self.swaps
+        blocks_for = swaps.memory.blocks_for
+        wanted = len(desk.growing())
         for request in target.incoming:
             wanted += max(0, blocks_for(request.num_tokens + 1) - request.device_blocks)
-        return wanted + (state.watermark if target.incoming else 0)
+        return wanted + (desk.watermark if target.incoming else 0)
 
     # ------------------------------------------------------------------ room
 
     def _clear_growth(self, draft: Draft) -> None:
         """If this step's growth must come from blocks that are being copied out, wait for those
         copies, oldest first, and for no other."""
-        state = self._state
-        memory = state.memory
-        growth = len(state.growing())
+        desk, swaps = self.desk, self.swaps
+        memory = swaps.memory
+        growth = len(desk.growing())
         if memory.device.num_available >= growth:
             return
         for flight in list(memory.in_flight.values()):
@@ -167,12 +210,12 @@ class RulePlanner:
 
     def _admit(self, target: Target, draft: Draft) -> None:
         """Give free room to the named beneficiaries, in order; stop at the first without."""
-        state = self._state
+        desk, swaps = self.desk, self.swaps
         ready, loading = self._with_room(target, draft)
         self._unmet = not target.is_final or len(ready) + len(loading) < len(target.incoming)
-        if state.sharing is not None and target.head_of_line is not None:
+        if swaps.sharing is not None and target.head_of_line is not None:
             self._unmet = True  # once what is computed now is shared, it may fit
-        if target.victims and not state.displacement.by_rank:
+        if target.victims and not swaps.displacement.by_rank:
             self._unmet = True  # who was put out stands elsewhere in the next choice
         if not ready and not loading:
             return
@@ -185,11 +228,11 @@ class RulePlanner:
             is_prompt = _is_prompt(request)
             loads = request in loading
             if loads and not (is_prompt and wait):
-                state.load(request, draft, waited=wait)
+                swaps.load(request, draft, waited=wait)
                 if request.state is not RequestState.WAITING:
                     continue  # decoding again, or on its way
             if shape is None:
-                shape = self._shape(state.settings, len(state.running))
+                shape = self._shape(swaps.settings, len(desk.running))
             tokens = self._prefill_tokens(request)
             granted = shape.grant(tokens, is_again=request.num_generated > 0) if is_open else 0
             if not granted:
@@ -197,13 +240,13 @@ class RulePlanner:
                 self._unmet = True
                 continue
             if loads and request.context.device is None:
-                state.load(request, draft, waited=True)
+                swaps.load(request, draft, waited=True)
             most = granted if shape.decodes_beside else None
-            if not state.start_prefill(request, draft, most):
+            if not swaps.start_prefill(request, draft, most):
                 is_open = False
                 self._unmet = True
-        if state.sharing is not None:
-            state.sharing.tree.spare((), {})
+        if swaps.sharing is not None:
+            swaps.sharing.tree.spare((), {})
 
     def _in_turn(self, target: Target, count: int) -> Sequence[Request]:
         """The first so many in the target's order; where the batch decodes beside prompts, those who only
@@ -213,14 +256,14 @@ class RulePlanner:
 
     def _with_room(self, target: Target, draft: Draft) -> tuple[list[Request], list[Request]]:
         """Those that could be prefilled now, and those that must be loaded first."""
-        state = self._state
-        memory = state.memory
-        room = memory.device.num_available - len(state.growing())
-        seats = state.settings.max_num_seqs - len(state.running) - len(state.loading)
-        watermark = state.watermark
+        desk, swaps = self.desk, self.swaps
+        memory = swaps.memory
+        room = memory.device.num_available - len(desk.growing())
+        seats = swaps.settings.max_num_seqs - len(desk.running) - len(swaps.loading)
+        watermark = desk.watermark
         ready: list[Request] = []
         loading: list[Request] = []
-        sharing = state.sharing
+        sharing = swaps.sharing
         booked: dict[SharedBlock, None] = {}
         for request in target.incoming:
             context = request.context
@@ -228,13 +271,13 @@ class RulePlanner:
                 break
             if sharing is not None:
                 if not sharing.can_use_host_copy(context):
-                    state.lose_host_copy(request, sharing)
+                    swaps.lose_host_copy(request, sharing)
                 room += sharing.blocks_for_nothing(context, booked)
             need = memory.blocks_for(request.num_tokens + 1)
             held = request.device_blocks
             floor = 0 if context.device is not None else watermark
             if context.outgoing is not None:
-                if not memory.can_keep(context, state.blocks_to_resume(request)):
+                if not memory.can_keep(context, swaps.blocks_to_resume(request)):
                     break
                 held = memory.kept_blocks(context)
             room -= max(0, need - held)
@@ -250,77 +293,67 @@ class RulePlanner:
         return ready, loading
 
     def _choose_overlap(self, ready: int, loading: list[Request], draft: Draft) -> bool:
-        state = self._state
-        memory = state.memory
+        desk, swaps = self.desk, self.swaps
+        memory = swaps.memory
         blocks = 0
         for request in loading:
             blocks += memory.blocks_to_load(request.context)
         for flight in memory.in_flight.values():
             if not flight.to_host:
                 blocks += flight.copy.num_blocks
-        choice = state.overlap.choose(
-            len(state.running) + ready,
+        choice = swaps.overlap.choose(
+            len(desk.running) + ready,
             len(loading),
-            blocks * state.rates.load_ns_per_block,
-            state.rates.step_ns,
+            blocks * desk.rates.load_ns_per_block,
+            desk.rates.step_ns,
         )
         draft.wait_cost, draft.overlap_cost = choice.wait_cost, choice.overlap_cost
         return choice.wait
 
     def _prefill_tokens(self, request: Request) -> int:
-        return request.num_tokens - self._state.memory.present_tokens(request.context)
-
-    # ------------------------------------------------------------------ ahead of need
-
-    def _act_ahead(self, ahead: Ahead, draft: Draft) -> None:
-        if ahead.act(self._standing(), draft):
-            self._unmet = True  # who was put out stands elsewhere in the next choice
-        if ahead.wake_step is not None:
-            self.wake_step = min(ahead.wake_step, self.wake_step or ahead.wake_step)
+        return request.num_tokens - self.swaps.memory.present_tokens(request.context)
 
     # ------------------------------------------------------------------ idleness
 
-    def _set_wake_step(self, target: Target, shielded: list[Request]) -> None:
-        """While a shield keeps somebody out, decide again when the first shield ends."""
-        state = self._state
-        self.wake_step = None
+    def _end_of_shields(self, target: Target, shielded: list[Request]) -> int | None:
+        """While a shield keeps somebody out: the step in which the first shield ends."""
+        desk, swaps = self.desk, self.swaps
         if not shielded or (target.head_of_line is None and not self._unmet):
-            return
-        settings = state.settings
+            return None
+        settings = desk.settings
         ends = [
             max(
                 request.resident_since + settings.min_run_steps,
-                state.step + settings.token_quantum - request.num_tokens + request.parked_tokens
+                desk.step + settings.token_quantum - request.num_tokens + request.parked_tokens
                 if request.parkings >= settings.max_parkings
                 else 0,
             )
             for request in shielded
-            if request.is_resident and state.is_shielded(request)
+            if request.is_resident and swaps.is_shielded(request)
         ]
-        if ends:
-            self.wake_step = max(state.step + 1, min(ends))
+        return max(desk.step + 1, min(ends)) if ends else None
 
     def _loads_in_the_way(self) -> tuple[str, ...]:
         """Loads hold the last free blocks and cannot be stopped: the batch waits for one to end,
         after which its request may be a victim."""
-        loads = [f for f in self._state.memory.in_flight.values() if not f.to_host]
+        loads = [f for f in self.swaps.memory.in_flight.values() if not f.to_host]
         if not loads:
             raise ProgressError("the batch cannot grow and no load is in the way")
         return tuple(f"copy {flight.copy.copy_id}" for flight in loads)
 
     def _why_idle(self, draft: Draft) -> tuple[str, ...]:
         """What an idle plan waits on. Raises ProgressError if that is nothing (rule 12)."""
-        state = self._state
+        desk, swaps = self.desk, self.swaps
         if draft.acts:
             return ("the next plan",)
-        in_flight = tuple(f"copy {copy_id}" for copy_id in state.memory.in_flight)
+        in_flight = tuple(f"copy {copy_id}" for copy_id in swaps.memory.in_flight)
         if in_flight:
             return in_flight
-        if state.live:
+        if desk.live:
             raise ProgressError(
-                f"{len(state.live)} requests are live, nothing runs and no copy is in flight:"
-                f" first in order is {state.ranked[0]!r},"
-                f" {state.memory.device.num_available} device blocks available"
+                f"{len(desk.live)} requests are live, nothing runs and no copy is in flight:"
+                f" first in order is {desk.ranked[0]!r},"
+                f" {swaps.memory.device.num_available} device blocks available"
             )
         return ("arrivals",)
 

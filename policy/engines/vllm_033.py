@@ -16,97 +16,105 @@ from __future__ import annotations
 
 from collections import deque
 
+from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft, PrefillShape
+from policy.engines.swapping import Parts, SwapEngine
 from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import Plan, PreemptionMode
-from policy.request import Request, RequestState
-from policy.state import State
+from policy.request import Move, Request, RequestState
 
 
 def _arrival(request: Request) -> int:
     return request.arrival_ns
 
 
-class ReleasePlanner:
+class ReleaseEngine(SwapEngine):
     """Waiting, running and swapped queues as in the release; ties keep queue order."""
 
-    #: Every running request must find a free block, whether it needs one or not.
-    strict_growth = True
-    wake_step: int | None = None
+    name = "vllm-0.3.3"
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    #: Every step with a command in it may be followed by a different decision, and every running request
+    #: must find a free block, whether it needs one or not.
+    UNTIL = Until(ALWAYS | Event.PLANNED | Event.STORED, spare=1)
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
         self._waiting: deque[Request] = deque()
         self._swapped: list[Request] = []
 
     def enter(self, request: Request) -> None:
         """A new turn joins the back of the waiting queue."""
-        self._state.enter(request)
+        super().enter(request)
         self._waiting.append(request)
 
-    def leave(self, request: Request) -> None:
-        """A request was cancelled."""
+    def leave(self, request: Request, move: Move) -> None:
+        """See Engine."""
+        self._dequeue(request)
+        super().leave(request, move)
+
+    def _requeue(self, request: Request) -> None:
+        """Recompute, from the front of the waiting queue as after a preemption."""
+        self._dequeue(request)
+        self._waiting.appendleft(request)
+
+    def _dequeue(self, request: Request) -> None:
         if request in self._waiting:
             self._waiting.remove(request)
         elif request in self._swapped:
             self._swapped.remove(request)
 
-    def requeue(self, request: Request) -> None:
-        """A copy failed: recompute, from the front of the waiting queue as after a preemption."""
-        self.leave(request)
-        self._waiting.appendleft(request)
+    def decide(self) -> tuple[Plan, Until]:
+        """See Engine."""
+        return self._decide(), self.UNTIL
 
-    #: Every step with a command in it may be followed by a different decision.
-    is_settled = False
-
-    def decide(self) -> Plan:
+    def _decide(self) -> Plan:
         """One plan: a prefill-only step if anybody can be admitted, else a decode step."""
-        state = self._state
+        desk, swaps = self.desk, self.swaps
         draft = Draft()
-        state.retire_ended(draft)
+        swaps.retire_ended(draft)
         admitted = [] if self._swapped else self._admit()
         if self._park_holders(draft, admitted) and not (self._swapped or admitted):
             admitted = self._admit()
         for request in admitted:
             context = request.context
             if context.device is None and context.host_tokens:
-                state.load(request, draft, waited=True)
-            state.start_prefill(request, draft)
-        state.flush(draft)
+                swaps.load(request, draft, waited=True)
+            swaps.start_prefill(request, draft)
+        swaps.flush(draft)
         if draft.prefill or draft.reject:
             draft.prefill.sort()
             return draft.finish(None)
         preempted = self._decode(draft)
         if not preempted:
             self._swap_in(draft)
-        batch = state.standing_batch(by_id=True)
+        batch = desk.standing_batch(by_id=True)
         return draft.finish(batch, () if batch is not None else self._why_idle(draft))
 
     # ------------------------------------------------------------------ prefill
 
     def _admit(self) -> list[Request]:
         """Who leaves the waiting queue for a prefill now."""
-        state = self._state
-        settings = state.settings
+        desk, swaps = self.desk, self.swaps
+        settings = swaps.settings
         shape = PrefillShape(settings)
-        free = state.memory.device.num_free
+        free = swaps.memory.device.num_free
         admitted: list[Request] = []
         while self._waiting:
             request = self._waiting[0]
             tokens = request.num_tokens
-            blocks = state.memory.blocks_for(tokens)
+            blocks = swaps.memory.blocks_for(tokens)
             why = self._never(tokens, blocks)
             if why is not None:
                 self._waiting.popleft()
-                state.reject(request, why)
+                swaps.reject(request, why)
                 continue
             wanted = blocks - request.device_blocks
-            if free - wanted < state.watermark:
+            if free - wanted < desk.watermark:
                 break
-            if len(state.running) + len(admitted) + 1 > settings.max_num_seqs:
+            if len(desk.running) + len(admitted) + 1 > settings.max_num_seqs:
                 break
             context = request.context
-            if state.memory.is_promised(context):
+            if swaps.memory.is_promised(context):
                 break
             if not shape.admits(tokens - max(context.device_tokens, context.host_tokens)):
                 break
@@ -115,13 +123,13 @@ class ReleasePlanner:
         return admitted
 
     def _never(self, tokens: int, blocks: int) -> str | None:
-        settings = self._state.settings
+        settings = self.swaps.settings
         if tokens > settings.prompt_limit:
             return f"prompt of {tokens} tokens, limit {settings.prompt_limit}"
-        if settings.device_blocks - blocks < self._state.watermark:
+        if settings.device_blocks - blocks < self.desk.watermark:
             return (
                 f"{tokens} tokens need {blocks} blocks, the device has"
-                f" {settings.device_blocks} and keeps {self._state.watermark} free"
+                f" {settings.device_blocks} and keeps {self.desk.watermark} free"
             )
         return None
 
@@ -132,12 +140,12 @@ class ReleasePlanner:
         Before the admitted ones load, so that no store goes where a load of this plan still reads.
         Returns whether any device blocks came free.
         """
-        state = self._state
+        swaps = self.swaps
         parked = False
-        for request in list(state.residents):
+        for request in list(swaps.residents):
             if request.state is RequestState.WAITING and request not in admitted:
-                del state.residents[request]
-                state.retire(request.context, draft)
+                del swaps.residents[request]
+                swaps.retire(request.context, draft)
                 parked = True
         return parked
 
@@ -145,11 +153,11 @@ class ReleasePlanner:
 
     def _decode(self, draft: Draft) -> bool:
         """A block for whoever needs one, the youngest making way; whether anybody had to."""
-        state = self._state
-        device = state.memory.device
-        growing = state.growing()
-        state.running.sort(key=_arrival)
-        queue = deque(state.running)
+        desk, swaps = self.desk, self.swaps
+        device = swaps.memory.device
+        growing = desk.growing()
+        desk.running.sort(key=_arrival)
+        queue = deque(desk.running)
         preempted = False
         while queue:
             request = queue.popleft()
@@ -161,21 +169,21 @@ class ReleasePlanner:
                     break
             else:
                 if request in growing:
-                    state.grow({request: None})
+                    swaps.grow({request: None})
         return preempted
 
     def _preempt(self, victim: Request, draft: Draft) -> None:
-        state = self._state
+        swaps = self.swaps
         context = victim.context
-        if state.system.preemption == "swap":
-            state.memory.settle(context, victim.num_tokens - 1)
-            wanted = state.memory.host_blocks_wanted(context)
-            if not state.memory.ledger.make_room(wanted, context, at_any_cost=True):
+        if swaps.system.preemption == "swap":
+            swaps.memory.settle(context, victim.num_tokens - 1)
+            wanted = swaps.memory.host_blocks_wanted(context)
+            if not swaps.memory.ledger.make_room(wanted, context, at_any_cost=True):
                 raise ReleaseVerdict(
                     f"vLLM 0.3.3 aborts its engine here: {victim.request_id} must be swapped out,"
-                    f" {wanted} host blocks wanted, {state.memory.host.num_available} free"
+                    f" {wanted} host blocks wanted, {swaps.memory.host.num_available} free"
                 )
-        mode = state.preempt(victim, draft, waited=True)
+        mode = swaps.preempt(victim, draft, waited=True)
         if mode is PreemptionMode.SWAP:
             self._swapped.append(victim)
         else:
@@ -183,19 +191,19 @@ class ReleasePlanner:
 
     def _swap_in(self, draft: Draft) -> None:
         """Oldest first, each with one block to spare above the watermark."""
-        state = self._state
-        settings = state.settings
-        device = state.memory.device
+        desk, swaps = self.desk, self.swaps
+        settings = swaps.settings
+        device = swaps.memory.device
         self._swapped.sort(key=_arrival)
         while self._swapped:
             request = self._swapped[0]
             room = device.num_free - request.host_blocks - 1
-            if room < state.watermark or len(state.running) >= settings.max_num_seqs:
+            if room < desk.watermark or len(desk.running) >= settings.max_num_seqs:
                 break
             del self._swapped[0]
-            state.load(request, draft, waited=True)
-            if request in state.growing():
-                state.grow({request: None})
+            swaps.load(request, draft, waited=True)
+            if request in desk.growing():
+                swaps.grow({request: None})
 
     def _why_idle(self, draft: Draft) -> tuple[str, ...]:
         if draft.acts:
@@ -205,8 +213,8 @@ class ReleasePlanner:
             raise ReleaseVerdict(
                 f"vLLM 0.3.3 waits for ever here: nothing runs, and {first.request_id} needs"
                 f" {first.host_blocks + 1} free blocks above the watermark of"
-                f" {self._state.watermark} to be swapped in,"
-                f" {self._state.memory.device.num_free} are free"
+                f" {self.desk.watermark} to be swapped in,"
+                f" {self.swaps.memory.device.num_free} are free"
             )
         if self._waiting:
             raise ProgressError(f"nothing runs and {self._waiting[0]!r} is not admitted")

@@ -70,6 +70,16 @@ class Context:
         return self.outgoing is not None or self.incoming is not None
 
     @property
+    def is_resident(self) -> bool:
+        """It has a device side."""
+        return self.device is not None
+
+    @property
+    def device_blocks(self) -> int:
+        """Blocks held on the device."""
+        return 0 if self.device is None else len(self.device.blocks)
+
+    @property
     def host_blocks(self) -> int:
         """Blocks held on the host."""
         return 0 if self.host is None else len(self.host.blocks)

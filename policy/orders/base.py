@@ -14,7 +14,7 @@ class Order:
     id, so keys may change only at a refresh. `refreshes` says when that is:
 
     * False: a key is computed once, when the request arrives;
-    * True: at every priority update as well (every 1/frequency steps, see `UpdateClock`).
+    * True: at every priority update as well (every 1/frequency steps, see `policy.orders.clock.UpdateClock`).
 
     A subclass overrides what it needs. It must not change the request, ask for the time or draw
     random numbers by itself.

@@ -15,6 +15,7 @@ from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import SYSTEMS
+from tests.helpers.inside import memory_of
 from tests.helpers.vllm_release import ReleaseDriver, find_wheel, load
 
 RUNS = 4000
@@ -29,7 +30,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def our_line(scheduler: Scheduler, plan: Plan) -> dict[str, Any]:
-    memory = scheduler.state.memory
+    memory = memory_of(scheduler)
     return {
         "prefill": [list(item) for item in plan.prefill],
         "decode": list(plan.batch.decode) if plan.batch is not None else [],

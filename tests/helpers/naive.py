@@ -9,25 +9,30 @@ they are not on the fast path.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, cast
 
+from policy.desk import Desk
+from policy.engines import base as policy
+from policy.engines.base import Event, Until
+from policy.engines.catalog import make_engine
 from policy.errors import ReleaseVerdict
+from policy.orders.catalog import make_order
 from policy.plan import Batch, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from policy.state import State
 from runs.recorder import Recorder, decision_line
 from runs.recording import Recording
 from runs.scenario import Scenario
-from runs.serving import make_scheduler
+from runs.serving import age, make_scheduler
 from sim import simulate as machine
 from sim.device import Device, Served
 from sim.engine import NULL, Engine
 from sim.simulate import Setup
+from tests.helpers.inside import Wrapped
 from traces.workload import Turn
 
 
-class NaiveState(State):
+class NaiveDesk(Desk):
     """Growth by looking at every request of the batch."""
 
     def growing(self) -> dict[Request, None]:
@@ -35,22 +40,25 @@ class NaiveState(State):
         return {r: None for r in self.running if (r.num_tokens - 1) % size == 0}
 
 
-class NaiveScheduler:
+class EveryStep(Wrapped):
     """Decides in every step and never hands out the same object twice."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        scheduler.state.__class__ = NaiveState
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scheduler, name)
-
-    def schedule(self, now_ns: int) -> Plan:
-        self._scheduler._changed = True
-        plan = self._scheduler.schedule(now_ns)
+    def decide(self) -> tuple[Plan, Until]:
+        plan, _ = self.inner.decide()
         batch = plan.batch
         fresh = None if batch is None else Batch((*batch.decode,), 0, (), ())
-        return plan._replace(batch=fresh)
+        return plan._replace(batch=fresh), Until(Event.MADE)
+
+
+def naive_scheduler(setup: Setup) -> Scheduler:
+    """That of a scenario, which decides anew in every step."""
+    scenario, streams, settings = setup.scenario, setup.streams, setup.settings
+    order = make_order(scenario.order_name, streams, scenario.order_settings())
+    desk = NaiveDesk(settings, order, scenario.rates.start())
+    engine = EveryStep(make_engine(settings, setup.system, order, streams, desk=desk))
+    made = Scheduler(settings, setup.system, order, streams, engine=cast(policy.Engine, engine))
+    age(made, setup)
+    return made
 
 
 class NaiveDevice(Device):
@@ -120,7 +128,6 @@ class NaiveEngine(Engine):
     device: NaiveDevice
 
     def run(self) -> Generator[Any, Any, Any]:
-        memory = self.scheduler.state.memory
         try:
             while True:
                 now = self.env.now
@@ -128,7 +135,7 @@ class NaiveEngine(Engine):
                     self._arrive(now)
                 self._cancel(now)
                 plan = self.scheduler.schedule(now)
-                free = (memory.device.num_free, memory.host.num_free)
+                free = self.scheduler.engine.levels()
                 if plan.is_numbered or plan.has_commands:
                     outcome = yield from self._step(plan, free)
                     self.scheduler.update(outcome)
@@ -195,10 +202,10 @@ class NaiveEngine(Engine):
 def naive_simulate(scenario: Scenario, fails: Any = None) -> Recording:
     """`simulate`, the long way; in memory, with decisions."""
     setup = machine.prepare(scenario)
-    scheduler = make_scheduler(setup)
     recorder = NaiveRecorder()
-    engine = machine.make_engine(setup, scheduler, recorder, "off")
-    _make_naive(engine, setup, scheduler)
+    engine = machine.make_engine(setup, naive_scheduler(setup), recorder, "off")
+    engine.__class__ = NaiveEngine
+    engine.device.__class__ = NaiveDevice
     engine.link._fails = fails
     engine.env.run(until=engine.env.process(engine.run()))
     return recorder.close({"verdict": engine.verdict})
@@ -213,9 +220,3 @@ def fast_simulate(scenario: Scenario, fails: Any = None) -> Recording:
     engine.link._fails = fails
     engine.env.run(until=engine.env.process(engine.run()))
     return recorder.close({"verdict": engine.verdict})
-
-
-def _make_naive(engine: Engine, setup: Setup, scheduler: Scheduler) -> None:
-    engine.__class__ = NaiveEngine
-    engine.device.__class__ = NaiveDevice
-    engine.scheduler = NaiveScheduler(scheduler)  # type: ignore[assignment]

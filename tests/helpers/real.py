@@ -25,6 +25,7 @@ from runs.recording import Recording
 from runs.scenario import Scenario, build
 from runs.serving import aging_lengths, checker
 from sim.replay import replay
+from tests.helpers.inside import memory_of, swaps_of
 
 #: The policies' laws and the machine's copies are checked on a device with room for two or three.
 ROOM = {"device_blocks": 10, "host_blocks": 60, "block_size": 4, "aging": "shuffle"}
@@ -117,7 +118,7 @@ def run(
         finally:
             engine.swap.close()
             machine.close()
-    memory = machine.scheduler.state.memory
+    memory = memory_of(machine.scheduler)
     facts = {
         "order": machine.scheduler.order.name,
         "device_blocks": memory.device.num_blocks,
@@ -160,10 +161,10 @@ class Watch:
 
 def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
     """Blocks of either pool that hold KV or are a copy's."""
-    memory = scheduler.state.memory
-    contexts = [request.context for request in scheduler.state.live.values()]
+    memory = memory_of(scheduler)
+    contexts = [request.context for request in scheduler.desk.live.values()]
     contexts += memory.ledger.kept.values()
-    contexts += scheduler.state.idle_device
+    contexts += swaps_of(scheduler).idle_device
     flights = list(memory.in_flight.values())
     sides = []
     for side in ("device", "host"):
@@ -173,8 +174,8 @@ def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
             if allocation is not None:
                 held.update(allocation.blocks)
         sides.append(held)
-    if scheduler.sharing is not None:
-        for shared in scheduler.sharing.tree:
+    if swaps_of(scheduler).sharing is not None:
+        for shared in swaps_of(scheduler).sharing.tree:
             sides[0].update(shared.blocks)
     for flight in flights:
         for device, host, length in flight.copy.runs:

@@ -27,6 +27,7 @@ from runs.serving import (
     unservable,
 )
 from runs.turns import NEVER, TurnDriver
+from tests.helpers.inside import memory_of
 from traces.randomness import Streams
 from traces.sources import open_workload
 from traces.workload import Turn
@@ -138,7 +139,7 @@ class RoughMachine:
         self.now += self.rng.choice([nap // 2, nap, nap + 30 * MS])
 
     def execute(self, plan: Plan, start: int) -> Outcome:
-        recorder, memory, step = self.recorder, self.scheduler.state.memory, self.scheduler.step
+        recorder, memory, step = self.recorder, memory_of(self.scheduler), self.scheduler.step
         free = (memory.device.num_free, memory.host.num_free)
         if plan.is_numbered:
             if plan is not self.last:

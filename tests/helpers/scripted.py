@@ -8,6 +8,7 @@ from typing import Any
 from policy.integrity import check_integrity
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan, PreemptionMode
 from policy.scheduler import Scheduler
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.shadow import ShadowMachine, Turn, serve
 from tests.helpers.small import variant
 
@@ -86,13 +87,13 @@ def run(made: Scheduler, turns: list[Turn], **how: Any) -> Watched:
 
 
 def assert_nothing_is_held_by_copies(made: Scheduler) -> None:
-    memory = made.state.memory
+    memory = memory_of(made)
     assert (memory.in_flight, memory.pending_device, made.num_live) == ({}, 0, 0)
-    assert not made.state.residents
+    assert not swaps_of(made).residents
 
 
 def assert_both_pools_are_empty(made: Scheduler) -> None:
-    memory = made.state.memory
+    memory = memory_of(made)
     free = (memory.device.num_available, memory.host.num_available)
     assert free == (memory.device.num_blocks, memory.host.num_blocks)
 

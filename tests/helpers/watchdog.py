@@ -33,7 +33,7 @@ class Watchdog:
 
     def look(self, plan: Plan) -> None:
         """After a plan was made. Raises NoProgress."""
-        live = self._scheduler.state.live
+        live = self._scheduler.desk.live
         left = len(self._most.keys() - live.keys())
         moved = left > self._left or not live
         self._left = left

@@ -204,7 +204,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @precondition(exists(is_idle))
     @rule(place=PLACES, shared=st.integers(0, 30), key=st.integers(0, 3))
     def next_turn(self, place: int, shared: int, key: int) -> None:
-        """The next turn repeats `shared` tokens of its parent's context (State._take_over)."""
+        """The next turn repeats `shared` tokens of its parent's context (Swaps._take_over)."""
         self._report()
         parent = self._one(place, is_idle)
         owner = self._owner(key)

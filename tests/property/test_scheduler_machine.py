@@ -15,6 +15,7 @@ from policy.integrity import check_integrity
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.small import random_scheduler, sharing_scheduler
 
 
@@ -53,7 +54,7 @@ class Chaos:
             self._arrive()
         if self.outputs and rng.random() < 0.1:
             name = rng.choice(sorted(self.outputs))
-            was_live = name in self.made.state.live  # or rejected, and not in a plan yet
+            was_live = name in self.made.desk.live  # or rejected, and not in a plan yet
             assert self.made.cancel(name, self.now_ns) == was_live
             if was_live:
                 self._forget(name, "cancelled")
@@ -82,7 +83,7 @@ class Chaos:
 
     def _keys(self, tokens: int) -> tuple[int, ...]:
         """Names of full blocks, few enough to meet again, whatever the parent's were."""
-        if self.made.sharing is None:
+        if swaps_of(self.made).sharing is None:
             return ()
         size = self.made.settings.prefix_block or self.made.settings.block_size
         return tuple(self.rng.randrange(2) for _ in range(tokens // size))
@@ -172,8 +173,8 @@ class Chaos:
         """Everybody has ended, no copy holds anything, and all blocks are free or somebody's."""
         made = self.made
         assert (made.num_live, self.outputs, self.moving) == (0, {}, {})
-        memory = made.state.memory
-        assert (memory.in_flight, memory.pending_device, made.state.residents) == ({}, 0, {})
+        memory = memory_of(made)
+        assert (memory.in_flight, memory.pending_device, swaps_of(made).residents) == ({}, 0, {})
         idle = sum(len(c.device.blocks) for c in memory.ledger.kept.values() if c.device)
         idle -= sum(c.device.num_shared for c in memory.ledger.kept.values() if c.device)
         idle += memory.device.num_shared
@@ -189,9 +190,9 @@ def survive(
         chaos.run(60)
     except ReleaseVerdict:
         chaos.seen["verdict"] += 1
-    if chaos.made.sharing is not None:
-        chaos.seen["hits"] += chaos.made.sharing.num_hits
-        chaos.seen["lost"] += chaos.made.sharing.num_lost_copies
+    if swaps_of(chaos.made).sharing is not None:
+        chaos.seen["hits"] += swaps_of(chaos.made).sharing.num_hits
+        chaos.seen["lost"] += swaps_of(chaos.made).sharing.num_lost_copies
     return chaos.seen
 
 

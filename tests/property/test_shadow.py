@@ -8,6 +8,7 @@ from collections import Counter
 from policy.errors import ReleaseVerdict
 from policy.integrity import check_integrity
 from policy.scheduler import Scheduler
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.shadow import ShadowMachine, Turn, serve
 from tests.helpers.small import (
     random_scheduler,
@@ -33,10 +34,10 @@ def serve_to_the_end(rng: random.Random, scheduler: Scheduler, turns: list[Turn]
         return "verdict"
     assert len(machine.finished) + len(machine.rejected) == len(turns)
     assert not scheduler.num_live
-    memory = scheduler.state.memory
+    memory = memory_of(scheduler)
     assert not memory.in_flight
     assert memory.device.num_shared == memory.device.num_leaving == 0
-    assert not scheduler.state.residents
+    assert not swaps_of(scheduler).residents
     return "finished"
 
 
@@ -54,7 +55,7 @@ def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(full:
         scheduler = sharing_scheduler(rng)
         turns = sharing_turns(rng, scheduler.settings.block_size)
         seen[serve_to_the_end(rng, scheduler, turns)] += 1
-        sharing = scheduler.sharing
+        sharing = swaps_of(scheduler).sharing
         assert sharing is not None
         seen["hits"] += sharing.num_hits
         seen["evicted"] += sharing.tree.num_evicted

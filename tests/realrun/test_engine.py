@@ -26,6 +26,7 @@ from realrun.engine import Engine
 from realrun.sampling import SamplingParams
 from realrun.serve import Machine, Options
 from sim.replay import replay
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.real import (
     ROOM,
     Run,
@@ -181,13 +182,13 @@ def test_a_copy_that_fails_costs_a_recompute_and_no_text(workload: Path, system:
 
 def assert_nothing_left(found: Run) -> None:
     """Every turn has ended, no copy is under way, and the pools are whole."""
-    memory = found.machine.scheduler.state.memory
-    assert not found.machine.scheduler.state.live
+    memory = memory_of(found.machine.scheduler)
+    assert not found.machine.scheduler.desk.live
     assert not found.engine.swap.in_flight
     assert not memory.in_flight
     assert memory.device.num_available == memory.device.num_blocks - sum(
         len(context.device.blocks)
-        for context in found.machine.scheduler.state.idle_device
+        for context in swaps_of(found.machine.scheduler).idle_device
         if context.device is not None
     )
     assert held_blocks(found.machine.scheduler)[0] <= set(range(memory.device.num_blocks))
@@ -211,7 +212,7 @@ def test_a_client_may_leave_in_every_state(tmp_path: Path, state: RequestState) 
         engine.swap._move = held
 
     def leave(engine: Engine) -> None:
-        for name, request in engine.scheduler.state.live.items():
+        for name, request in engine.scheduler.desk.live.items():
             if request.state is state and not left:
                 left.append(name)
                 heappush(engine._cancels, (engine._clock(), name))
@@ -272,7 +273,7 @@ class Broken:
 
     def __call__(self, engine: Engine, machine: Machine) -> None:
         self.engine = engine
-        pool = getattr(machine.scheduler.state.memory, self.side)
+        pool = getattr(memory_of(machine.scheduler), self.side)
         allocate = pool.allocate
 
         def counted(*arguments: Any, **named: Any) -> None:

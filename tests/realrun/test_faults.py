@@ -20,6 +20,7 @@ from realrun.kvstore import LAYOUTS
 from realrun.pinned import register_in_chunks
 from realrun.swap import TIMEOUT_S, Transfer
 from tests.helpers.fake_device import FakeCudart, FakeDevice
+from tests.helpers.inside import memory_of
 from tests.helpers.late_machine import LateMachine, swapping_scheduler
 from tests.helpers.shadow import serve
 from tests.helpers.small import random_turns
@@ -474,7 +475,7 @@ def test_under_faults_and_cancels_nobody_computes_on_kv_that_is_not_its_own(thre
         machine.close()
         assert len(machine.finished) + len(machine.rejected) == len(turns)
         assert (machine.swap.in_flight, machine.swap.guard._users) == ({}, {})
-        assert made.state.memory.in_flight == {} and made.state.memory.pending_device == 0
+        assert memory_of(made).in_flight == {} and memory_of(made).pending_device == 0
         seen.update(kind_of(transfer) for transfer in machine.ended)
         seen["kernels"] += machine.num_kernels
     assert seen["arrived"] > 200 and seen["failed"] > 10 and seen["cancelled"] > 3

@@ -19,6 +19,7 @@ from policy.pools.prefix import PrefixPool, SharedBlock
 from policy.scheduler import Scheduler
 from realrun.prompts import RandomPrompts
 from sim.replay import replay
+from tests.helpers.inside import swaps_of
 from tests.helpers.real import ROOM, Run, run, scenario
 from traces.randomness import Streams
 from traces.workload import Header, Turn
@@ -89,7 +90,7 @@ def test_replies_are_those_without_sharing_to_the_bit(
     shared = serve(path, system)
     assert shared.replies == alone.replies
     assert len(shared.replies) == 16
-    sharing = shared.machine.scheduler.sharing
+    sharing = swaps_of(shared.machine.scheduler).sharing
     assert sharing is not None
     assert sharing.num_hits >= 8
     assert sharing.tree.num_evicted > 0
@@ -120,7 +121,7 @@ def test_a_real_run_that_shares_is_replayed_decision_for_decision(
     loaded = scenario(path, system=system, pool={**ROOM, "device_blocks": 14})
     found = run(loaded)
     made: Scheduler = found.machine.scheduler
-    assert made.sharing is not None and made.sharing.num_hits >= 8
+    assert swaps_of(made).sharing is not None and swaps_of(made).sharing.num_hits >= 8
     found.recording.summary["prefixes"] = {"block_tokens": NAMED}
     assert replay(found.recording, loaded).difference is None
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from policy.engines.swaps import Swaps
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
 from policy.memory.backup import BackupMemory
@@ -16,7 +17,7 @@ from policy.memory.context import HostRole
 from policy.plan import Direction, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from policy.state import State
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import RECOMPUTE, SWAP, Watched, assert_nothing_is_held_by_copies, run
 from tests.helpers.shadow import Turn
 from tests.helpers.small import random_turns, scheduler, variant
@@ -127,7 +128,7 @@ def test_a_round_that_is_due_waits_for_urgent_copies_and_no_longer() -> None:
     machine.arrive(Turn("urgent", 0, 30, 9, priority=-1))
     urgent = [copy for copy in machine.step().copies if copy.urgent]
     assert [copy.request_id for copy in urgent] == ["last"]
-    in_flight = made.state.memory.in_flight
+    in_flight = memory_of(made).in_flight
     while urgent[0].copy_id in in_flight:
         assert sent(machine.step()) == []
     assert made.step > 9
@@ -166,7 +167,7 @@ def test_l1_a_victim_stops_its_backup_and_its_target_is_nobodys_until_that_has_e
     assert flight.host is not None
     plan = made.schedule(0)
     assert plan.cancel == (flight.copy.copy_id,)
-    held = made.state.memory.host
+    held = memory_of(made).host
     assert held.num_available == held.num_blocks - len(flight.host.blocks)
 
 
@@ -181,7 +182,7 @@ def test_l8_backups_of_a_long_decode_pin_nothing_once_they_have_ended() -> None:
 def test_l10_a_host_copy_that_is_added_to_is_not_given_away() -> None:
     made, request = backup_under_way()
     assert request.context.role is HostRole.NONE
-    ledger = made.state.memory.ledger
+    ledger = memory_of(made).ledger
     short = ledger.host.num_available + 1
     assert not ledger.make_room(short, request.context, at_any_cost=True)
 
@@ -220,7 +221,7 @@ def test_d7_a_victim_finds_host_room_that_backups_pin() -> None:
     until(machine, lambda: (leads.host_tokens, low.host_tokens) == (16, 12))
     machine.rng.polls = 40  # type: ignore[attr-defined]
     until(machine, lambda: leads.backup is not None)
-    assert made.state.memory.host.num_available == 0
+    assert memory_of(made).host.num_available == 0
     machine.arrive(Turn("urgent", 0, 25, 1))
     until(machine, lambda: bool(machine.preempted))
     assert machine.preempted == [("low", SWAP)]
@@ -237,7 +238,7 @@ def test_t1_backups_give_way_to_urgent_copies_and_keep_to_their_share() -> None:
         stores = [copy for copy in plan.copies if copy.direction is Direction.TO_HOST]
         if any(copy.urgent for copy in stores):
             assert all(copy.urgent for copy in stores)
-        memory = made.state.memory
+        memory = memory_of(made)
         assert isinstance(memory, BackupMemory)
         under_way = sum(flight.copy.num_blocks for flight in memory.backups())
         assert under_way <= made.settings.backup_blocks
@@ -249,29 +250,29 @@ def test_t1_backups_give_way_to_urgent_copies_and_keep_to_their_share() -> None:
 # ---------------------------------------------------------------------- the law, broken
 
 
-def forget_it(state: State, request: Request) -> None:
+def forget_it(swaps: Swaps, request: Request) -> None:
     flight = request.context.backup
     assert flight is not None
-    del state.memory.in_flight[flight.copy.copy_id]
+    del swaps.memory.in_flight[flight.copy.copy_id]
 
 
-def settle_it(_state: State, request: Request) -> None:
+def settle_it(_swaps: Swaps, request: Request) -> None:
     assert request.context.backup is not None
     request.context.backup.cancelled = True
 
 
-def read_what_is_not_computed(_state: State, request: Request) -> None:
+def read_what_is_not_computed(_swaps: Swaps, request: Request) -> None:
     assert request.context.backup is not None
     request.context.backup.tokens = 4 * request.num_tokens
 
 
-def lose_its_room(state: State, request: Request) -> None:
+def lose_its_room(swaps: Swaps, request: Request) -> None:
     assert request.context.host is not None
-    state.memory.host.truncate(request.context.host, 0)
+    swaps.memory.host.truncate(request.context.host, 0)
 
 
-def overdo_it(state: State, _request: Request) -> None:
-    state.settings = replace(state.settings, backup_blocks=1)
+def overdo_it(swaps: Swaps, _request: Request) -> None:
+    swaps.settings = replace(swaps.settings, backup_blocks=1)
 
 
 @pytest.mark.parametrize(
@@ -285,10 +286,10 @@ def overdo_it(state: State, _request: Request) -> None:
     ],
 )
 def test_a_seeded_bug_of_backups_is_named(
-    broken: Callable[[State, Request], None], says: str
+    broken: Callable[[Swaps, Request], None], says: str
 ) -> None:
     made, request = backup_under_way()
     check_integrity(made)
-    broken(made.state, request)
+    broken(swaps_of(made), request)
     with pytest.raises(InvariantError, match=says):
         check_integrity(made)

@@ -79,7 +79,7 @@ def test_t12_who_recomputes_half_way_begins_again_and_is_billed_once() -> None:
     chunks = []
     while "long" not in machine.finished:
         chunks += [count for name, count in machine.step().prefill if name == "long"]
-        if "long" in made.state.live:
+        if "long" in made.desk.live:
             assert made.request("long").cached_tokens == 0
     assert sum(chunks) == 30
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from policy.engines.draft import Draft
+from policy.engines.swaps import Swaps
 from policy.errors import InvariantError, OutOfBlocks
 from policy.integrity import check_integrity
 from policy.memory.context import Context, HostRole
@@ -24,8 +25,8 @@ from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 from policy.request import Request
 from policy.scheduler import Scheduler
-from policy.state import State
 from policy.systems import SYSTEMS, System, custom_system
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import (
     ASYNC,
     KEEPING,
@@ -127,10 +128,10 @@ def test_l1_preemption_does_not_free_blocks_that_a_store_still_reads() -> None:
     overlaps: list[set[int]] = []
 
     def watch(plan: Plan) -> None:
-        flights = made.state.memory.in_flight.values()
+        flights = memory_of(made).in_flight.values()
         stores = Plan(copies=tuple(f.copy for f in flights if not f.cancelled))
         read = blocks_of(stores, Direction.TO_HOST)
-        tables = [set(made.block_table(r.request_id)) for r in made.state.residents]
+        tables = [set(made.block_table(r.request_id)) for r in swaps_of(made).residents]
         overlaps.append(read & set().union(*tables))
         reading.append(bool(read))
 
@@ -155,12 +156,12 @@ def test_l2_the_plan_that_hands_a_block_on_names_who_lost_it() -> None:
     handed_on: list[tuple[str, str]] = []
 
     def watch(plan: Plan) -> None:
-        tables = {r.request_id: made.block_table(r.request_id) for r in made.state.residents}
+        tables = {r.request_id: made.block_table(r.request_id) for r in swaps_of(made).residents}
         preempted = {request_id for request_id, _mode in plan.preempt}
         for name, table in tables.items():
             for block in table:
                 before = owners.get(block, name)
-                if before != name and before in made.state.live:
+                if before != name and before in made.desk.live:
                     assert before in preempted
                     handed_on.append((before, name))
         owners.clear()
@@ -189,7 +190,7 @@ def test_l5_the_ledger_hears_of_every_change_of_a_host_copy() -> None:
     def check(_scheduler: Scheduler) -> None:
         check_integrity(made)
         if not contexts:
-            contexts.append(made.state.live["low"].context)
+            contexts.append(made.desk.live["low"].context)
         context = contexts[0]
         if context.host is not None and (not roles or roles[-1] != context.role.name):
             roles.append(context.role.name)
@@ -315,7 +316,7 @@ def test_l8_a_copy_stored_in_a_decode_only_phase_can_be_given_up_afterwards() ->
     made = scheduler(KEEPING, device_blocks=13, host_blocks=6, host_increment=0)
     machine = idle_then_parked(made, 14)
     assert machine.preempted == [("low", SWAP)]
-    assert made.state.memory.ledger.num_contaminated >= 3
+    assert memory_of(made).ledger.num_contaminated >= 3
 
 
 def test_l9_blocks_that_come_back_are_in_the_budget_of_the_very_next_plan() -> None:
@@ -327,10 +328,10 @@ def test_l9_blocks_that_come_back_are_in_the_budget_of_the_very_next_plan() -> N
     machine.arrive(Turn("urgent", 0, 28, 9))
     machine.step()
     machine.step()
-    assert list(made.state.live) == ["low", "urgent"]
+    assert list(made.desk.live) == ["low", "urgent"]
     idle = machine.step()
     assert (idle.runs, idle.waiting_on) == (False, ("copy 0",))
-    assert made.state.memory.device.num_available < 8
+    assert memory_of(made).device.num_available < 8
     machine.end_copy(Direction.TO_HOST)
     assert machine.step().prefill == (("urgent", 28),)
 
@@ -351,7 +352,7 @@ def test_l10_one_victim_does_not_take_the_host_room_of_the_one_before_it() -> No
 def host_room_only_in_a_store_under_way() -> Watched:
     made = scheduler(KEEPING, device_blocks=13, host_blocks=6, host_increment=0)
     return idle_then_parked(
-        made, 6, polls=12, watch=lambda _plan: assert_targets_are_pinned(made.state.memory)
+        made, 6, polls=12, watch=lambda _plan: assert_targets_are_pinned(memory_of(made))
     )
 
 
@@ -396,7 +397,7 @@ def kept_beside_its_cancelled_store(**sizes: int) -> StillWrites:
     machine.step()
     displace(machine, 12)
     assert machine.step().cancel == (1 + 1,)
-    (flight,) = made.state.memory.in_flight.values()
+    (flight,) = memory_of(made).in_flight.values()
     assert (flight.cancelled, flight.before, made.request("a").is_decoding) == (True, 2, True)
     return machine
 
@@ -410,7 +411,7 @@ def displace(machine: Watched, tokens: int) -> None:
 
 def test_l10_the_target_of_a_cancelled_store_is_the_copys_until_its_outcome() -> None:
     made = kept_beside_its_cancelled_store(host_blocks=4).scheduler
-    (flight,) = made.state.memory.in_flight.values()
+    (flight,) = memory_of(made).in_flight.values()
     targets = [host + i for _device, host, length in flight.copy.runs for i in range(length)]
     assert flight.host is not None
     assert flight.host.blocks == targets
@@ -458,7 +459,7 @@ def test_l11_what_found_no_room_on_the_host_is_not_taken_for_stored(host_blocks:
 def cached_tokens_of(made: Scheduler, turns: list[Turn], **how: Any) -> dict[str, int]:
     """Prompt tokens each turn found computed when it was first prefilled."""
     seen: dict[str, Request] = {}
-    run(made, turns, watch=lambda _plan: seen.update(made.state.live), **how)
+    run(made, turns, watch=lambda _plan: seen.update(made.desk.live), **how)
     return {name: request.cached_tokens for name, request in seen.items()}
 
 
@@ -499,8 +500,8 @@ def random_run(seed: int, failing: float, check: Callable[[Scheduler], None]) ->
         check_integrity(made)
         check(made)
         calls[0] += 1
-        if calls[0] % 2 == 0 and made.state.live and rng.random() < 0.03:
-            name = rng.choice(sorted(made.state.live))
+        if calls[0] % 2 == 0 and made.desk.live and rng.random() < 0.03:
+            name = rng.choice(sorted(made.desk.live))
             assert made.cancel(name, machine.now_ns)
             machine.served.pop(name)
             machine.rejected[name] = "the client left"
@@ -526,7 +527,7 @@ def test_l12_no_block_is_given_back_twice_and_none_is_left_at_the_end() -> None:
     kept = []
 
     def check(made: Scheduler) -> None:
-        memory = made.state.memory
+        memory = memory_of(made)
         assert 0 <= memory.pending_device <= memory.device.num_blocks
         kept.append(any(flight.cancelled for flight in memory.in_flight.values()))
 
@@ -557,36 +558,36 @@ class Tally:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.implied = dict.fromkeys(Direction, 0)
         self.swaps = 0
-        preempt, load, retire = State.preempt, State.load, State.retire
+        preempt, load, retire = Swaps.preempt, Swaps.load, Swaps.retire
 
-        def counted_preempt(state: State, request: Request, *rest: Any, **named: Any) -> Any:
+        def counted_preempt(swaps: Swaps, request: Request, *rest: Any, **named: Any) -> Any:
             context, before = request.context, request.context.host_tokens
             kv = request.num_tokens - 1 if request.is_decoding else context.device_tokens
-            mode = preempt(state, request, *rest, **named)
+            mode = preempt(swaps, request, *rest, **named)
             if mode is SWAP:
                 self.swaps += 1
-                self._left(state, kv, before)
+                self._left(swaps, kv, before)
             return mode
 
-        def counted_load(state: State, request: Request, *rest: Any, **named: Any) -> None:
-            context, blocks_for = request.context, state.memory.blocks_for
+        def counted_load(swaps: Swaps, request: Request, *rest: Any, **named: Any) -> None:
+            context, blocks_for = request.context, swaps.memory.blocks_for
             clean = context.outgoing.first_block if context.outgoing is not None else None
-            tokens = context.host_tokens if clean is None else clean * state.settings.block_size
-            load(state, request, *rest, **named)
+            tokens = context.host_tokens if clean is None else clean * swaps.settings.block_size
+            load(swaps, request, *rest, **named)
             self.implied[Direction.TO_DEVICE] += blocks_for(tokens)
 
-        def counted_retire(state: State, context: Context, *rest: Any) -> None:
+        def counted_retire(swaps: Swaps, context: Context, *rest: Any) -> None:
             tokens, before = context.device_tokens, context.host_tokens
-            retire(state, context, *rest)
+            retire(swaps, context, *rest)
             if context.outgoing is not None or context.host_tokens == tokens:
-                self._left(state, tokens, before)
+                self._left(swaps, tokens, before)
 
-        monkeypatch.setattr(State, "preempt", counted_preempt)
-        monkeypatch.setattr(State, "load", counted_load)
-        monkeypatch.setattr(State, "retire", counted_retire)
+        monkeypatch.setattr(Swaps, "preempt", counted_preempt)
+        monkeypatch.setattr(Swaps, "load", counted_load)
+        monkeypatch.setattr(Swaps, "retire", counted_retire)
 
-    def _left(self, state: State, tokens: int, before: int) -> None:
-        size = state.settings.block_size
+    def _left(self, swaps: Swaps, tokens: int, before: int) -> None:
+        size = swaps.settings.block_size
         if tokens > before:
             self.implied[Direction.TO_HOST] += -(-tokens // size) - before // size
 
@@ -640,7 +641,7 @@ def test_l14_a_victim_needs_the_host_blocks_that_its_kv_fills_and_not_one_more(
     machine = parked_with(kv_tokens, blocks, system)
     assert machine.preempted == [("low", SWAP)]
     assert machine.moved_blocks[Direction.TO_HOST] == blocks
-    assert machine.scheduler.state.memory.host.num_available == 0
+    assert memory_of(machine.scheduler).host.num_available == 0
     serve(machine, [], check=check_integrity)
     assert sorted(machine.finished) == ["leader", "low", "urgent"]
     assert_both_pools_are_empty(machine.scheduler)
@@ -679,7 +680,7 @@ def test_l16_a_conversation_whose_copy_was_given_away_is_not_found_again(
     # beside c2's 6, and one beside the 9 of c2's second turn.
     found = [cached[f"c{index}+"] for index in range(3)]
     assert found == ([0, 0, 23] if contamination == "whole" else [0, 4, 23])
-    assert made.state.memory.ledger.num_contaminated > 0
+    assert memory_of(made).ledger.num_contaminated > 0
 
 
 def test_l16_a_table_that_still_names_recycled_blocks_is_caught(
@@ -801,7 +802,7 @@ def test_l19_an_allocation_that_fails_leaves_the_pool_as_it_was(make: Callable[[
 def test_l19_host_room_that_cannot_be_made_costs_nobody_its_copy() -> None:
     made = scheduler(KEEPING, host_blocks=10, host_increment=0)
     run(made, [Turn("a", 0, 8, 5), Turn("b", 5, 16, 5)])
-    ledger = made.state.memory.ledger
+    ledger = memory_of(made).ledger
     kept = list(ledger.kept.values())
     holders = [context.host for context in kept]
     before = snapshot(ledger.host, holders)
@@ -846,7 +847,7 @@ def test_l20_using_the_hole_as_if_it_were_loaded_is_caught(
         return complete(self, copy_id, ok=True)
 
     monkeypatch.setattr(Memory, "complete", believe)
-    monkeypatch.setattr(State, "copy_ended", believed(State.copy_ended))
+    monkeypatch.setattr(Swaps, "copy_ended", believed(Swaps.copy_ended))
     with pytest.raises(WrongKV):
         run(scheduler("fastswitch", "random"), crowd(), fail=FAILURES[which])
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from policy.engines.draft import PrefillShape
-from policy.engines.ranked import RulePlanner
+from policy.engines.ranked import RankedEngine
+from policy.engines.swaps import Swaps
 from policy.engines.target import Room, Target, choose_target
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
@@ -23,12 +24,12 @@ from policy.orders.vtc import VirtualTokenCounter
 from policy.plan import Copy, Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from policy.state import State
 from policy.systems import SYSTEMS, System
 from policy.views import RequestView
 from runs.recording import Recording
 from runs.scenario import build, merge
 from sim.simulate import simulate
+from tests.helpers.inside import memory_of
 from tests.helpers.shadow import ShadowMachine, Turn, serve
 from tests.helpers.small import draw, scheduler, variant
 
@@ -54,7 +55,7 @@ class Told(ShadowMachine):
 
     def arrive(self, turn: Turn) -> None:
         super().arrive(turn)
-        if turn.request_id in self.scheduler.state.live:
+        if turn.request_id in self.scheduler.desk.live:
             self.requests[turn.request_id] = self.scheduler.request(turn.request_id)
 
     def execute(self, plan: Plan) -> Outcome:
@@ -207,7 +208,7 @@ def test_t2_nobody_is_always_the_victim(max_parkings: int) -> None:
 def test_t2_without_the_shield_somebody_is_nearly_always_the_victim(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(State, "is_shielded", lambda _self, _request: False)
+    monkeypatch.setattr(Swaps, "is_shielded", lambda _self, _request: False)
     assert worst_parkings(3) > 7
 
 
@@ -266,7 +267,7 @@ def test_t3_a_shield_that_does_not_end_starves_the_newcomer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        State, "is_shielded", lambda self, request: request.parkings >= self.settings.max_parkings
+        Swaps, "is_shielded", lambda self, request: request.parkings >= self.settings.max_parkings
     )
     machine = worn_then_urgent(2)
     for _ in range(12):
@@ -366,7 +367,7 @@ def test_t5_sorting_by_a_key_read_at_every_comparison_is_caught(
 ) -> None:
     order = Restless()
     monkeypatch.setattr(
-        "policy.state.rank_of",
+        "policy.desk.rank_of",
         lambda request: (order.key(request, 0), request.arrival_ns, request.request_id),
     )
     with pytest.raises(InvariantError, match=r"rank"):
@@ -470,7 +471,7 @@ def five_and_an_urgent_one(need: int, system: System, *, behind: bool = False) -
     for index in range(5):
         machine.arrive(Turn(f"low{index}", index, 9, 30, priority=index + 1))
     machine.step()
-    assert made.state.memory.device.num_available == 0
+    assert memory_of(made).device.num_available == 0
     machine.arrive(Turn("urgent", 9, 4 * need - 1, 1))
     if behind:
         machine.arrive(Turn("whole", 10, 60, 1))
@@ -545,7 +546,7 @@ def tokens_while_both_wait(order: VirtualTokenCounter) -> Counter[str]:
     seen: dict[str, int] = {}
 
     def note(made: Scheduler) -> None:
-        live = {request.client_id for request in made.state.live.values()}
+        live = {request.client_id for request in made.desk.live.values()}
         for name, request in machine.requests.items():
             gained = request.num_generated - seen.get(name, 0)
             seen[name] = request.num_generated
@@ -700,14 +701,14 @@ def test_t16_the_budget_is_charged_for_what_runs_and_for_nothing_else(
 
 
 def test_t16_charging_the_one_before_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    proper = RulePlanner._prefill_tokens
+    proper = RankedEngine._prefill_tokens
     before: list[Request] = []
 
-    def of_the_one_before(planner: RulePlanner, request: Request) -> int:
+    def of_the_one_before(planner: RankedEngine, request: Request) -> int:
         before.append(request)
         return proper(planner, before[max(0, len(before) - 2)])
 
-    monkeypatch.setattr(RulePlanner, "_prefill_tokens", of_the_one_before)
+    monkeypatch.setattr(RankedEngine, "_prefill_tokens", of_the_one_before)
     with pytest.raises(AssertionError):
         test_t16_the_budget_is_charged_for_what_runs_and_for_nothing_else(monkeypatch)
 
@@ -752,7 +753,7 @@ def idle_conversations(system: System, order: str = "priority") -> Scheduler:
     """Four conversations between turns, six blocks of 23 tokens each, on a host of 24."""
     made = scheduler(system, order, host_blocks=24, host_increment=0)
     run(made, [Turn(f"c{i}", 40 * i, 16, 8, session_id=f"c{i}") for i in range(4)])
-    assert made.state.memory.host.num_available == 0
+    assert memory_of(made).host.num_available == 0
     return made
 
 
@@ -763,13 +764,13 @@ def a_newcomer(made: Scheduler) -> Context:
 
 
 def still_kept(made: Scheduler) -> list[str]:
-    kept = made.state.memory.ledger.kept.items()
+    kept = memory_of(made).ledger.kept.items()
     return [name for name, context in kept if context.host is not None]
 
 
 def given_up(made: Scheduler, count: int) -> list[str]:
     before = still_kept(made)
-    assert made.state.memory.ledger.make_room(count, a_newcomer(made), at_any_cost=True)
+    assert memory_of(made).ledger.make_room(count, a_newcomer(made), at_any_cost=True)
     check_integrity(made)
     after = still_kept(made)
     return [name for name in before if name not in after]
@@ -780,10 +781,10 @@ def test_t18_proposing_without_evicting_changes_no_later_answer(eviction: str) -
     system = variant("fastswitch", host_eviction=eviction)
     asked, fresh = idle_conversations(system), idle_conversations(system)
     for count in (25, 60, 25):
-        ledger = asked.state.memory.ledger
+        ledger = memory_of(asked).ledger
         assert not ledger.make_room(count, a_newcomer(asked), at_any_cost=True)
     for _ in range(4):
-        wanted = asked.state.memory.host.num_available + 6
+        wanted = memory_of(asked).host.num_available + 6
         assert given_up(asked, wanted) == given_up(fresh, wanted) != []
 
 
@@ -798,8 +799,8 @@ def test_t18_forgetting_what_was_only_proposed_is_caught(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Ledger, "_candidates", forgetful)
     made = idle_conversations(variant("fastswitch", host_eviction="lru"))
-    assert not made.state.memory.ledger.make_room(60, a_newcomer(made), at_any_cost=True)
-    assert not made.state.memory.ledger.make_room(6, a_newcomer(made), at_any_cost=True)
+    assert not memory_of(made).ledger.make_room(60, a_newcomer(made), at_any_cost=True)
+    assert not memory_of(made).ledger.make_room(6, a_newcomer(made), at_any_cost=True)
 
 
 @pytest.mark.parametrize("taken", range(1, 7))

@@ -15,6 +15,7 @@ from policy.memory.sharing import SharedMemory
 from policy.plan import Direction, Plan
 from policy.pools.prefix import PrefixPool, SharedBlock
 from policy.scheduler import Scheduler
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import RECOMPUTE, SWAP, Watched, run
 from tests.helpers.shadow import ShadowMachine, Turn, WrongKV, serve
 from tests.helpers.small import scheduler, sharing_scheduler, sharing_turns, variant
@@ -32,8 +33,8 @@ def alike(name: str, tokens: int, output: int = 4, at: int = 0, **more: Any) -> 
 
 
 def tree_of(made: Scheduler) -> PrefixPool:
-    assert made.sharing is not None
-    return made.sharing.tree
+    assert swaps_of(made).sharing is not None
+    return swaps_of(made).sharing.tree
 
 
 def served_randomly(seed: int) -> int:
@@ -43,8 +44,8 @@ def served_randomly(seed: int) -> int:
     turns = sharing_turns(rng, made.settings.block_size)
     serve(ShadowMachine(made, rng), turns, check=check_integrity)
     assert tree_of(made).num_shared == tree_of(made).num_leaving == 0
-    assert made.sharing is not None
-    return made.sharing.num_lost_copies
+    assert swaps_of(made).sharing is not None
+    return swaps_of(made).sharing.num_lost_copies
 
 
 # ---------------------------------------------------------------------- L12
@@ -75,7 +76,7 @@ def crowded(system: Any = SHARING) -> Watched:
     for name in ("a", "b"):
         machine.arrive(alike(name, 21, 20, priority=1))
     machine.step()
-    assert made.state.memory.device.num_free == 12 - 4 - 2 * 3
+    assert memory_of(made).device.num_free == 12 - 4 - 2 * 3
     return machine
 
 
@@ -95,7 +96,7 @@ def test_l15_as_many_are_parked_as_what_they_alone_hold_takes() -> None:
     machine.arrive(Turn("urgent", 0, 19, 3, priority=0))
     machine.step()
     assert machine.preempted == [("b", SWAP), ("a", SWAP)]
-    assert [row[0] for row in machine.scheduler.state.memory.in_flight.items()] == []
+    assert [row[0] for row in memory_of(machine.scheduler).in_flight.items()] == []
     assert machine.scheduler.request("urgent").is_resident
 
 
@@ -112,8 +113,8 @@ def test_l16_a_block_that_was_recycled_is_found_no_more() -> None:
     made = scheduler(SHARING, device_blocks=8)
     machine = run(made, [alike("first", 17, 3), Turn("other", 30, 26, 3), alike("last", 17, 3, 60)])
     assert tree_of(made).num_evicted > 0
-    assert made.sharing is not None
-    assert made.sharing.num_hits == 1  # the other one left room for one of four
+    assert swaps_of(made).sharing is not None
+    assert swaps_of(made).sharing.num_hits == 1  # the other one left room for one of four
     assert len(machine.finished) == 3
 
 
@@ -233,8 +234,8 @@ def test_s3_what_was_computed_and_what_was_found_are_the_prompts() -> None:
     assert {name: computed[name] + cached[name] for name in computed} == {
         turn.request_id: turn.input_tokens for turn in turns
     }
-    assert made.sharing is not None
-    assert sum(cached.values()) == 4 * made.sharing.num_hits == 16 * 8
+    assert swaps_of(made).sharing is not None
+    assert sum(cached.values()) == 4 * swaps_of(made).sharing.num_hits == 16 * 8
 
 
 def test_s3_a_hit_on_a_block_that_is_gone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from policy.orders.catalog import OrderSettings, make_order
 from policy.plan import Direction, Plan
 from policy.scheduler import Scheduler
 from policy.systems import SYSTEMS, System
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import RECOMPUTE, SWAP, Watched
 from tests.helpers.scripted import run as serve_all
 from tests.helpers.shadow import Turn
@@ -49,7 +50,7 @@ def until_parked(found: Watched, most: int = 80) -> Plan:
 
 
 def room(made: Scheduler) -> int:
-    return made.state.room_left()
+    return swaps_of(made).room_left()
 
 
 # ---------------------------------------------------------------------- what it is for
@@ -74,9 +75,9 @@ def test_idle_conversations_on_the_device_give_way_first() -> None:
     found = machine("idles", "goes on", outputs=2, system=keeping)
     while found.served:
         found.step()
-    assert len(found.scheduler.state.idle_device) == 2
+    assert len(swaps_of(found.scheduler).idle_device) == 2
     found.arrive(Turn("a", 0, 10, 50))
-    while len(found.scheduler.state.idle_device) == 2:
+    while len(swaps_of(found.scheduler).idle_device) == 2:
         found.step()
     assert room(found.scheduler) >= 8 and found.preempted == []
 
@@ -87,7 +88,7 @@ def test_no_idle_conversation_is_lost_for_room_that_nobody_needs_yet() -> None:
     found = machine("idles", "goes on", outputs=2, system=keeping, host_blocks=0)
     while found.served:
         found.step()
-    state = found.scheduler.state
+    state = swaps_of(found.scheduler)
     found.arrive(Turn("a", 0, 10, 60))
     while room(found.scheduler) >= 3:
         found.step()
@@ -132,7 +133,7 @@ def test_t10_d5_no_more_are_parked_than_the_high_threshold_takes_pending_room_co
     for _ in range(5):
         found.step()
     assert found.preempted == [("last", SWAP)]
-    assert found.scheduler.state.memory.pending_device > 0
+    assert memory_of(found.scheduler).pending_device > 0
 
 
 def test_t2_rule_10_shields_from_parking_ahead_too() -> None:
@@ -168,7 +169,7 @@ def test_d4_who_does_not_fit_beside_the_headroom_is_served_once_nobody_else_is_t
 def test_d6_without_host_room_nobody_leaves_ahead_of_need() -> None:
     """Nothing is recomputed for room that nobody needs yet."""
     found = machine("leads", "last", host_blocks=3)
-    memory = found.scheduler.state.memory
+    memory = memory_of(found.scheduler)
     plan, free = Plan(), 20
     while not plan.preempt:
         free = memory.device.num_available

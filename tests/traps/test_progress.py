@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import policy.engines.ranked
-from policy.engines.ranked import RulePlanner
+from policy.engines.ranked import RankedEngine
+from policy.engines.swaps import Swaps
 from policy.engines.target import Room, Target, choose_target
 from policy.errors import InvariantError, OutOfBlocks, ProgressError
 from policy.integrity import check_integrity
@@ -19,7 +20,7 @@ from policy.memory.ledger import Ledger
 from policy.plan import Direction, Plan
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
-from policy.state import State
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import (
     ASYNC,
     KEEPING,
@@ -60,7 +61,7 @@ def test_d1_a_load_holds_the_room_of_the_prefill_behind_it() -> None:
     held: list[tuple[int, int]] = []
 
     def watch(_plan: Plan) -> None:
-        held.extend((r.device_blocks, -(-r.num_tokens // 4)) for r in made.state.loading)
+        held.extend((r.device_blocks, -(-r.num_tokens // 4)) for r in swaps_of(made).loading)
 
     run(made, four_that_come_back(), watch=watch)
     assert len(held) >= 4
@@ -74,10 +75,10 @@ def test_d1_loads_that_hold_room_for_themselves_alone_are_caught(
         return Target([r for r in order if r.state is RequestState.WAITING], [], None, [], True)
 
     def with_room_to_load(
-        planner: RulePlanner, target: Target, _draft: Any
+        planner: RankedEngine, target: Target, _draft: Any
     ) -> tuple[list[Request], list[Request]]:
         ready, loading = [], []
-        memory = planner._state.memory
+        memory = planner.swaps.memory
         room = memory.device.num_available
         for request in target.incoming:
             loads = request.context.device is None and request.context.host_tokens > 0
@@ -87,8 +88,8 @@ def test_d1_loads_that_hold_room_for_themselves_alone_are_caught(
                 (loading if loads else ready).append(request)
         return ready, loading
 
-    monkeypatch.setattr(State, "blocks_to_resume", lambda s, r: s.memory.blocks_to_load(r.context))
-    monkeypatch.setattr(RulePlanner, "_with_room", with_room_to_load)
+    monkeypatch.setattr(Swaps, "blocks_to_resume", lambda s, r: s.memory.blocks_to_load(r.context))
+    monkeypatch.setattr(RankedEngine, "_with_room", with_room_to_load)
     let_choose(monkeypatch, everybody_idle)
     with pytest.raises(ProgressError, match="4 requests are live, nothing runs"):
         run(scheduler(KEEPING, device_blocks=12), four_that_come_back())
@@ -142,7 +143,7 @@ def test_d3_nobody_is_admitted_whose_next_token_would_throw_it_out(system: Any) 
 
 def test_d3_admitting_without_room_for_one_more_token_is_caught() -> None:
     made = scheduler(SYNC, device_blocks=5, initial_group=1)
-    made.state.watermark = -1
+    made.desk.watermark = -1
     machine = run(made, exactly_full())
     assert machine.preempted == [("low", SWAP)]
 
@@ -232,7 +233,7 @@ def test_d5_counting_free_room_alone_is_caught(monkeypatch: pytest.MonkeyPatch) 
     made = scheduler(ASYNC, device_blocks=16)
 
     def choose(order: Any, residents: Any, shielded: Any, room: Room) -> Target:
-        free = made.state.memory.device.num_available
+        free = memory_of(made).device.num_available
         return choose_target(order, residents, shielded, room._replace(coming=free))
 
     let_choose(monkeypatch, choose)
@@ -271,7 +272,7 @@ def test_d7_host_room_that_only_a_copy_under_way_could_free_is_not_waited_for() 
     machine.step()
     machine.arrive(Turn("urgent", 0, 20, 3))
     assert machine.step().preempt == (("c", SWAP),)
-    assert made.state.memory.host.num_available == 0
+    assert memory_of(made).host.num_available == 0
     machine.cancel("urgent")
     machine.arrive(Turn("another", 0, 32, 3))
     assert machine.step().preempt == (("b", RECOMPUTE),)
@@ -421,12 +422,12 @@ def test_d10_a_finished_load_goes_on_though_an_urgent_request_waits() -> None:
 def test_d10_a_finished_load_left_behind_an_urgent_request_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded = State.loaded
+    loaded = Swaps.loaded
 
-    def unless_somebody_waits_before_it(state: State, request: Request) -> None:
-        if state.ranked[0] is request:
-            loaded(state, request)
+    def unless_somebody_waits_before_it(swaps: Swaps, request: Request) -> None:
+        if swaps.desk.ranked[0] is request:
+            loaded(swaps, request)
 
-    monkeypatch.setattr(State, "loaded", unless_somebody_waits_before_it)
+    monkeypatch.setattr(Swaps, "loaded", unless_somebody_waits_before_it)
     with pytest.raises(InvariantError, match="back LOADING 13 tokens> loads without a copy"):
         load_ends_as_an_urgent_one_comes(scheduler(ASYNC, device_blocks=9))

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from policy.engines.base import Event, Until
+from policy.engines.catalog import ENGINES
 from policy.engines.draft import Draft
-from policy.engines.ranked import RulePlanner
+from policy.engines.ranked import RankedEngine
+from policy.engines.swaps import Swaps
 from policy.errors import ProgressError
 from policy.plan import Plan, PreemptionMode
 from policy.request import Request
-from policy.state import State
 from runs.recording import Recording
 from runs.scenario import build, merge
 from sim.clock import Clock
@@ -132,14 +134,15 @@ def test_s1_events_at_one_instant_are_bounded(
 def test_s1_a_planner_that_goes_round_in_circles_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def decide(self: RulePlanner) -> Plan:
-        victim = next(iter(self._state.live), None)
-        if victim is None:
-            return Plan(waiting_on=("arrivals",))
-        preempt = ((victim, PreemptionMode.RECOMPUTE),)
-        return Plan(preempt=preempt, waiting_on=("the next plan",))
+    class Circling(RankedEngine):
+        def decide(self) -> tuple[Plan, Until]:
+            victim = next(iter(self.desk.live), None)
+            if victim is None:
+                return Plan(waiting_on=("arrivals",)), Until()
+            preempt = ((victim, PreemptionMode.RECOMPUTE),)
+            return Plan(preempt=preempt, waiting_on=("the next plan",)), Until(Event.MADE)
 
-    monkeypatch.setattr(RulePlanner, "decide", decide)
+    monkeypatch.setitem(ENGINES, "ranked", Circling)
     with pytest.raises(ProgressError, match="plans in a row ran nothing"):
         pressed("fastswitch", workload__conversations=3)
 
@@ -215,16 +218,16 @@ def test_s3_every_prompt_token_is_computed_once_or_found_where_it_was_kept(
 
 
 def test_s3_hits_on_blocks_that_are_gone_are_seen_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    proper = State.start_prefill
+    proper = Swaps.start_prefill
 
-    def hits_for_ever(self: State, request: Request, draft: Draft, most: int | None = None) -> bool:
+    def hits_for_ever(self: Swaps, request: Request, draft: Draft, most: int | None = None) -> bool:
         is_whole = proper(self, request, draft, most)
         if request.turn > 1:
             draft.prefill[-1] = (request.request_id, 1)
         return is_whole
 
     honest = pressed("+groups", pool__host_blocks=300).summary["metrics"]
-    monkeypatch.setattr(State, "start_prefill", hits_for_ever)
+    monkeypatch.setattr(Swaps, "start_prefill", hits_for_ever)
     recording = pressed("+groups", pool__host_blocks=300)
     assert len(unpaid(recording)) > 10
     assert recording.summary["metrics"]["makespan_s"] < 0.9 * honest["makespan_s"]

@@ -13,6 +13,7 @@ from policy.orders.base import Order
 from policy.plan import Plan
 from runs.recording import Recording
 from tests.helpers.bench import US, Bench, turn
+from tests.helpers.inside import memory_of
 from traces.workload import Turn
 
 KINDS = ("finish", "copy", "arrival", "update", "plan")
@@ -57,8 +58,8 @@ def watched(bench: Bench, log: Log) -> None:
     """Write every entry of the scheduler's state down as it happens."""
     scheduler, env = bench.scheduler, bench.engine.env
     entries = (
-        (scheduler.state, "finish", "finish"),
-        (scheduler.state.memory, "complete", "copy"),
+        (scheduler.engine, "leave", "finish"),
+        (memory_of(scheduler), "complete", "copy"),
         (scheduler, "add", "arrival"),
         (scheduler, "schedule", "plan"),
     )

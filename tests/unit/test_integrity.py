@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import pytest
 
+from policy.engines.swaps import Swaps
 from policy.errors import InvariantError
 from policy.integrity import check_counts, check_integrity
 from policy.memory.context import Context, HostRole, InFlight
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
-from policy.state import State
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.shadow import ShadowMachine, Turn
 from tests.helpers.small import scheduler, variant
 
@@ -42,7 +43,7 @@ def healthy(*wanted: Chosen) -> tuple[Scheduler, list[Request]]:
     """The first moment at which there is a request of every wanted kind, and those requests."""
     for seed in range(20):
         for made in moments(seed):
-            live = made.state.live.values()
+            live = made.desk.live.values()
             found = [next((r for r in live if choose(r)), None) for choose in wanted]
             requests = [request for request in found if request is not None]
             if len(requests) == len(wanted):
@@ -91,18 +92,18 @@ def incoming_of(request: Request) -> InFlight:
 # ---------------------------------------------------------------------- what is broken
 
 
-def lose_a_block(state: State, _request: Request) -> None:
-    state.memory.pending_device -= 1
+def lose_a_block(swaps: Swaps, _request: Request) -> None:
+    swaps.memory.pending_device -= 1
 
 
-def run_too_many(state: State, request: Request) -> None:
-    state.running += [request] * state.settings.max_num_seqs
+def run_too_many(swaps: Swaps, request: Request) -> None:
+    swaps.desk.running += [request] * swaps.settings.max_num_seqs
 
 
-def share_a_device_block(state: State, request: Request) -> None:
+def share_a_device_block(swaps: Swaps, request: Request) -> None:
     device = request.context.device
     assert device is not None and device.runs is not None
-    other = next(r for r in state.residents if r is not request).context.device
+    other = next(r for r in swaps.residents if r is not request).context.device
     assert other is not None and other.runs is not None
     device.blocks[-1:] = other.blocks[:1]
     device.runs[-1][1] -= 1
@@ -110,118 +111,118 @@ def share_a_device_block(state: State, request: Request) -> None:
     device.reserved = 0
 
 
-def shorten_a_host_table(_state: State, request: Request) -> None:
+def shorten_a_host_table(_swaps: Swaps, request: Request) -> None:
     host = request.context.host
     assert host is not None
     host.blocks.pop()
 
 
-def count_held_blocks_as_in_flight(state: State, request: Request) -> None:
-    del state.residents[request]
-    state.memory.pending_device += request.device_blocks
+def count_held_blocks_as_in_flight(swaps: Swaps, request: Request) -> None:
+    del swaps.residents[request]
+    swaps.memory.pending_device += request.device_blocks
 
 
-def share_a_context(_state: State, request: Request, other: Request) -> None:
+def share_a_context(_swaps: Swaps, request: Request, other: Request) -> None:
     request.context = other.context
 
 
-def keep_the_context_of_the_living(state: State, request: Request) -> None:
-    state.memory.ledger.kept[request.request_id] = request.context
+def keep_the_context_of_the_living(swaps: Swaps, request: Request) -> None:
+    swaps.memory.ledger.kept[request.request_id] = request.context
 
 
-def keep_a_context_under_another_name(state: State, _request: Request) -> None:
+def keep_a_context_under_another_name(swaps: Swaps, _request: Request) -> None:
     gone = Request("gone", arrival_ns=0, input_tokens=1)
     gone.state = RequestState.FINISHED
-    state.memory.ledger.kept["other"] = Context(gone)
+    swaps.memory.ledger.kept["other"] = Context(gone)
 
 
-def promise_device_tokens(_state: State, request: Request) -> None:
+def promise_device_tokens(_swaps: Swaps, request: Request) -> None:
     request.context.device_tokens = 1000
 
 
-def promise_host_tokens(_state: State, request: Request) -> None:
+def promise_host_tokens(_swaps: Swaps, request: Request) -> None:
     request.context.host_tokens = 1000
 
 
-def copy_both_ways(_state: State, request: Request, other: Request) -> None:
+def copy_both_ways(_swaps: Swaps, request: Request, other: Request) -> None:
     request.context.outgoing = outgoing_of(other)
 
 
-def disown_a_copy(_state: State, request: Request) -> None:
+def disown_a_copy(_swaps: Swaps, request: Request) -> None:
     outgoing_of(request).context = None
 
 
-def exchange_two_copies(_state: State, request: Request, other: Request) -> None:
+def exchange_two_copies(_swaps: Swaps, request: Request, other: Request) -> None:
     request.context.outgoing = incoming_of(other)
 
 
-def settle_a_copy(_state: State, request: Request) -> None:
+def settle_a_copy(_swaps: Swaps, request: Request) -> None:
     incoming_of(request).waited = True
 
 
-def cancel_a_copy(_state: State, request: Request) -> None:
+def cancel_a_copy(_swaps: Swaps, request: Request) -> None:
     outgoing_of(request).cancelled = True
 
 
-def call_it_idle(_state: State, request: Request) -> None:
+def call_it_idle(_swaps: Swaps, request: Request) -> None:
     request.context.role = HostRole.IDLE
 
 
-def call_the_only_copy_spare(_state: State, request: Request) -> None:
+def call_the_only_copy_spare(_swaps: Swaps, request: Request) -> None:
     request.context.role = HostRole.DUPLICATE
 
 
-def reside_without_blocks(state: State, request: Request) -> None:
-    state.residents[request] = None
+def reside_without_blocks(swaps: Swaps, request: Request) -> None:
+    swaps.residents[request] = None
 
 
-def say(state: RequestState) -> Callable[[State, Request], None]:
+def say(state: RequestState) -> Callable[[Swaps, Request], None]:
     """A request claims another state than its own."""
 
-    def broken(_state: State, request: Request) -> None:
+    def broken(_swaps: Swaps, request: Request) -> None:
         request.state = state
 
     return broken
 
 
-def hold_too_much(state: State, request: Request) -> None:
+def hold_too_much(swaps: Swaps, request: Request) -> None:
     device = request.context.device
     assert device is not None
-    state.memory.device.allocate(device, 2)
+    swaps.memory.device.allocate(device, 2)
 
 
-def forget_a_token(_state: State, request: Request) -> None:
+def forget_a_token(_swaps: Swaps, request: Request) -> None:
     request.context.host_tokens -= 1
 
 
-def rank_nobody(state: State, _request: Request) -> None:
-    state.ranked.pop()
+def rank_nobody(swaps: Swaps, _request: Request) -> None:
+    swaps.desk.ranked.pop()
 
 
-def rank_backwards(state: State, _request: Request) -> None:
-    state.ranked.reverse()
+def rank_backwards(swaps: Swaps, _request: Request) -> None:
+    swaps.desk.ranked.reverse()
 
 
-def drop_from_the_batch(state: State, request: Request) -> None:
-    state.running.remove(request)
+def drop_from_the_batch(swaps: Swaps, request: Request) -> None:
+    swaps.desk.running.remove(request)
 
 
-def bucket_of(state: State, request: Request) -> dict[Request, None]:
-    return next(bucket for bucket in state._growth if request in bucket)
+def bucket_of(swaps: Swaps, request: Request) -> dict[Request, None]:
+    return next(bucket for bucket in swaps.desk._growth if request in bucket)
 
 
-def forget_to_grow(state: State, request: Request) -> None:
-    del bucket_of(state, request)[request]
+def forget_to_grow(swaps: Swaps, request: Request) -> None:
+    del bucket_of(swaps, request)[request]
 
 
-def grow_a_step_early(state: State, request: Request) -> None:
-    index = state._growth.index(bucket_of(state, request))
-    del state._growth[index][request]
-    state._growth[index - 1][request] = None
+def grow_a_step_early(swaps: Swaps, request: Request) -> None:
+    index = swaps.desk._growth.index(bucket_of(swaps, request))
+    del swaps.desk._growth[index][request]
+    swaps.desk._growth[index - 1][request] = None
 
 
-def miscount_offsets(state: State, _request: Request) -> None:
-    state._offset_sum += 1
+def miscount_offsets(swaps: Swaps, _request: Request) -> None:
+    swaps.desk._offset_sum += 1
 
 
 class Bug(NamedTuple):
@@ -303,18 +304,18 @@ BUGS = {
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_a_seeded_bug_is_named_by_the_law_it_breaks(bug: Bug) -> None:
     made, requests = healthy(*bug.wanted)
-    bug.broken(made.state, *requests)
+    bug.broken(swaps_of(made), *requests)
     with pytest.raises(InvariantError, match=bug.says):
         check_integrity(made)
 
 
 @pytest.mark.parametrize("broken", [lose_a_block, run_too_many])
 def test_the_cheap_check_finds_lost_blocks_and_seats_by_itself(
-    broken: Callable[[State, Request], None],
+    broken: Callable[[Swaps, Request], None],
 ) -> None:
     made, (request,) = healthy(decoding)
     check_counts(made)
-    broken(made.state, request)
+    broken(swaps_of(made), request)
     with pytest.raises(InvariantError):
         check_counts(made)
 
@@ -331,7 +332,7 @@ def test_blocks_that_a_next_turn_took_over_are_counted_once(between_turns: str) 
     check_integrity(made)
     child = made.request("child")
     assert child.is_resident
-    held = made.state.memory.device.num_blocks - made.state.memory.device.num_available
+    held = memory_of(made).device.num_blocks - memory_of(made).device.num_available
     assert held == child.device_blocks == 2
 
 
@@ -342,7 +343,7 @@ def test_the_copy_of_an_idle_conversation_must_be_free_to_go() -> None:
     for _ in range(3):
         made.update(machine.execute(made.schedule(machine.now_ns)))
         check_integrity(made)
-    made.state.memory.ledger.kept["turn"].role = HostRole.NONE
+    memory_of(made).ledger.kept["turn"].role = HostRole.NONE
     with pytest.raises(InvariantError, match=r"host role NONE, not IDLE"):
         check_integrity(made)
 
@@ -369,7 +370,7 @@ def sharers(*, leaving: bool) -> tuple[Scheduler, list[Request]]:
     """Two that hold a block together, or somebody whose copy in flight holds one."""
     for made in sharing_moments():
         check_integrity(made)
-        live = made.state.live.values()
+        live = made.desk.live.values()
         found = [r for r in live if r.context.device is not None and r.context.device.num_shared]
         if leaving:
             found = [r for r in live if (f := r.context.outgoing) and f.device and f.device.shared]
@@ -393,9 +394,9 @@ def test_a_shared_block_knows_the_copies_that_hold_it() -> None:
     assert flight.device is not None
     shared = flight.device.shared[0]
     shared.leaving -= 1
-    made.state.memory.device._num_leaving = sum(  # type: ignore[attr-defined]
+    memory_of(made).device._num_leaving = sum(  # type: ignore[attr-defined]
         bool(s.leaving) and s.leaving == s.users
-        for s in made.state.memory.device  # type: ignore[attr-defined]
+        for s in memory_of(made).device  # type: ignore[attr-defined]
     )
     with pytest.raises(InvariantError, match=r"is in \d copies in flight"):
         check_integrity(made)
@@ -408,7 +409,7 @@ def test_the_cheap_check_counts_shared_blocks_once() -> None:
     assert second.context.device is not None
     common = set(first.context.device.blocks) & set(second.context.device.blocks)
     assert len(common) == 4
-    made.state.memory.device._num_held -= 1  # type: ignore[attr-defined]
+    memory_of(made).device._num_held -= 1  # type: ignore[attr-defined]
     with pytest.raises(InvariantError, match=r"device: \d+ free .* is not 20"):
         check_counts(made)
 
@@ -427,33 +428,33 @@ def chunking() -> tuple[Scheduler, Request]:
     for _ in range(20):
         plan = made.schedule(machine.now_ns)
         check_integrity(made)
-        for request, computed in made.state.prefilling.items():
-            if computed < request.num_tokens and made.state.running:
+        for request, computed in made.desk.prefilling.items():
+            if computed < request.num_tokens and made.desk.running:
                 return made, request
         made.update(machine.execute(plan))
     raise AssertionError("no step has a chunk")
 
 
-def compute_too_much(state: State, request: Request) -> None:
-    state.prefilling[request] = request.num_tokens + 1
+def compute_too_much(swaps: Swaps, request: Request) -> None:
+    swaps.desk.prefilling[request] = request.num_tokens + 1
 
 
-def compute_nothing(state: State, request: Request) -> None:
-    state.prefilling[request] = request.context.device_tokens
+def compute_nothing(swaps: Swaps, request: Request) -> None:
+    swaps.desk.prefilling[request] = request.context.device_tokens
 
 
-def hold_a_chunks_blocks_only(state: State, request: Request) -> None:
+def hold_a_chunks_blocks_only(swaps: Swaps, request: Request) -> None:
     device = request.context.device
     assert device is not None
-    state.memory.device.truncate(device, state.memory.blocks_for(state.prefilling[request]))
+    swaps.memory.device.truncate(device, swaps.memory.blocks_for(swaps.desk.prefilling[request]))
 
 
-def run_without_computing(state: State, request: Request) -> None:
-    del state.prefilling[request]
+def run_without_computing(swaps: Swaps, request: Request) -> None:
+    del swaps.desk.prefilling[request]
 
 
-def chunk_where_prompts_go_whole(state: State, _request: Request) -> None:
-    state.system = variant("fastswitch", shape="prefill_only")
+def chunk_where_prompts_go_whole(swaps: Swaps, _request: Request) -> None:
+    swaps.system = variant("fastswitch", shape="prefill_only")
 
 
 @pytest.mark.parametrize(
@@ -468,13 +469,13 @@ def chunk_where_prompts_go_whole(state: State, _request: Request) -> None:
 )
 def test_a_seeded_bug_of_chunks_is_named(broken: Callable[..., None], says: str) -> None:
     made, request = chunking()
-    broken(made.state, request)
+    broken(swaps_of(made), request)
     with pytest.raises(InvariantError, match=says):
         check_integrity(made)
 
 
 def test_a_step_keeps_to_the_token_budget() -> None:
     made, _ = chunking()
-    made.state.settings = replace(made.state.settings, max_num_batched_tokens=7)
+    swaps_of(made).settings = replace(made.settings, max_num_batched_tokens=7)
     with pytest.raises(InvariantError, match="a step of 8 tokens, max_num_batched_tokens is 7"):
         check_integrity(made)

@@ -175,7 +175,7 @@ class Losing(Order):
 
 def losing(*given: Any) -> Scheduler:
     made = make_scheduler(*given)
-    made.state.order = Losing()
+    made.desk.order = Losing()
     return made
 
 

@@ -257,7 +257,7 @@ def test_parkings_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             return (int(request.is_resident), request.num_generated)
 
     assert violations(Restless) == []
-    monkeypatch.setattr("policy.state.State.is_shielded", lambda _self, _request: False)
+    monkeypatch.setattr("policy.engines.swaps.Swaps.is_shielded", lambda _self, _request: False)
     assert any("rule 10 allows" in problem for problem in violations(Restless))
 
 

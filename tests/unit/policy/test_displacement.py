@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.choices.displacement import DISPLACEMENTS, ByGap
-from policy.engines.ranked import RulePlanner
+from policy.engines.base import Until
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.plan import Plan
@@ -17,6 +17,7 @@ from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import CHOICES, System
+from tests.helpers.inside import Wrapped, wrap
 from tests.helpers.scripted import SYNC, Watched, crowd, run
 from tests.helpers.shadow import Turn
 from tests.helpers.small import draw, scheduler, settings, variant
@@ -74,7 +75,7 @@ def test_the_gap_rule_preempts_as_sglang_does_all_or_nothing(
     machine = Watched(made)
     for index, (rank, size) in enumerate(running):
         machine.arrive(Turn(f"r{index}", 0, size, 30, priority=rank))
-    while len(made.state.running) < len(running):
+    while len(made.desk.running) < len(running):
         machine.step()
     machine.arrive(Turn("new", 1, prompt, 1, priority=priority))
     plan = machine.step()
@@ -138,20 +139,19 @@ def test_a_threshold_is_a_number_from_zero_on(gap: float) -> None:
 def parkings(system: System, order: str) -> list[tuple[bool, bool]]:
     """(growth was short, its victims were the last in order), of every plan that parks."""
     made = scheduler(system, order, device_blocks=20, update_every=3)
-    state, planner = made.state, made._planner
-    assert isinstance(planner, RulePlanner)
+    desk = made.desk
     seen: list[tuple[bool, bool]] = []
-    decide = planner.decide
 
-    def watched() -> Plan:
-        short = len(state.growing()) > state.memory.device.num_available
-        plan = decide()
-        if plan.preempt:
-            first = min(made.request(name).rank for name, _ in plan.preempt)
-            seen.append((short, all(request.rank < first for request in state.running)))
-        return plan
+    class Watched(Wrapped):
+        def decide(self) -> tuple[Plan, Until]:
+            short = len(desk.growing()) > self.inner.num_available
+            plan, until = self.inner.decide()
+            if plan.preempt:
+                first = min(made.request(name).rank for name, _ in plan.preempt)
+                seen.append((short, all(request.rank < first for request in desk.running)))
+            return plan, until
 
-    planner.decide = watched  # type: ignore[method-assign]
+    wrap(made, Watched)
     run(made, [*crowd(), *[Turn(f"x{i}", 3 * i, 14, 20, priority=i % 3) for i in range(8)]])
     return seen
 

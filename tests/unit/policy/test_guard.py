@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from policy.errors import ConfigError
+from policy.memory.context import Context
 from policy.orders.base import Order
 from policy.orders.guard import Guarded, maker_of, view_of
 from policy.orders.vtc import VirtualTokenCounter
@@ -22,7 +23,7 @@ SEEN = [name for name, what in vars(RequestView).items() if isinstance(what, pro
 
 def request() -> Request:
     made = Request("r1", arrival_ns=5, input_tokens=7, client_id="k", priority=2)
-    made.context = type("Empty", (), {"device": None, "host": None})()
+    made.holding = made.context = Context(made)
     return made
 
 

@@ -21,6 +21,7 @@ from policy.memory.ledger import Ledger
 from policy.request import Request
 from policy.systems import CHOICES
 from policy.views import HostCopy, RequestView
+from tests.helpers.inside import memory_of
 from tests.helpers.scripted import run
 from tests.helpers.shadow import Turn
 from tests.helpers.small import scheduler, variant
@@ -149,9 +150,9 @@ class Repeats(HostEviction):
 
 def test_a_copy_that_is_nominated_twice_goes_once() -> None:
     made = scheduler(variant("fastswitch"), host_blocks=24, host_increment=0)
-    made.state.memory.ledger._eviction = Repeats(24)
+    memory_of(made).ledger._eviction = Repeats(24)
     run(made, [Turn(f"c{i}", 40 * i, 16, 8, session_id=f"c{i}") for i in range(9)])
-    kept = made.state.memory.ledger.kept.values()
+    kept = memory_of(made).ledger.kept.values()
     assert sum(context.host_blocks for context in kept) == 24
 
 
@@ -210,7 +211,7 @@ def flooded(eviction: str) -> list[str]:
         Turn(f"l{i}", 40 + 40 * i, 8, 8, session_id=f"l{i}", client_id="loud") for i in range(8)
     ]
     run(made, turns)
-    kept = made.state.memory.ledger.kept.items()
+    kept = memory_of(made).ledger.kept.items()
     return [name for name, context in kept if context.host is not None]
 
 
@@ -244,7 +245,7 @@ def test_the_ledger_tells_of_every_return_and_of_every_copy_that_is_gone(
 ) -> None:
     system = variant("+reuse", contamination=contamination, host_eviction="lru")
     made = scheduler(system, host_blocks=12, host_increment=0)
-    ledger: Ledger = made.state.memory.ledger
+    ledger: Ledger = memory_of(made).ledger
     told = ledger._eviction = Told(12)
     turns = [Turn(f"c{i}", 40 * i, 15, 8, session_id=f"c{i}") for i in range(3)]
     turns += [Turn(f"c{i}+", 200 + 40 * i, 25, 2, f"c{i}", f"c{i}") for i in (0, 2)]
@@ -258,7 +259,7 @@ def test_the_ledger_tells_of_every_return_and_of_every_copy_that_is_gone(
 
 def test_a_turn_whose_parents_copy_is_still_being_written_is_no_hit() -> None:
     made = scheduler(variant("fastswitch", overlap="async"), device_blocks=30)
-    told = made.state.memory.ledger._eviction = Told(64)
+    told = memory_of(made).ledger._eviction = Told(64)
     turns = [Turn("a", 0, 15, 4, "s"), Turn("b", 5, 20, 2, "s", "a")]
     run(made, [*turns, Turn("other", 0, 9, 30)], polls=1 << 20)
     assert told.log == [("returned", "b", False)]
@@ -278,7 +279,7 @@ def test_a_copy_nominated_twice_gives_up_its_room_once() -> None:
         made = scheduler(variant("+reuse", host_eviction="lru"), host_blocks=12, host_increment=0)
         told = Told(12)
         told.nominate = kind(12).nominate  # type: ignore[method-assign]
-        made.state.memory.ledger._eviction = told
+        memory_of(made).ledger._eviction = told
         turns = [Turn(f"c{i}", 40 * i, 15, 8, session_id=f"c{i}") for i in range(2)]
         run(made, [*turns, Turn("large", 80, 27, 8, session_id="large")])
         gone.append(told.log)
@@ -292,7 +293,7 @@ def test_conversations_that_came_back_are_not_listed_for_ever(eviction: str, ord
     made = scheduler(
         variant("+reuse", host_eviction=eviction), order, host_blocks=16, host_increment=0
     )
-    ledger = made.state.memory.ledger
+    ledger = memory_of(made).ledger
     most = 0
     classify = ledger.classify
 

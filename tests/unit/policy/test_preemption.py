@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from policy.choices.preemption import PREEMPTIONS, ByCost, Parking, parking_of
 from policy.choices.rates import PrefillTime, Rates
+from policy.engines.swaps import Swaps
 from policy.errors import ConfigError
 from policy.memory.context import InFlight
 from policy.plan import Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from policy.state import State
 from policy.systems import CHOICES, SYSTEMS, custom_system
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import RECOMPUTE, SWAP, Watched, crowd, run
 from tests.helpers.shadow import Turn, serve
 from tests.helpers.small import draw, random_turns, scheduler, settings, variant
@@ -63,7 +64,7 @@ class Told(Rates):
     def saw_copy(self, flight: InFlight, done_ns: int) -> None:
         pass
 
-    def saw_prefill(self, plan: Plan, duration_ns: int) -> None:
+    def saw(self, plan: Plan, outcome: Outcome) -> None:
         pass
 
 
@@ -83,16 +84,16 @@ def looked_at(seed: int, system: str) -> list[tuple[Parking, int, int, int]]:
     machine = Watched(made, polls=0)
     told: dict[str, tuple[Parking, int]] = {}
     found: list[tuple[Parking, int, int, int]] = []
-    preempt = State.preempt
+    preempt = Swaps.preempt
 
-    def watched(state: State, request: Request, draft: Any, *, waited: bool) -> Any:
+    def watched(swaps: Swaps, request: Request, draft: Any, *, waited: bool) -> Any:
         context = request.context
         if request.is_decoding:
             context.device_tokens = request.num_tokens - 1
-        state.memory.prepare_to_leave(context)
-        costs = parking_of(context, state.memory, state.rates, 0, waits=True)
+        swaps.memory.prepare_to_leave(context)
+        costs = parking_of(context, swaps.memory, swaps.desk.rates, 0, waits=True)
         told[request.request_id] = (costs, context.device_tokens)
-        return preempt(state, request, draft, waited=waited)
+        return preempt(swaps, request, draft, waited=waited)
 
     stored: dict[str, int] = {}
 
@@ -105,7 +106,7 @@ def looked_at(seed: int, system: str) -> list[tuple[Parking, int, int, int]]:
                 costs, tokens = told.pop(name)
                 found.append((costs, stored.pop(name), copy.num_blocks, tokens))
 
-    made.state.preempt = watched.__get__(made.state)  # type: ignore[method-assign]
+    swaps_of(made).preempt = watched.__get__(swaps_of(made))  # type: ignore[method-assign]
     machine.watch = watch
     serve(machine, random_turns(rng, 4), max_plans=5000)
     return found
@@ -135,7 +136,7 @@ def test_copies_in_flight_come_first_unless_the_step_waits_for_them() -> None:
     assert machine.preempted == [("low", SWAP)]
     leader = made.request("leader")
     leader.context.device_tokens = leader.num_tokens - 1
-    memory, rates = made.state.memory, made.state.rates
+    memory, rates = memory_of(made), made.desk.rates
     queued = sum(flight.copy.num_blocks for flight in memory.in_flight.values())
     beside = parking_of(leader.context, memory, rates, 1, waits=False)
     alone = parking_of(leader.context, memory, rates, 1, waits=True)
@@ -205,13 +206,13 @@ class Contrary(ByCost):
 
 def test_a_complete_host_copy_is_never_disowned_whatever_is_decided() -> None:
     made = scheduler("fastswitch-cost", "random", device_blocks=20, update_every=1)
-    made.state.preemption = Contrary()
+    swaps_of(made).preemption = Contrary()
     assert run(made, crowd()).preempted
 
 
 def test_the_time_of_a_prefill_is_learnt_from_steps_that_prefilled_and_waited_for_nothing() -> None:
     made, told = scheduler(COST), PrefillTime(100_000)
-    prefill = made.state.rates.prefill
+    prefill = made.desk.rates.prefill
     assert prefill.ns(10) == told.ns(10) == 1_000_000
     made.add(Request("a", arrival_ns=0, input_tokens=10), 0)
     assert made.schedule(0).prefill == (("a", 10),)
@@ -225,7 +226,7 @@ def test_the_time_of_a_prefill_is_learnt_from_steps_that_prefilled_and_waited_fo
     other.add(Request("a", arrival_ns=0, input_tokens=10), 0)
     other.schedule(0)
     other.update(Outcome(True, 0, 8_000_000))
-    assert other.state.rates.prefill.ns(10) == 1_000_000  # nobody would read it
+    assert other.desk.rates.prefill.ns(10) == 1_000_000  # nobody would read it
 
 
 @given(st.integers(1, 10**9), st.integers(0, 1 << 20))

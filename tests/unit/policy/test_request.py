@@ -9,6 +9,7 @@ import pytest
 from policy.errors import IllegalMove
 from policy.memory.context import Context
 from policy.request import DecodeClock, Move, Request, RequestState
+from tests.helpers.inside import memory_of
 from tests.helpers.small import scheduler
 
 STATES = RequestState
@@ -41,7 +42,7 @@ ALL = list(product(RequestState, Move))
 
 def make(state: RequestState = STATES.WAITING, tokens: int = 5) -> Request:
     request = Request("r", arrival_ns=3, input_tokens=tokens)
-    request.context = Context(request)
+    request.holding = request.context = Context(request)
     request.state = state
     return request
 
@@ -108,6 +109,6 @@ def test_what_a_request_holds_is_what_its_context_holds() -> None:
     made.schedule(0)
     assert (request.device_blocks, request.host_blocks, request.is_resident) == (3, 0, True)
     context = request.context
-    made.state.memory.settle(context, 9)
-    made.state.memory.copy_out(context, 0, waited=True, urgent=True)
+    memory_of(made).settle(context, 9)
+    memory_of(made).copy_out(context, 0, waited=True, urgent=True)
     assert (request.device_blocks, request.host_blocks, request.is_resident) == (0, 3, False)

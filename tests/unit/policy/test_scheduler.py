@@ -11,9 +11,11 @@ from policy.integrity import check_integrity
 from policy.orders.base import Order
 from policy.plan import CopyResult, Outcome, Plan
 from policy.pools.allocation import Allocation
+from policy.pools.catalog import make_pool, picker
 from policy.request import Request, RequestState
-from policy.scheduler import Scheduler, make_pool, picker
+from policy.scheduler import Scheduler
 from policy.systems import SYSTEMS
+from tests.helpers.inside import memory_of
 from tests.helpers.small import draw, scheduler, variant
 
 ASYNC = variant("fastswitch", overlap="async", between_turns="drop")
@@ -44,7 +46,7 @@ def prefilled(made: Scheduler, *names: str) -> Plan:
 
 def steal(made: Scheduler, count: int) -> Allocation:
     """Take device blocks that nobody will give back: the bug that rule 12 is there to survive."""
-    pool = made.state.memory.device
+    pool = memory_of(made).device
     stolen = pool.new()
     pool.allocate(stolen, count)
     return stolen
@@ -240,9 +242,9 @@ def test_updates_may_come_by_the_clock_and_missed_ones_are_counted_but_not_made_
 def test_an_update_ranks_everybody_anew() -> None:
     made = scheduler(ASYNC, Reversing(), update_every=1, max_num_seqs=2)
     prefilled(made, "a", "b")
-    assert [r.request_id for r in made.state.ranked] == ["a", "b"]
+    assert [r.request_id for r in made.desk.ranked] == ["a", "b"]
     made.schedule(0)
-    assert [r.request_id for r in made.state.ranked] == ["b", "a"]
+    assert [r.request_id for r in made.desk.ranked] == ["b", "a"]
 
 
 def test_an_order_that_never_refreshes_is_never_asked_to() -> None:
@@ -269,7 +271,7 @@ def test_blocks_that_leaked_end_the_run_and_not_in_an_endless_wait() -> None:
 
 def test_the_release_too_notices_blocks_that_leaked() -> None:
     made = scheduler("vllm-0.3.3", "fcfs", device_blocks=4)
-    assert made.follows_release
+    assert made.engine.name == "vllm-0.3.3"
     steal(made, 3)
     made.add(request("r", tokens=8), 0)
     with pytest.raises(
@@ -354,7 +356,7 @@ def test_where_the_release_would_abort_the_verdict_names_the_victim() -> None:
 
 def test_every_allocator_makes_a_pool_of_its_kind() -> None:
     kinds = {
-        allocator: type(make_pool("p", 8, variant("+groups", allocator=allocator), draw)).__name__
+        allocator: type(make_pool(allocator, "p", 8, draw)).__name__
         for allocator in ("paged", "groups", "buddy")
     }
     assert kinds == {"paged": "PagedPool", "groups": "GroupPool", "buddy": "GroupPool"}
@@ -362,7 +364,7 @@ def test_every_allocator_makes_a_pool_of_its_kind() -> None:
 
 def test_only_fcfs_follows_the_release() -> None:
     follows = {
-        (name, order): scheduler(name, order).follows_release
+        (name, order): scheduler(name, order).engine.name == "vllm-0.3.3"
         for name in ("vllm-0.3.3", "fastswitch")
         for order in ("fcfs", "priority")
     }

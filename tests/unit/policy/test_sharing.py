@@ -8,20 +8,21 @@ from policy.memory.sharing import SharedMemory
 from policy.plan import Direction
 from policy.request import Request
 from policy.scheduler import Scheduler
+from tests.helpers.inside import swaps_of
 from tests.helpers.small import scheduler, variant
 
 
 def made_with(**settings: int) -> tuple[Scheduler, SharedMemory]:
     """Blocks of four tokens, one to a name; host copies outlive their load."""
     made = scheduler(variant("+prefix", reuse=True), **settings)
-    assert made.sharing is not None
-    return made, made.sharing
+    assert swaps_of(made).sharing is not None
+    return made, swaps_of(made).sharing
 
 
 def on_device(memory: SharedMemory, name: str, keys: str, tokens: int) -> Context:
     """A context whose prompt of so many tokens has been computed."""
     owner = Request(name, arrival_ns=0, input_tokens=tokens, prefix_keys=tuple(keys))
-    context = owner.context = Context(owner)
+    context = owner.context = owner.holding = Context(owner)
     memory.hold(context, memory.blocks_for(tokens), 0)
     memory.settle(context, tokens)
     memory.publish(context)
@@ -106,7 +107,7 @@ def test_parking_gains_nothing_of_what_the_next_one_is_about_to_hold() -> None:
     _, memory = made_with(device_blocks=32)
     victim = on_device(memory, "victim", "abc", 14).owner
     incoming = Request("next", arrival_ns=0, input_tokens=20, prefix_keys=tuple("abx"))
-    incoming.context = Context(incoming)
+    incoming.context = incoming.holding = Context(incoming)
     assert _SharedGains(4, memory, []).of(victim) == 4
     assert _SharedGains(4, memory, [incoming]).of(victim) == 2
     other = on_device(memory, "other", "a", 5).owner

@@ -1,98 +1,66 @@
-"""What both planners share: live requests, the standing batch, and the moves a request can make."""
+"""Where the KV of live requests is, and the moves they can make, under engines that swap.
+
+Methods act; engines decide when (`ranked`, `vllm_033`).
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
 
 from policy.choices.catalog import Decisions
 from policy.choices.preemption import parking_of
-from policy.choices.rates import Rates
+from policy.desk import Desk, in_batch_order
 from policy.engines.draft import Draft
-from policy.errors import InvariantError
 from policy.memory.backup import BackupMemory
 from policy.memory.context import Context, InFlight
 from policy.memory.memory import Memory
 from policy.memory.sharing import SharedMemory
-from policy.orders.base import Order
-from policy.plan import Batch, PreemptionMode
-from policy.request import DecodeClock, Move, Request, RequestState
-from policy.settings import Settings
+from policy.plan import PreemptionMode
+from policy.request import Move, Request, RequestState
 from policy.systems import System
 
-Rank = tuple[tuple[int | float, ...], int, str]
 
-
-def rank_of(request: Request) -> Rank:
-    """Sort key of the total order."""
-    return request.rank
-
-
-class State:
-    """Live requests and their memory. Methods act; planners decide when."""
+class Swaps:
+    """The requests of one desk and their contexts, on the device and on the host."""
 
     def __init__(
         self,
-        settings: Settings,
+        desk: Desk,
         system: System,
         memory: Memory,
-        order: Order,
         decisions: Decisions,
-        rates: Rates,
         sharing: SharedMemory | None = None,
         backing: BackupMemory | None = None,
     ) -> None:
-        self.settings = settings
+        self.desk = desk
+        self.settings = desk.settings
         self.system = system
         self.memory = memory
         self.sharing = sharing  # `memory` again, where prompts share what they begin with
         self.backing = backing  # `memory` again, where blocks are backed up
-        self.order = order
         self.overlap = decisions.overlap
         self.displacement = decisions.displacement
         self.preemption = decisions.preemption
-        self.rates = rates
-        self.watermark = settings.watermark_blocks
-        self.clock = DecodeClock()
-        self.live: dict[str, Request] = {}
-        self.ranked: list[Request] = []  # live requests by rank
         self.residents: dict[Request, None] = {}  # live requests that hold device blocks
-        self.running: list[Request] = []  # the decode batch, in batch order
         self.loading: dict[Request, None] = {}  # a copy in flight brings their KV
         self._worn: dict[Request, None] = {}  # parked so often that rule 10 may shield them
-        #: Of the plan handed out, in queue order: tokens with KV once its step has ended.
-        self.prefilling: dict[Request, int] = {}
         self.ended: list[Context] = []  # finished turns whose KV still awaits its copy out
         self.idle_device: dict[Context, None] = {}  # `keep_device`: idle, on the device only
-        self.step = 0  # number that the next numbered plan gets
-        self.now_ns = 0
-        self._growth: list[dict[Request, None]] = [{} for _ in range(settings.block_size)]
-        self._offset_sum = 0
-        self._batch: Batch | None = None
-        self._joined: dict[Request, None] = {}
-        self._left: dict[Request, None] = {}
-        self._rejects: list[tuple[str, str]] = []
         self._cancels: list[int] = []
 
     # ------------------------------------------------------------------ arrivals and departures
 
     def enter(self, request: Request) -> None:
         """A new turn: take its parent's context over and give it a rank."""
-        memory = self.memory
-        context = memory.ledger.take(request)
+        ledger = self.memory.ledger
+        context = ledger.take(request)
         if context is None:
             context = Context(request)
         else:
             self._take_over(context, request)
-        request.context = context
-        self.live[request.request_id] = request
-        self.order.arrived(request, self.now_ns)
-        request.rank = (
-            self.order.key(request, self.now_ns),
-            request.arrival_ns,
-            request.request_id,
-        )
-        insort(self.ranked, request, key=rank_of)
-        memory.ledger.classify(context)
+        request.context = request.holding = context
+        self.desk.enter(request)
+        ledger.classify(context)
         if context.device is not None:
             self._settle_in(request)
 
@@ -108,41 +76,28 @@ class State:
         context.owner = request
         self.memory.repeat(context, shared)
 
-    def forget(self, request: Request) -> None:
-        """A request is no longer live."""
-        del self.live[request.request_id]
+    def _forget(self, request: Request) -> None:
+        """A request that has left the desk."""
         self.loading.pop(request, None)
         self._worn.pop(request, None)
-        index = bisect_left(self.ranked, request.rank, key=rank_of)
-        if index == len(self.ranked) or self.ranked[index] is not request:
-            raise InvariantError(f"{request.request_id} is not where its rank says")
-        del self.ranked[index]
         self.residents.pop(request, None)
-        self.order.left(request, self.now_ns)
 
     def reject(self, request: Request, why: str) -> None:
         """Give a request up, in the next plan made."""
-        if request.is_decoding:
-            self.leave_batch(request)
-        request.move(Move.REJECT)
-        self.forget(request)
-        self._cancels.extend(self.memory.abandon(request.context))
-        self._rejects.append((request.request_id, why))
-
-    def cancel(self, request: Request) -> None:
-        """The client went away: free what no copy uses."""
-        if request.is_decoding:
-            self.leave_batch(request)
-        request.move(Move.CANCEL)
-        self.forget(request)
+        self.desk.reject(request, why)
+        self._forget(request)
         self._cancels.extend(self.memory.abandon(request.context))
 
-    def finish(self, request: Request) -> None:
-        """The turn's last token was produced. Its KV stays, or goes, as the system says."""
-        self.leave_batch(request)
-        request.move(Move.FINISH)
-        self.forget(request)
+    def leave(self, request: Request, move: Move) -> None:
+        """A request has finished or was cancelled. The KV of a finished turn stays, or goes, as the
+        system says; otherwise all is free that no copy uses."""
+        self.desk.leave(request, move)
+        self._forget(request)
         context = request.context
+        if move is Move.CANCEL:
+            self._cancels.extend(self.memory.abandon(context))
+            return
+        self.memory.settle(context, request.num_tokens - 1)
         self._cancels.extend(self.memory.stop_backup(context))
         mode = self.system.between_turns
         if mode == "drop" or request.is_last_turn:
@@ -156,9 +111,7 @@ class State:
 
     def flush(self, draft: Draft) -> None:
         """Rejections and cancelled copies since the last plan."""
-        if self._rejects:
-            draft.reject.extend(self._rejects)
-            self._rejects.clear()
+        self.desk.flush_rejects(draft)
         if self._cancels:
             in_flight = self.memory.in_flight  # one may have ended with the step that stopped it
             draft.cancel.extend(copy_id for copy_id in self._cancels if copy_id in in_flight)
@@ -181,7 +134,7 @@ class State:
         wanted = memory.host_blocks_wanted(context)
         if memory.ledger.make_room(wanted, context, at_any_cost=False):
             waited = self.overlap.waits_for_stores
-            copy = memory.copy_out(context, self.now_ns, waited=waited, urgent=False)
+            copy = memory.copy_out(context, self.desk.now_ns, waited=waited, urgent=False)
             draft.add_store(copy, waited=waited)
         else:
             memory.drop_device(context)
@@ -207,42 +160,9 @@ class State:
         wanted = memory.blocks_for(tokens) - context.host_base - kept
         return memory.ledger.make_room(wanted, context, at_any_cost=False)
 
-    # ------------------------------------------------------------------ the standing batch
-
-    def join_batch(self, request: Request) -> None:
-        """From its next step on the request decodes."""
-        request.start_decoding(self.clock)
-        self._growth[(1 - request.offset) % self.settings.block_size][request] = None
-        self._offset_sum += request.offset
-        self.running.append(request)
-        self._joined[request] = None
-
-    def leave_batch(self, request: Request) -> None:
-        """Freeze its token count; KV exists for all tokens but the last."""
-        del self._growth[(1 - request.offset) % self.settings.block_size][request]
-        self._offset_sum -= request.offset
-        request.stop_decoding()
-        self.running.remove(request)
-        self.memory.settle(request.context, request.num_tokens - 1)
-        if request in self._joined:
-            del self._joined[request]
-        else:
-            self._left[request] = None
-
-    def withhold(self, request: Request) -> None:
-        """The last step gave a decoding request no token, because its copy failed."""
-        self._growth[(1 - request.offset) % self.settings.block_size].pop(request)
-        self._offset_sum -= 1
-        request.withhold_token()
-        self._growth[(1 - request.offset) % self.settings.block_size][request] = None
-
-    def growing(self) -> dict[Request, None]:
-        """Decoding requests whose next token needs a new block."""
-        return self._growth[self.clock.count % self.settings.block_size]
-
-    def grow(self, growing: dict[Request, None]) -> None:
+    def grow(self, growing: Mapping[Request, None]) -> None:
         """Give each of them a block, in batch order; room must be available."""
-        ordered = sorted(growing, key=_position) if len(growing) > 1 else growing
+        ordered: Iterable[Request] = in_batch_order(growing) if len(growing) > 1 else growing
         holders = []
         for request in ordered:
             device = request.context.device
@@ -253,32 +173,7 @@ class State:
     def room_left(self) -> int:
         """Device blocks free, or pending, once the batch has grown by this step's tokens."""
         memory = self.memory
-        return memory.device.num_available + memory.pending_device - len(self.growing())
-
-    def standing_batch(self, *, by_id: bool = False) -> Batch | None:
-        """The decode batch; the same object while its members and their order are the same.
-
-        `by_id`: list it by request id and not in queue order. Growth keeps queue order.
-        """
-        running = self.running
-        if not running:
-            return None
-        ids = [request.request_id for request in running]
-        if by_id:
-            ids.sort()
-        batch = self._batch
-        if batch is None or self._joined or self._left or batch.decode != tuple(ids):
-            for position, request in enumerate(running):
-                request.position = position
-            batch = self._batch = Batch(
-                tuple(ids),
-                self._offset_sum + len(running) * self.clock.count,
-                tuple([request.request_id for request in self._joined]),
-                tuple([request.request_id for request in self._left]),
-            )
-            self._joined.clear()
-            self._left.clear()
-        return batch
+        return memory.device.num_available + memory.pending_device - len(self.desk.growing())
 
     # ------------------------------------------------------------------ onto and off the device
 
@@ -296,7 +191,7 @@ class State:
         left = tokens - context.device_tokens
         count = left if most is None else min(most, left)
         draft.prefill.append((request.request_id, count))
-        self.prefilling[request] = context.device_tokens + count
+        self.desk.prefilling[request] = context.device_tokens + count
         request.move(Move.PREFILL)
         return count == left
 
@@ -310,10 +205,10 @@ class State:
         context = request.context
         blocks = self.blocks_to_resume(request)
         if context.outgoing is not None:
-            cancelled, copy = memory.keep_source(context, blocks, self.now_ns, waited=waited)
+            cancelled, copy = memory.keep_source(context, blocks, self.desk.now_ns, waited=waited)
             draft.cancel.append(cancelled)
         else:
-            copy = memory.load(context, blocks, self.now_ns, 0, waited=waited)
+            copy = memory.load(context, blocks, self.desk.now_ns, 0, waited=waited)
         self._settle_in(request)
         if copy is not None:
             draft.add_load(copy, waited=waited)
@@ -345,7 +240,7 @@ class State:
     def _on_device(self, request: Request) -> None:
         if request.state is not RequestState.WAITING:
             request.move(Move.RESUME)
-            self.join_batch(request)
+            self.desk.join_batch(request)
 
     def _is_complete(self, request: Request) -> bool:
         return request.num_generated > 0 and request.context.device_tokens >= request.num_tokens - 1
@@ -353,7 +248,7 @@ class State:
     def _settle_in(self, request: Request) -> None:
         if request not in self.residents:
             self.residents[request] = None
-            request.resident_since = self.step
+            request.resident_since = self.desk.step
 
     def preempt(self, request: Request, draft: Draft, *, waited: bool) -> PreemptionMode:
         """Take a request off the device, by swap if that is decided and the host has room."""
@@ -361,7 +256,8 @@ class State:
         context = request.context
         self._count_parking(request)
         if request.is_decoding:
-            self.leave_batch(request)
+            self.desk.leave_batch(request)
+            memory.settle(context, request.num_tokens - 1)
         self.residents.pop(request, None)
         draft.cancel.extend(memory.stop_backup(context))
         memory.prepare_to_leave(context)
@@ -372,7 +268,7 @@ class State:
             and self._has_host_room(context, draft)
         ):
             mode = PreemptionMode.SWAP
-            copy = memory.copy_out(context, self.now_ns, waited=waited, urgent=True)
+            copy = memory.copy_out(context, self.desk.now_ns, waited=waited, urgent=True)
             draft.add_store(copy, waited=waited)
             request.move(Move.SWAP_OUT)
         else:  # rule 13: no host room means recompute, never an exception
@@ -387,7 +283,9 @@ class State:
         context = request.context
         if request.num_generated and context.host_tokens >= request.num_tokens - 1:
             return True
-        costs = parking_of(context, self.memory, self.rates, len(self.running), waits=waited)
+        costs = parking_of(
+            context, self.memory, self.desk.rates, len(self.desk.running), waits=waited
+        )
         return self.preemption.swaps(costs)
 
     def _has_host_room(self, context: Context, draft: Draft) -> bool:
@@ -431,7 +329,7 @@ class State:
     def is_shielded(self, request: Request) -> bool:
         """Not a victim yet: too short on the device, or parked too often without progress."""
         settings = self.settings
-        return self.step - request.resident_since < settings.min_run_steps or (
+        return self.desk.step - request.resident_since < settings.min_run_steps or (
             request.parkings >= settings.max_parkings
             and request.num_tokens - request.parked_tokens < settings.token_quantum
         )
@@ -455,7 +353,7 @@ class State:
                 self.loaded(request)
             return False
         if request.is_decoding:
-            self.leave_batch(request)
+            self.desk.leave_batch(request)
             self.memory.settle(context, 0)
         if context.device is None:
             self.residents.pop(request, None)
@@ -464,18 +362,3 @@ class State:
         self.loading.pop(request, None)
         request.move(Move.RECOMPUTE)
         return True
-
-    # ------------------------------------------------------------------ ranks
-
-    def refresh_ranks(self) -> None:
-        """Ask the order for every live request's key again, and sort."""
-        key = self.order.key
-        now_ns = self.now_ns
-        for request in self.ranked:
-            request.rank = (key(request, now_ns), request.arrival_ns, request.request_id)
-        self.ranked.sort(key=rank_of)
-        self.memory.ledger.keys_changed()
-
-
-def _position(request: Request) -> int:
-    return request.position
