@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from runs.scenario import Scenario
     from runs.user_order import UserOrder
+    from traces.readers.base import Aids
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 set_option = click.option(
@@ -37,6 +38,55 @@ order_option = click.option(
     metavar="NAME",
     help="Who is served first: a built-in order, your module:MyOrder or path/to/file.py:MyOrder.",
 )
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a trace file alone does not say: its format and `aids_of`'s arguments."""
+    for option in reversed(
+        (
+            click.option(
+                "--format", "name", help="The format; default: found from the first line."
+            ),
+            click.option(
+                "--columns",
+                metavar="A=B,...",
+                help="Any CSV or JSON, e.g. arrival=ts:ms,input=prompt,output=reply,session=chat.",
+            ),
+            click.option(
+                "--turns",
+                type=click.Choice(["increments", "whole"]),
+                help="Whether a later turn's prompt counts only what is new.",
+            ),
+            click.option(
+                "--block-size", type=click.IntRange(min=1), help="Tokens of a block of prefix ids."
+            ),
+            click.option(
+                "--companion",
+                "companions",
+                multiple=True,
+                help="A file that the publisher keeps beside it: RAGPulse's lengths, Mooncake's"
+                " sessions.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def aids_of(
+    *,
+    columns: str | None,
+    turns: Literal["increments", "whole"] | None,
+    block_size: int | None,
+    companions: tuple[str, ...],
+) -> Aids:
+    """What `reading_options` gave, for `read_workload`."""
+    from pathlib import Path
+
+    from traces.readers.base import Aids
+
+    files = tuple(Path(path) for path in companions)
+    return Aids(None, files, columns, turns, block_size)
 
 
 def load(

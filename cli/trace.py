@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from cli.options import json_option, parse_window
+from cli.options import aids_of, json_option, parse_window, reading_options
 from cli.progress import progress
 from cli.trace_clients import clients_command
 from cli.trace_convert import convert_command, schema_command
@@ -118,7 +118,7 @@ def _priority(shares: str | None, by: str) -> dict[str, Any] | None:
 
 @trace.command("compose")
 @click.argument("lengths", type=click.Path(path_type=Path))
-@click.option("--format", "name", help="The format of LENGTHS; default: found from its first line.")
+@reading_options
 @click.option("--sample", type=float, help="Keep each session with this chance.")
 @click.option(
     "--gaps", metavar="FILE|LAW", help="Think times: human, agent, none, exponential,mean=25."
@@ -149,6 +149,10 @@ def _compose(
     *,
     lengths: Path,
     name: str | None,
+    columns: str | None,
+    turns: Literal["increments", "whole"] | None,
+    block_size: int | None,
+    companions: tuple[str, ...],
     window: str | None,
     priority: str | None,
     priority_by: str,
@@ -178,6 +182,7 @@ def _compose(
     recipe = Recipe(
         lengths,
         name,
+        aids_of(columns=columns, turns=turns, block_size=block_size, companions=companions),
         window=None if window is None else parse_window(window),
         priority=spec.priority,
         priority_process=spec.priority_process,
@@ -193,11 +198,11 @@ def _compose(
 
 @trace.command("fit")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "name", help="The file's format; default: found from its first line.")
+@reading_options
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="GENERATOR.yaml")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @json_option
-def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool) -> None:
+def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool, **said: Any) -> None:
     """Fit a generator to a workload file and print how far from the data it is.
 
     A generator fitted on one random half of the sessions is compared with the other half; beside
@@ -216,7 +221,7 @@ def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool) -
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out: {out} does not end in .yaml")
     with progress(None, "requests") as advance:
-        columns = collect(read_workload(file, name), advance=advance)
+        columns = collect(read_workload(file, name, aids_of(**said)), advance=advance)
         fitted = fit.fit(columns, out.stem)
         found = fit.held_out_distances(columns, out.stem, seed)
     save_generator(fitted, out)
@@ -231,7 +236,7 @@ def _fit(*, file: Path, name: str | None, out: Path, seed: int, as_json: bool) -
 
 @trace.command("describe")
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE2]")
-@click.option("--format", "name", help="The files' format; default: found from the first line.")
+@reading_options
 @click.option("--cache", "sizes", metavar="BLOCKS", help="Sizes of LRU caches, e.g. 1000,50000.")
 @click.option("--figure", "picture", type=click.Path(path_type=Path), help="NAME.png or NAME.svg")
 @json_option
@@ -242,6 +247,7 @@ def _describe(
     sizes: str | None,
     picture: Path | None,
     as_json: bool,
+    **said: Any,
 ) -> None:
     """Say what is in a workload file, or in two side by side: lengths, turns, gaps, arrivals,
     clients, and what a prefix cache could reuse.
@@ -264,7 +270,9 @@ def _describe(
         check_name(picture)
     with progress(None, "requests") as advance:
         found = [
-            described(read_workload(Path(file), name), _cache_sizes(sizes), advance)
+            described(
+                read_workload(Path(file), name, aids_of(**said)), _cache_sizes(sizes), advance
+            )
             for file in files
         ]
     both = distances(found[0][0], found[1][0]) if len(found) == 2 else None

@@ -41,9 +41,13 @@ def clients_command(
         raise ConfigError(
             f"trace clients: {len(sources)} sources; give a folder, or rates and lengths"
         )
-    clients = (
-        servegen.read_tables(*sources) if len(sources) == 2 else servegen.read_folder(sources[0])
-    )
+    halves: tuple[str, ...] = ()
+    if len(sources) == 2:
+        clients = servegen.read_tables(*sources)
+    else:
+        clients, halves = servegen.read_folder(sources[0])
+    for half in halves:
+        click.echo(f"left out: the client of {half}, whose other file is missing", err=True)
     begin_s, end_s = parse_window(window)
     known = [client for client in clients if client.rates and client.lengths]
     made = MeasuredClients(

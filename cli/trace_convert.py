@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
+
+from cli.options import aids_of, reading_options
 
 
 @click.command("convert")
@@ -23,18 +26,11 @@ import click
     required=True,
     help="NAME.jsonl, .jsonl.gz, .jsonl.zst or .parquet",
 )
-@click.option("--format", "name", help="The files' format; default: found from their first lines.")
+@reading_options
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
     help="A tokenizer.json, for traces that are text.",
-)
-@click.option(
-    "--companion",
-    "companions",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A file that the publisher keeps beside it: RAGPulse's lengths, Mooncake's sessions.",
 )
 def convert_command(
     *,
@@ -42,7 +38,7 @@ def convert_command(
     out: Path,
     name: str | None,
     tokenizer: Path | None,
-    companions: tuple[Path, ...],
+    **said: Any,
 ) -> None:
     """Turn a trace of any known format into a workload file.
 
@@ -57,7 +53,6 @@ def convert_command(
     """
     from cli.progress import progress
     from traces import tokenizer as tokenizers
-    from traces.readers.base import Aids
     from traces.shaping.convert import convert
 
     encode = None if tokenizer is None else tokenizers.from_file(tokenizer)
@@ -66,7 +61,7 @@ def convert_command(
             files,
             out,
             name=name,
-            aids=Aids(encode, companions),
+            aids=aids_of(**said)._replace(tokenizer=encode),
             tokenizer_name="" if tokenizer is None else tokenizer.name,
             progress=advance,
         )

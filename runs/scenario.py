@@ -264,13 +264,21 @@ def find_beside(data: dict[str, Any], path: Path) -> None:
     spec = data.get("workload")
     if not isinstance(spec, dict):
         return
-    for key in ("file", "generator"):
-        name = spec.get(key)
-        if not isinstance(name, str) or os.path.isabs(name) or os.path.exists(name):
-            continue
-        beside = path.parent / name
-        if os.path.exists(beside) and (key == "file" or is_generator_file(name)):
-            spec[key] = str(beside)
+    if isinstance(spec.get("file"), str):
+        spec["file"] = _beside(spec["file"], path)
+    if is_generator_file(spec.get("generator")):
+        spec["generator"] = _beside(spec["generator"], path)
+    if isinstance(spec.get("companions"), list):
+        spec["companions"] = [
+            _beside(name, path) if isinstance(name, str) else name for name in spec["companions"]
+        ]
+
+
+def _beside(name: str, path: Path) -> str:
+    """A file by its name here, or else beside `path`."""
+    if os.path.isabs(name) or os.path.exists(name) or not os.path.exists(path.parent / name):
+        return name
+    return str(path.parent / name)
 
 
 def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

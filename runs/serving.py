@@ -21,9 +21,9 @@ from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import System
 from runs.scenario import Scenario
-from runs.turns import Arrival
+from runs.turns import Arrival, TurnDriver
 from traces.randomness import Streams
-from traces.workload import Turn, Workload
+from traces.workload import Turn, Workload, repeats_all
 
 #: Checks: none, the cheap counts after every step (a full sweep every FULL_EVERY), or all always.
 CHECKS = ("off", "counts", "full")
@@ -155,6 +155,14 @@ def checker(kind: str) -> Callable[[Scheduler], None] | None:
 
 
 # ---------------------------------------------------------------------- turns
+
+
+def assumptions(workload: Workload, driver: TurnDriver) -> list[str]:
+    """What a run took for granted of its workload, and the workload does not say."""
+    found = list(workload.header.assumed)
+    if driver.num_unsaid:
+        found.append(repeats_all(driver.num_unsaid))
+    return [f"assumed: {what}" for what in found]
 
 
 def unservable(turn: Turn) -> str | None:

@@ -45,6 +45,9 @@ class TurnDriver:
         self._ended: dict[str, tuple[int, int]] = {}  # open loop: (began, ended) of past turns
         self._last: dict[str, str] = {}  # session -> its latest request
         self.num_rows = 0
+        self.num_unsaid = (
+            0  # later turns that do not say what they repeat of their parent's context
+        )
         self.num_waited = 0  # turns that were due before their parent had ended
         self.waited_ns = 0
         self.next_ns = NEVER
@@ -102,6 +105,7 @@ class TurnDriver:
 
     def _accept(self, row: Turn) -> None:
         self.num_rows += 1
+        self.num_unsaid += row.turn > 1 and row.parent_prefix_tokens is None
         parent = row.parent_id
         if parent is None and row.turn > 1:
             parent = self._last.get(row.session_id)

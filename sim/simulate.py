@@ -18,7 +18,15 @@ from runs.provenance import provenance
 from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario
-from runs.serving import Serving, aging_lengths, checker, make_scheduler, planner_of, settings_for
+from runs.serving import (
+    Serving,
+    aging_lengths,
+    assumptions,
+    checker,
+    make_scheduler,
+    planner_of,
+    settings_for,
+)
 from runs.turns import TurnDriver
 from runs.user_order import OrderLike, UserOrder, user_order
 from sim.clock import Clock
@@ -187,15 +195,16 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "kv_tokens": device.largest_kv_tokens,
             "prefill_tokens": device.largest_prefill,
         },
-        "warnings": _warnings(setup, scheduler, device),
+        "warnings": _warnings(setup, scheduler, engine),
         "verdict": engine.verdict,
     }
 
 
-def _warnings(setup: Setup, scheduler: Scheduler, device: Device) -> list[str]:
-    """What is wrong with its profile, and where the run left the range that is valid in."""
-    valid = setup.profile.valid
-    found = setup.profile.warnings()
+def _warnings(setup: Setup, scheduler: Scheduler, engine: Engine) -> list[str]:
+    """What is wrong with its profile, where the run left the range that is valid in, and what was
+    assumed of the workload."""
+    valid, device = setup.profile.valid, engine.device
+    found = setup.profile.warnings() + assumptions(setup.workload, engine.driver)
     prefixes = scheduler.engine.facts().get("prefixes")
     if prefixes is not None and not prefixes["looked_up_tokens"]:
         found.append("prefix_sharing: no prompt has hash_ids of full blocks, so nothing was shared")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from traces.readers.rows import COUNTS, PRIORITY_LIMIT, REQUIRED, SECONDS, TEXTS
-from traces.strict import MAX_BLOCK_ID, MAX_BLOCK_SIZE, MAX_DIGITS, MAX_SECONDS
+from traces.strict import MAX_BLOCK_ID, MAX_BLOCK_SIZE, MAX_DIGITS, MAX_SECONDS, MAX_STAMP
 from traces.workload import FORMAT, MAX_ID, MAX_TOKENS, READABLE
 
 _ID = {"type": "string", "minLength": 1, "maxLength": MAX_ID}
@@ -58,6 +58,7 @@ def _header() -> dict[str, Any]:
         "composed_from": _LIST,
         "seed": {"type": "integer", "minimum": 0, "maximum": 10**MAX_DIGITS - 1},
         "lost": _LIST,
+        "assumed": _LIST,
     }
     formats = [f"{FORMAT}/{version}" for version in READABLE]
     return {
@@ -77,6 +78,7 @@ def _row() -> dict[str, Any]:
         "session_id": _ID,
         "turn": {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS},
         **dict.fromkeys(SECONDS, _SECONDS),
+        "arrival_s": {"type": "number", "minimum": 0, "maximum": MAX_STAMP // 10**9},
         **dict.fromkeys(TEXTS, _ID),
         **dict.fromkeys(COUNTS, _TOKENS),
         "priority": priority,

@@ -17,7 +17,7 @@ def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
     """The turns a scenario serves. Raises ConfigError or InputError."""
     if spec.file is None:
         return make_generator(spec).workload(streams)
-    workload = read_workload(Path(spec.file), spec.format)
+    workload = read_workload(Path(spec.file), spec.format, spec.aids())
     arrivals = think = None
     if spec.rate is not None:
         arrivals = arrivals_of(spec.arrivals or ArrivalSpec(), spec.rate)

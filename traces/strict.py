@@ -1,8 +1,12 @@
 """Strict, streaming input: every way a file can be broken ends in one InputError that names it.
 
 Limits: a line of 1 MiB (JSON documents 256 MiB, items of a JSON list 16 MiB), 4 GiB unpacked, 200:1
-after the first MiB, ids of 128 characters, 2**24 tokens, numbers of 32 digits, times of ten years.
-Files may be plain, gzip or zstd; which they are is told by their first bytes.
+after the first MiB, ids of 128 characters, 2**24 tokens, numbers of 32 digits, spans of ten years,
+moments up to the year 2262. Files may be plain, gzip or zstd; which they are is told by their first
+bytes. A file may end in empty lines.
+
+JSON is as Python's own library and many servers write it: `NaN` and `Infinity` may stand in fields
+that nobody needs; whatever is read of a row refuses them by the name of its field.
 
 `count_of` and `nanoseconds_of` also take the text of a CSV cell; in JSON a number in quotes is not
 a number, so readers of JSON use `json_count_of`, `json_nanoseconds_of` and `block_ids_of`.
@@ -20,6 +24,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +38,10 @@ MAX_UNPACKED = 1 << 32
 MAX_RATIO = 200
 MAX_DIGITS = 32
 MAX_SECONDS = 10 * 366 * 86400
+#: Latest moment, in nanoseconds since 1970.
+MAX_STAMP = (1 << 63) - 1
+#: Longest span, in nanoseconds.
+MAX_SPAN = MAX_SECONDS * 1_000_000_000
 MAX_BLOCK_ID = 1 << 62
 #: Most tokens of one block of a prompt.
 MAX_BLOCK_SIZE = 1 << 16
@@ -167,22 +176,32 @@ def read_document(path: Path, place: Place, limit: int = MAX_DOCUMENT) -> str:
 
 
 def head_of(path: Path, place: Place, limit: int = MAX_LINE) -> str | None:
-    """What a file's format is told by: its first line, or its first 64 if that one is no more than
-    a bracket, in at most `limit` bytes. None for an empty file. Raises InputError as `open_lines`.
+    """What a file's format is told by: its first line, and up to 127 more where that one begins a
+    JSON value and does not end it, in at most twice `limit` bytes. None for an empty file. Raises
+    InputError as `open_lines`.
     """
     with opened(path, place) as reader:
         line = reader.readline(limit)
-        if line.strip(b"\xef\xbb\xbf \t\r\n") in (b"{", b"["):
-            line += b"".join(reader.readline(limit // 64) for _ in range(63))
+        begun = line.strip(b"\xef\xbb\xbf \t\r\n")
+        if begun[:1] in (b"{", b"[") and begun[-1:] not in (b"}", b"]"):
+            line += b"".join(reader.readline(limit // 128) for _ in range(127))
     if not line:
         return None
     place.line = 1
-    is_whole = line.endswith(b"\n") or len(line) < limit
+    is_whole = line.count(b"\n") < 2 and (line.endswith(b"\n") or len(line) < limit)
     try:
         text = line.decode("utf-8-sig", "strict" if is_whole else "ignore")
     except UnicodeDecodeError as error:
         place.fail(f"not UTF-8: {error.reason} at byte {error.start}")
     return text.rstrip("\r\n")
+
+
+def columns_of(head: str) -> list[str]:
+    """The column names that the first line of a CSV file gives, [] if it is none."""
+    try:
+        return next(csv.reader([head.partition("\n")[0]], strict=True), [])
+    except csv.Error:
+        return []
 
 
 @contextmanager
@@ -195,27 +214,41 @@ def opened(path: Path, place: Place) -> Iterator[io.BufferedReader[_Guarded]]:
         place.fail(f"cannot be read: {reason(error)}")
 
 
-def csv_rows(lines: Iterator[str], place: Place) -> Iterator[list[str]]:
-    """Rows of a CSV whose fields contain no line breaks; empty lines are refused."""
-    for line in lines:
+def csv_rows(lines: Iterator[str], place: Place, delimiter: str = ",") -> Iterator[list[str]]:
+    """Rows of a CSV whose fields contain no line breaks; empty lines may only end it."""
+    for line in ended(lines, place):
         try:
-            row = next(csv.reader([line], strict=True), [])
+            row = next(csv.reader([line], delimiter=delimiter, strict=True), [])
         except csv.Error as error:
             place.fail(f"not CSV: {error}")
-        if not row:
-            place.fail("empty line")
         yield row
 
 
-def parse_json(text: str, place: Place) -> Any:
-    """One JSON value: no NaN, no infinities, no duplicate keys, no numbers beyond sense.
+def ended(lines: Iterator[str], place: Place) -> Iterator[str]:
+    """Lines without the empty ones that may end a file. Raises InputError for one before that."""
+    blank = 0
+    for line in lines:
+        if not line.strip():
+            blank = blank or place.line
+        elif blank:
+            place.line = blank
+            place.fail("empty line that does not end the file")
+        else:
+            yield line
 
-    `text` is the line that `place` is at, or a whole document if that has no line.
+
+def parse_json(text: str, place: Place, several: str = "") -> Any:
+    """One JSON value: no duplicate keys, no numbers beyond sense but NaN and the infinities.
+
+    `text` is the line that `place` is at, or a whole document if that has no line. `several`: what
+    to say of a document that another one follows.
     """
     try:
         return json.loads(text, **json_hooks(place))
     except json.JSONDecodeError as error:
         place.line = place.line or error.lineno  # a document knows its line only now
+        if several and error.msg == "Extra data":
+            place.fail(several)
         place.fail(f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         place.fail("nested too deeply")
@@ -224,7 +257,7 @@ def parse_json(text: str, place: Place) -> Any:
 def json_hooks(place: Place) -> dict[str, Any]:
     """What makes the standard library's JSON strict."""
     return {
-        "parse_constant": lambda word: place.fail(f"{word} is not a number"),
+        "parse_constant": float,
         "parse_int": lambda digits: _integer(digits, place),
         "parse_float": lambda digits: _float(digits, place),
         "object_pairs_hook": lambda pairs: _object(pairs, place),
@@ -240,10 +273,7 @@ def _integer(digits: str, place: Place) -> int:
 def _float(digits: str, place: Place) -> float:
     if len(digits) > 2 * MAX_DIGITS:
         place.fail(f"a number of {len(digits)} digits, limit {2 * MAX_DIGITS}")
-    value = float(digits)
-    if not math.isfinite(value):
-        place.fail(f"{digits} is not a finite number")
-    return value
+    return float(digits)
 
 
 def _object(pairs: list[tuple[str, Any]], place: Place) -> dict[str, Any]:
@@ -293,35 +323,62 @@ def block_ids_of(value: Any, field: str, place: Place) -> tuple[int, ...]:
     return tuple(json_count_of(i, field, place, MAX_BLOCK_ID) for i in value)
 
 
-def nanoseconds_of(value: Any, field: str, place: Place, per_unit: int = _SECOND) -> int:
-    """A time of 0 to ten years in whole nanoseconds, from a JSON number or CSV text in units of
-    `per_unit` ns.
+def nanoseconds_of(
+    value: Any, field: str, place: Place, per_unit: int = _SECOND, limit: int = MAX_SPAN
+) -> int:
+    """A time of 0 to `limit` ns (ten years) in whole nanoseconds, from a JSON number or CSV text in
+    units of `per_unit` ns.
 
     CSV text is read as a decimal, so no precision is lost before the one rounding.
     """
     if not isinstance(value, str):
-        return json_nanoseconds_of(value, field, place, per_unit)
+        return json_nanoseconds_of(value, field, place, per_unit, limit)
     if len(value) > 2 * MAX_DIGITS:
         place.fail(f"a number of {len(value)} digits, limit {2 * MAX_DIGITS}", field)
     if not _DECIMAL.fullmatch(value):
         place.fail(f"{quoted(value)} is not a number >= 0", field)
-    return _in_ns(Decimal(value), field, place, per_unit)
+    return _in_ns(Decimal(value), field, place, per_unit, limit)
 
 
-def json_nanoseconds_of(value: Any, field: str, place: Place, per_unit: int = _SECOND) -> int:
-    """A time of 0 to ten years in whole nanoseconds, from a JSON number in units of `per_unit` ns:
-    not a string, not true."""
+def json_nanoseconds_of(
+    value: Any, field: str, place: Place, per_unit: int = _SECOND, limit: int = MAX_SPAN
+) -> int:
+    """A time of 0 to `limit` ns (ten years) in whole nanoseconds, from a JSON number in units of
+    `per_unit` ns: not a string, not true."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         place.fail(f"{quoted(value)} is not a number", field)
     if isinstance(value, float):
-        if not math.isfinite(value):  # no JSON has such, but other containers
+        if not math.isfinite(value):
             place.fail(f"{value} is not a finite number", field)
-        return _in_ns(Decimal(repr(value)), field, place, per_unit)
-    return _in_ns(Decimal(value), field, place, per_unit)
+        return _in_ns(Decimal(repr(value)), field, place, per_unit, limit)
+    return _in_ns(Decimal(value), field, place, per_unit, limit)
 
 
-def _in_ns(time: Decimal, field: str, place: Place, per_unit: int) -> int:
-    limit = MAX_SECONDS * _SECOND // per_unit
-    if not 0 <= time <= limit:
-        place.fail(f"{shown(str(time), 40)} is not in 0 to {limit}", field)
+def _in_ns(time: Decimal, field: str, place: Place, per_unit: int, limit: int) -> int:
+    if not 0 <= time <= limit // per_unit:
+        place.fail(f"{shown(str(time), 40)} is not in 0 to {limit // per_unit}", field)
     return int(_EXACT.multiply(time, Decimal(per_unit)).to_integral_value())
+
+
+_MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?\s?(Z|UTC|[-+]\d\d:?\d\d)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def moment_of(text: Any, field: str, place: Place) -> int:
+    """Nanoseconds since 1970 of a date and time, up to nine fractional digits kept exactly; without
+    a zone it is UTC."""
+    match = _MOMENT.fullmatch(text) if isinstance(text, str) else None
+    try:
+        if match is None:
+            raise ValueError
+        day, time, fraction, zone = match.groups()
+        zone = "+00:00" if zone is None or zone[0] not in "+-" else zone
+        moment = datetime.fromisoformat(f"{day}T{time}{zone}")
+    except ValueError:  # no such form, day or hour
+        place.fail(f"{quoted(text)} is not a time like 2023-11-16 18:15:46.6805900", field)
+    since = int(moment.timestamp()) * _SECOND + int((fraction or "0").ljust(9, "0"))
+    if not 0 <= since <= MAX_STAMP:
+        place.fail(f"{quoted(text)} is not between 1970 and 2262", field)
+    return since

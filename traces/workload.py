@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 FORMAT = "fastswitch-workload"
-#: 2 added `priority_process`, `may_lack_last_block` and run-length block ids.
-VERSION = 2
-READABLE = (1, 2)
+#: 2 added `priority_process`, `may_lack_last_block` and run-length block ids; 3 added `assumed`.
+VERSION = 3
+READABLE = (1, 2, 3)
 
 Timing = Literal["open", "closed", "gap"]
 
@@ -31,8 +31,8 @@ class Turn:
     (open loop), `think_ns` (from the end of the parent's reply) and `gap_ns` (from the parent's
     start) drives a turn after the first. `parent_id` None means the turn before it in the session.
     `parent_prefix_tokens`: how much of the parent's context, prompt and reply, this prompt repeats
-    from its start; None: all. `cancel_ns`: the client leaves this long after its arrival unless
-    served. `priority`: lower is more urgent; `priority_process` names how it changes afterwards.
+    from its start; None: nobody says, and a run that assumes all of it says so. `cancel_ns`: the
+    client leaves this long after its arrival, waits included, unless served. `priority`: lower is more urgent; `priority_process` names how it changes afterwards.
     `service_ns`: what serving took at the source, for checking a model, never for driving one.
     `stop`: how the reply ended, as `end_turn` or `tool_use`. `components`: ordered parts of the
     prompt as (kind, id, tokens).
@@ -72,7 +72,8 @@ class Header:
 
     `hash_scope`: where an id of a block means the same block. `may_lack_last_block`: the last block
     of a prompt may have no id if it is not full. `priority_process`: of turns that name none.
-    `lost`: what the source has, or a reader of it would expect, and this has not.
+    `lost`: what the source has, or a reader of it would expect, and this has not. `assumed`: what a
+    reader took for granted and the source does not say.
     """
 
     source: str = ""
@@ -88,6 +89,7 @@ class Header:
     seed: int | None = None
     notes: str = ""
     lost: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The header line of a JSONL file."""
@@ -95,6 +97,7 @@ class Header:
         data.update({f.name: getattr(self, f.name) for f in fields(self)})
         data["composed_from"] = list(self.composed_from)
         data["lost"] = list(self.lost)
+        data["assumed"] = list(self.assumed)
         return data
 
 
@@ -119,6 +122,11 @@ class Workload:
         """A workload held in memory."""
         kept = list(turns)
         return Workload(header or Header(), lambda: iter(kept))
+
+
+def repeats_all(turns: int) -> str:
+    """What is assumed of later turns that do not say what they repeat."""
+    return f"the whole context before is repeated, of which {turns} later turns say nothing"
 
 
 def watched(workload: Workload, advance: Callable[[], None]) -> Workload:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 from policy.errors import ConfigError
 from traces.generators.arrivals import MAX_CV, MIN_CV
 from traces.generators.laws import Values
+from traces.readers.base import Aids
 from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, shown
 from traces.workload import MAX_TOKENS
 
@@ -92,6 +94,11 @@ class PriorityShares(Section):
 class WorkloadSpec(Section):
     """A file (`file`, `format`) or a generator: `chat`, `agent`, `code` or a fitted one's file.
 
+    What a file alone does not say: `columns` (which column is what, for a file of no known format, as
+    `arrival=ts:ms,input=prompt,output=reply` or a mapping), `turns` (whether later prompts count only
+    what is new), `block_size` (tokens of a block of its ids), `companions` (the publisher's files
+    beside it).
+
     For a file, `rate`, `arrivals` and `think` fill in session arrivals and think times that it
     lacks, and `priority` gives priorities. `priority_process` names the order that the workload is
     meant for. `context_cap` is the generator's own when not given; `uncapped` takes it away.
@@ -99,6 +106,10 @@ class WorkloadSpec(Section):
 
     file: str | None = None
     format: str | None = None
+    columns: str | dict[str, str] | None = None
+    turns: Literal["increments", "whole"] | None = None
+    block_size: Annotated[int, Field(ge=1, le=MAX_BLOCK_SIZE)] | None = None
+    companions: Annotated[tuple[str, ...], Field(strict=False)] = ()
     generator: str | None = None
     conversations: Positive | None = None
     rate: Rate | None = None
@@ -120,6 +131,14 @@ class WorkloadSpec(Section):
         known = ", ".join(GENERATORS)
         raise ValueError(f"{shown(name)!r} is not one of {known}, and no .yaml file")
 
+    def aids(self) -> Aids:
+        """What the scenario says of its file that the file does not."""
+        columns = self.columns
+        if isinstance(columns, dict):
+            columns = ",".join(f"{field}={column}" for field, column in columns.items())
+        companions = tuple(Path(path) for path in self.companions)
+        return Aids(None, companions, columns, self.turns, self.block_size)
+
     def problem(self) -> str | None:
         """What is wrong with the keys together, or None."""
         if (self.file is None) == (self.generator is None):
@@ -131,7 +150,12 @@ class WorkloadSpec(Section):
                 return f"{(given or ['uncapped'])[0]} is a generator's; a file has its own"
             if self.arrivals is not None and self.rate is None:
                 return "arrivals needs rate, in sessions per second"
-        elif not is_generator_file(self.generator) and None in (self.conversations, self.rate):
+            return None
+        files = ("format", "columns", "turns", "block_size")
+        given = [name for name in files if getattr(self, name) is not None]
+        if given or self.companions:
+            return f"{(given or ['companions'])[0]} is a file's; a generator needs none"
+        if not is_generator_file(self.generator) and None in (self.conversations, self.rate):
             return f"generator {self.generator} needs conversations and rate"
         if self.uncapped and self.context_cap is not None:
             return "give context_cap or uncapped, not both"

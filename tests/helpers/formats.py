@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 from traces.readers.base import Aids
+from traces.readers.sharegpt import ROLES, USER
 
 
 def words(text: str) -> Sequence[int]:
@@ -16,6 +18,13 @@ def words(text: str) -> Sequence[int]:
 
 #: What texts are read with; other formats do not look at it.
 AIDS = Aids(tokenizer=words)
+COLUMNS = "arrival=ts:ms,input=prompt,output=reply,session=chat,client=user"
+
+
+def aids_for(name: str | None) -> Aids:
+    """What a file of that format is read with; None: a format to be found out."""
+    return AIDS._replace(columns=COLUMNS) if name == "columns" else AIDS
+
 
 VALID = {
     "native": (
@@ -90,6 +99,21 @@ VALID = {
         "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n"
         "74,918,992,0.0806100217864923\n290,905,1195,0.3204419889502762\n"
     ),
+    "splitwise-sim": (
+        "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,"
+        "token_size\n0,2,0,1,1,4096,32\n1,2,7,3.5,1,2048,0\n"
+    ),
+    "aiperf-export": (
+        '{"metadata": {"x_request_id": "a", "conversation_id": "s", "request_start_ns": 200,'
+        ' "benchmark_phase": "profiling"}, "metrics": {"input_sequence_length": {"value": 25,'
+        ' "unit": "tokens"}, "output_sequence_length": {"value": 3, "unit": "tokens"},'
+        ' "request_latency": {"value": 1.5, "unit": "ms"}}, "error": null}\n'
+        '{"metadata": {"x_request_id": "b", "conversation_id": "s", "request_start_ns": 100,'
+        ' "cancellation_time_ns": 150}, "metrics": {"error_isl": {"value": 20}}}\n'
+    ),
+    "columns": (
+        "chat,ts,user,prompt,reply,remark\na,1500,u,12,3,x\na,2500.5,u,20,4,\n,2600,v,7,0,y\n"
+    ),
     "vllm-bench": (
         '{"model_id": "m", "duration": 9.5, "input_lens": [12, 30], "output_lens": [3, 0],'
         ' "start_times": [101.5, 101.0], "ttfts": [0.25, 0.0], "itls": [[0.5, 0.25], []]}\n'
@@ -115,15 +139,35 @@ def num_rows(name: str, text: str, loads: Any) -> int:
     if name == "vllm-bench":
         return len(loads(text)["input_lens"])
     if name == "sharegpt-text":
-        return _num_answers(loads(text))
-    lines = text.removesuffix("\n").split("\n")
+        return _num_answers(_objects(text))
     if name == "otel":
-        return sum(_num_spans(loads(line)) for line in lines)
-    if name == "ragpulse" and lines[-1] == "":
-        lines.pop()  # one empty line may end it
+        return sum(_num_spans(row) for row in _objects(text))
+    lines = text.split("\n")
+    while not lines[-1].strip():
+        lines.pop()  # empty lines may end it
     if name == "native":
         return len(lines) - ("format" in loads(lines[0]))
+    if name == "aiperf-export":
+        return sum(_has_length(loads(line)) for line in lines)
     return len(lines) - (name not in ("mooncake", "qwen-bailian", "ragpulse", "lmcache-agent"))
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Objects of one JSON list, or that follow one another."""
+    found: list[dict[str, Any]] = []
+    text = text.removeprefix("\ufeff").strip(" \t\r\n")
+    while text:
+        value, at = json.JSONDecoder().raw_decode(text)
+        found.extend(value if isinstance(value, list) else [value])
+        text = text[at:].strip(" \t\r\n")
+    return found
+
+
+def _has_length(row: dict[str, Any]) -> bool:
+    """Whether a record of AIPerf's is a request of the benchmark with a length."""
+    lengths = (row["metrics"].get(key) for key in ("input_sequence_length", "error_isl"))
+    known = any(isinstance(one, dict) and one.get("value") is not None for one in lengths)
+    return known and row["metadata"].get("benchmark_phase") != "warmup"
 
 
 def _num_requests(requests: list[dict[str, Any]]) -> int:
@@ -136,7 +180,7 @@ def _num_requests(requests: list[dict[str, Any]]) -> int:
 
 def _num_spans(row: dict[str, Any]) -> int:
     """Spans of a line that are requests."""
-    spans = [row]
+    spans = row.get("spans", [row])
     batches = row.get("resourceSpans", row.get("resource_spans"))
     if batches is not None:
         spans = [
@@ -165,13 +209,13 @@ def _num_answers(records: list[dict[str, Any]]) -> int:
     """Turns after joining the chunks of a conversation and the messages of one role."""
     chunks: dict[str, list[tuple[int, list[bool]]]] = {}
     for record in records:
-        base, _, offset = record["id"].rpartition("_")
+        if not record["conversations"]:
+            continue
+        base, _, offset = str(record.get("id")).rpartition("_")
         is_chunk = bool(base) and offset.isascii() and offset.isdigit() and len(offset) <= 9
-        said = [
-            message["from"] in ("human", "user", "system") for message in record["conversations"]
-        ]
+        said = [ROLES[message["from"]] == USER for message in record["conversations"]]
         key = (int(offset), said) if is_chunk else (-1, said)
-        chunks.setdefault(base if is_chunk else record["id"], []).append(key)
+        chunks.setdefault(base if is_chunk else str(record.get("id")), []).append(key)
     total = 0
     for parts in chunks.values():
         said = [side for _, part in sorted(parts, key=lambda part: part[0]) for side in part]

@@ -13,7 +13,7 @@ import atheris
 
 with atheris.instrument_imports(include=["traces"]):
     from policy.errors import InputError
-    from tests.helpers.formats import AIDS
+    from tests.helpers.formats import aids_for
     from traces.readers.catalog import read_workload
 
 NAME, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -25,7 +25,7 @@ MOST = 10_000
 def read_one(data: bytes) -> None:
     INPUT.write_bytes(data)
     try:
-        for number, turn in enumerate(read_workload(INPUT, NAME, AIDS)):
+        for number, turn in enumerate(read_workload(INPUT, NAME, aids_for(NAME))):
             assert turn.request_id and turn.input_tokens >= 0
             if number == MOST:
                 return

@@ -73,15 +73,23 @@ def test_agents_replies_are_as_long_as_the_datas(agents: list[list[Turn]]) -> No
 
 
 @pytest.mark.parametrize(
-    ("stop", "share", "quantiles"), [("tool_use", 0.94, (9, 74)), ("end_turn", 0.06, (186, 2557))]
+    ("stop", "share", "quantiles"),
+    [("tool_use", 0.861, (9, 74)), ("end_turn", 0.051, (186, 2557)), (None, 0.088, (80.5, 744))],
 )
 def test_agents_wait_for_tools_and_for_people_as_long_as_the_datas(
-    agents: list[list[Turn]], stop: str, share: float, quantiles: tuple[float, float]
+    agents: list[list[Turn]], stop: str | None, share: float, quantiles: tuple[float, float]
 ) -> None:
     pairs = [pair for session in agents for pair in pairwise(session)]
     waits = [(after.think_ns or 0) / NS for before, after in pairs if before.stop == stop]
     assert len(waits) / len(pairs) == pytest.approx(share, abs=0.005)
     assert np.percentile(waits, [50, 90]) == pytest.approx(quantiles, rel=0.13)
+
+
+def test_agents_wait_as_long_as_the_datas_whatever_a_reply_ended_by(
+    agents: list[list[Turn]],
+) -> None:
+    waits = [(turn.think_ns or 0) / NS for session in agents for turn in session[1:]]
+    assert np.percentile(waits, [50, 90, 95]) == pytest.approx([10, 171, 478], rel=0.2)
 
 
 def test_a_share_of_agents_prompts_falls_back_to_the_system_prompt(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import fastswitch
 from policy.errors import ConfigError, InputError
-from tests.helpers.formats import AIDS, VALID, num_rows
+from tests.helpers.formats import AIDS, VALID, aids_for, num_rows
 from traces import tokenizer
 from traces.readers.catalog import read_workload
 from traces.readers.native import SUFFIXES
@@ -38,8 +38,8 @@ def source_of(folder: Path, name: str, text: str | None = None) -> Path:
 @pytest.mark.parametrize("name", VALID)
 def test_a_converted_trace_reads_as_its_source_does(tmp_path: Path, name: str, suffix: str) -> None:
     path, out = source_of(tmp_path, name), tmp_path / f"out{suffix}"
-    found = convert([path], out, aids=AIDS)
-    source, again = read_workload(path, None, AIDS), read_workload(out)
+    found = convert([path], out, aids=aids_for(name))
+    source, again = read_workload(path, None, aids_for(name)), read_workload(out)
     turns = list(source)
     assert (again.header, list(again)) == (source.header, turns)
     assert found.rows == len(turns) == num_rows(name, VALID[name], json.loads)
@@ -82,8 +82,8 @@ def test_a_broken_source_ends_in_exit_code_3_and_leaves_the_folder_as_it_was(
     out.write_bytes(b"older")
     path = source_of(tmp_path, name, VALID[name] + "broken,\n")
     with pytest.raises(InputError):
-        convert([path], out, name=name, aids=AIDS)
-    if AIDS.tokenizer is not None and name not in ("sharegpt-text", "lmcache-agent"):
+        convert([path], out, name=name, aids=aids_for(name))
+    if name not in ("sharegpt-text", "lmcache-agent", "columns"):
         done = run(path, "--format", name, "-o", out)
         assert done.exit_code == 3
         assert str(path) in done.stderr and "Traceback" not in done.output

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policy.errors import InputError
-from tests.helpers.formats import AIDS, VALID, num_rows
+from tests.helpers.formats import VALID, aids_for, num_rows
 from traces.readers.catalog import READERS, read_workload
 from traces.readers.native import write
 from traces.workload import MAX_TOKENS, Turn
@@ -38,7 +38,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(path: Path, name: str | None) -> list[Turn] | None:
     """All turns, or None if the file is refused as it should be."""
     try:
-        return list(read_workload(path, name, AIDS))
+        return list(read_workload(path, name, aids_for(name)))
     except InputError as error:
         message = str(error)
         num_lines = len(message.splitlines())
@@ -105,7 +105,7 @@ def test_what_survives_a_mutation_is_a_workload_that_can_be_kept(
     path.write_bytes(data.draw(mutated(VALID[name])).encode())
     turns = read(path, name)
     if turns is not None:
-        workload = read_workload(path, name, AIDS)
+        workload = read_workload(path, name, aids_for(name))
         for kept in (path.with_name("kept.jsonl"), path.with_name("kept.parquet")):
             write(workload, kept)
             again = read_workload(kept)

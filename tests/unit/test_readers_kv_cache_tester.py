@@ -255,7 +255,7 @@ def test_the_number_of_blocks_must_be_that_of_the_ranges(tmp_path: Path) -> None
         (NAMES.replace("id,turn", "turn,id", 1).replace("think_time", "think"), "think_time: "),
         (NAMES + ",stop", "stop: column given twice"),
         (NAMES + ",surprise", "surprise: "),
-        ("", "empty line"),
+        ("", "empty file"),
     ],
     ids=["missing", "renamed", "doubled", "unknown", "empty"],
 )
@@ -493,9 +493,9 @@ WHOLE = json.dumps({**SESSION, "requests": [REQUEST]})
         (WHOLE + WHOLE, "not JSON: "),
         ("[]", "not a session object"),
         ("null", "not a session object"),
-        (WHOLE.replace("130", "NaN"), "NaN is not a number"),
-        (WHOLE.replace("130", "Infinity"), "Infinity is not a number"),
-        (WHOLE.replace("0.0", "1e999"), "1e999 is not a finite number"),
+        (WHOLE.replace("130", "NaN"), "nan is not a whole number"),
+        (WHOLE.replace("130", "Infinity"), "inf is not a whole number"),
+        (WHOLE.replace("0.0", "1e999"), "inf is not a finite number"),
         (WHOLE.replace("130", "9" * 4300), "a number of 4300 digits"),
         (WHOLE.replace("[1, 2, 3]", "[" * 100_000), "nested too deeply"),
         (WHOLE.replace('"out"', '"in"'), "in: given twice"),
@@ -543,7 +543,7 @@ def sessions(draw: st.DrawFn) -> list[dict[str, Any]]:
     requests: list[dict[str, Any]] = []
     before: list[int] = []
     clock = 0.0
-    for _ in range(draw(st.integers(0, 6))):
+    for _ in range(draw(st.integers(1, 6))):
         ids = before[: draw(st.integers(0, 8))] + draw(st.lists(st.integers(0, 9), max_size=8))
         partial = draw(st.integers(0, 63)) if ids else 0
         clock += draw(SECONDS)

@@ -183,10 +183,8 @@ def test_a_file_without_a_header_is_open_loop(tmp_path: Path) -> None:
     assert [turn.request_id for turn in workload] == ["a", "b"]
 
 
-def test_a_header_alone_is_a_workload_of_no_turns(tmp_path: Path) -> None:
-    workload = read_workload(file_of(tmp_path, HEADER))
-    assert workload.header.timing == "closed"
-    assert list(workload) == []
+def test_a_header_alone_holds_no_requests_and_is_refused(tmp_path: Path) -> None:
+    assert refusal(file_of(tmp_path, HEADER)) == ": no requests in it"
 
 
 # ---------------------------------------------------------------------- broken files
@@ -255,14 +253,14 @@ def test_a_header_alone_is_a_workload_of_no_turns(tmp_path: Path) -> None:
         (row(request_id=None), "request_id: missing"),
         (row(input_tokens=None), "input_tokens: missing"),
         (row(output_tokens=None), "output_tokens: missing"),
-        (ROW.replace("5", "NaN"), "NaN is not a number"),
-        (ROW.replace("5", "-Infinity"), "-Infinity is not a number"),
-        (ROW.replace("5", "1e999"), "1e999 is not a finite number"),
+        (ROW.replace("5", "NaN"), "input_tokens: nan is not a whole number"),
+        (ROW.replace("5", "-Infinity"), "input_tokens: -inf is not a whole number"),
+        (ROW.replace("5", "1e999"), "input_tokens: inf is not a whole number"),
         (ROW.replace("5", "9" * 4300), "a number of 4300 digits"),
         (ROW.replace("5", "[" * 100_000), "nested too deeply"),
         (ROW.replace("output_tokens", "input_tokens"), "input_tokens: given twice"),
         (ROW[:-1], "not JSON: "),
-        ("", "not JSON: "),
+        ("", "empty line that does not end the file"),
         ("[]", "not a JSON object"),
         ("null", "not a JSON object"),
         (HEADER, "format: "),
@@ -307,7 +305,7 @@ def test_block_hashes_must_cover_the_prompt_in_blocks_of_the_header(
 @pytest.mark.parametrize(
     ("values", "where"),
     [
-        ({"format": "fastswitch-workload/3"}, "format: "),
+        ({"format": "fastswitch-workload/4"}, "format: "),
         ({"may_lack_last_block": 1}, "may_lack_last_block: "),
         ({"priority_process": None, "surprise": 1}, "surprise: "),
         ({"priority_process": 1}, "priority_process: "),
@@ -402,6 +400,7 @@ def headers(draw: st.DrawFn) -> Header:
         seed=draw(st.none() | st.integers(0, 1 << 64)),
         notes=draw(TEXTS),
         lost=tuple(draw(st.lists(TEXTS, max_size=3))),
+        assumed=tuple(draw(st.lists(TEXTS, max_size=3))),
     )
 
 
@@ -409,7 +408,7 @@ def headers(draw: st.DrawFn) -> Header:
 def workloads(draw: st.DrawFn) -> Workload:
     """Turns in a right order, with any columns: conversations whose turns are together."""
     header = draw(headers())
-    names = draw(st.lists(IDS, max_size=4, unique=True))
+    names = draw(st.lists(IDS, min_size=1, max_size=4, unique=True))
     lengths = [draw(st.integers(1, 3)) for _ in names]
     arrivals = iter(sorted(draw(TIMES) for _ in range(sum(lengths))))
     numbers = count()

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import fastswitch
 from policy.errors import InputError
-from tests.helpers.formats import AIDS, VALID
+from tests.helpers.formats import VALID, aids_for
 from traces.readers.catalog import read_workload
 from traces.readers.native import write
 from traces.schema import schema
@@ -61,7 +61,7 @@ def fits(kind: dict[str, Any], value: Any) -> bool:
 def test_what_is_written_of_any_format_keeps_the_schema(tmp_path: Path, name: str) -> None:
     source, out = tmp_path / "source", tmp_path / "w.jsonl"
     source.write_text(VALID[name])
-    write(read_workload(source, name, AIDS), out)
+    write(read_workload(source, name, aids_for(name)), out)
     header, *rows = (json.loads(line) for line in out.read_text().splitlines())
     assert fits(SCHEMA["$defs"]["header"], header) and fits(SCHEMA, header)
     assert rows and all(fits(SCHEMA["$defs"]["row"], row) and fits(SCHEMA, row) for row in rows)
@@ -113,7 +113,7 @@ def test_a_row_that_the_schema_refuses_is_refused_by_reading(
         {"seed": -1},
         {"block_size": 0},
         {"lost": "all"},
-        {"format": "fastswitch-workload/3"},
+        {"format": "fastswitch-workload/4"},
         {"may_lack_last_block": 1},
         {"surprise": 1},
     ],

@@ -70,10 +70,10 @@ def test_a_folder_of_pairs_is_read_by_number(tmp_path: Path) -> None:
     for number in (10, 9):
         write(tmp_path, f"chunk-{number}-trace.csv", TRACE)
         write(tmp_path, f"chunk-{number}-dataset.json", json.dumps(HISTOGRAMS))
-    assert [client.client_id for client in read_folder(tmp_path)] == ["9", "10"]
     write(tmp_path, "chunk-11-trace.csv", TRACE)
-    with pytest.raises(InputError, match=r"chunk-11-trace\.csv: the client's other file"):
-        read_folder(tmp_path)
+    clients, halves = read_folder(tmp_path)
+    assert [client.client_id for client in clients] == ["9", "10"]
+    assert halves == (str(tmp_path / "chunk-11-trace.csv"),)
     with pytest.raises(InputError, match="no chunk-N-trace"):
         read_folder(tmp_path / "absent")
 
@@ -115,7 +115,6 @@ def test_such_a_file_is_no_trace_and_says_so(tmp_path: Path) -> None:
         (f"1200,1,1,Gamma,{'9' * 4300},1", "param1: "),
         ("1200,1,1,Gamma,1,x", "param2: "),
         ("1200,1,1,Gamma,1", "5 fields, must be 6"),
-        ("", "empty line"),
     ],
     ids=lambda value: value[:40],
 )

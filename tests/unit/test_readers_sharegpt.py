@@ -41,10 +41,10 @@ def test_a_prompt_is_all_that_was_said_before_and_the_new_words(tmp_path: Path) 
     )
     assert list(workload) == [
         Turn("a/1", "a", 1, 33, 255, new_input_tokens=33),
-        Turn("a/2", "a", 2, 323, 328, new_input_tokens=35),
-        Turn("a/3", "a", 3, 651, 1, new_input_tokens=0),
+        Turn("a/2", "a", 2, 323, 328, parent_prefix_tokens=288, new_input_tokens=35),
+        Turn("a/3", "a", 3, 651, 1, parent_prefix_tokens=651, new_input_tokens=0),
         Turn("b/1", "b", 1, 0, 7, new_input_tokens=0),
-        Turn("b/2", "b", 2, 12, 0, new_input_tokens=5),
+        Turn("b/2", "b", 2, 12, 0, parent_prefix_tokens=7, new_input_tokens=5),
     ]
 
 
@@ -67,7 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PAIRS = st.tuples(st.integers(0, 10_000), st.integers(0, 10_000))
 
 
-@given(st.dictionaries(st.text("abc/-_", min_size=1), st.lists(PAIRS, min_size=1), max_size=5))
+@given(
+    st.dictionaries(
+        st.text("abc/-_", min_size=1), st.lists(PAIRS, min_size=1), min_size=1, max_size=5
+    )
+)
 def test_rows_in_are_rows_out_and_a_prompt_adds_up(
     folder: Path, sessions: dict[str, list[tuple[int, int]]]
 ) -> None:
@@ -132,7 +136,7 @@ def test_a_broken_row_is_refused_with_file_line_and_field(
         ("id,turn,user_tokens,assistant_tokens", "conversation_id: "),
         (f"{NAMES},turn", "turn: column given twice"),
         (f"{NAMES},surprise", "surprise: "),
-        ("", "empty line"),
+        ("", "empty file"),
     ],
 )
 def test_columns_must_be_the_formats_own(tmp_path: Path, names: str, where: str) -> None:

@@ -185,11 +185,6 @@ def test_every_sane_json_value_is_read_as_itself(value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("NaN", "NaN is not a number"),
-        ('{"a": [Infinity]}', "Infinity is not a number"),
-        ("-Infinity", "-Infinity is not a number"),
-        ("1e999", "1e999 is not a finite number"),
-        ("-1e999", "-1e999 is not a finite number"),
         ("9" * 33, "a number of 33 digits"),
         ("[" + "9" * 4300 + "]", "a number of 4300 digits"),
         ("9" * 5000, "a number of 5000 digits"),
@@ -254,13 +249,12 @@ def test_rows_that_a_csv_writer_writes_are_read_back(rows: list[list[str]]) -> N
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("", "empty line"),
         ('a,"b', "not CSV: unexpected end of data"),
         ('a,"b"c', "not CSV: ',' expected after '\"'"),
         ("a,b\rc,d", "not CSV: new-line character seen in unquoted field"),
         ("a" * 140_000, "not CSV: field larger than field limit (131072)"),
     ],
-    ids=["empty", "open quote", "text behind quote", "bare return", "field too long"],
+    ids=["open quote", "text behind quote", "bare return", "field too long"],
 )
 def test_a_line_that_is_not_a_csv_row_is_refused(line: str, problem: str) -> None:
     message = refusal(lambda: list(csv_rows(iter(["a,b", line]), HERE)))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.describing.caches import PrefixCaches
-from traces.workload import Header, Turn, Workload
+from traces.workload import Header, Turn, Workload, repeats_all
 
 NS = 1_000_000_000
 #: Stands for a value that a row does not have.
@@ -183,6 +183,12 @@ class Columns:
         known = np.where(prefix == NONE, context, np.minimum(prefix, context))
         tokens[rows] = np.minimum(known, self.inputs[rows])
         return tokens
+
+    @cached_property
+    def assumed(self) -> list[str]:
+        """What the rows do not say and is taken for granted here, as a run takes it."""
+        unsaid = int((self.arrays["prefix"][self.children] == NONE).sum())
+        return [repeats_all(unsaid)] if unsaid else []
 
     @cached_property
     def added(self) -> Ints:

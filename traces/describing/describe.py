@@ -57,6 +57,7 @@ def statistics(columns: Columns) -> dict[str, Any]:
         "source": columns.header.source,
         "composed_from": list(columns.header.composed_from),
         "priority_process": columns.header.priority_process,
+        "assumed": [*columns.header.assumed, *columns.assumed],
         "timing": columns.header.timing,
         "requests": len(columns),
         "sessions": int(turns.size),

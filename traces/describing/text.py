@@ -27,6 +27,7 @@ def as_text(*found: dict[str, Any]) -> str:
             f" {one['timing']} loop"
         )
         lines += [f"  {part}" for part in one["composed_from"]]
+        lines += [f"  assumed: {part}" for part in one["assumed"]]
         if one["priority_process"]:
             lines.append(f"  meant for the priority process {one['priority_process']}")
     columns = [dict(_rows(one)) for one in found]

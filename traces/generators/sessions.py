@@ -232,7 +232,6 @@ class Generator:
                     return
                 new = min(new, cap - 1)
                 reply = min(reply, cap - new)
-            is_whole = turn == 1 or (kept == history and model.repeats_reply)
             waited = None if stop is None else wait_ns(stop, streams, name, turn)
             stop = pick_wait(model.waits, streams, name, turn)
             yield Turn(
@@ -244,7 +243,7 @@ class Generator:
                 arrival_ns=seconds_to_ns(start.at_s) if turn == 1 else None,
                 think_ns=waited if model.waits_from == "reply" else None,
                 gap_ns=waited if model.waits_from == "start" else None,
-                parent_prefix_tokens=None if is_whole else kept,
+                parent_prefix_tokens=None if turn == 1 else kept,
                 new_input_tokens=new,
                 client_id=start.client_id,
                 priority=priority,

@@ -7,19 +7,26 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from policy.errors import ConfigError
 from traces.strict import (
     MAX_BLOCK_ID,
+    MAX_BLOCK_SIZE,
     MAX_LINE,
     MAX_SECONDS,
+    MAX_SPAN,
+    MAX_STAMP,
     Place,
+    columns_of,
     count_of,
     csv_rows,
+    ended,
     json_nanoseconds_of,
+    nanoseconds_of,
     open_lines,
     parse_json,
     quoted,
@@ -29,6 +36,8 @@ from traces.workload import MAX_ID, Header, Turn
 
 #: Most blocks of one prompt.
 MAX_BLOCKS = 1 << 20
+#: Prompts from which the size of a block is told.
+_SIZED_PROMPTS = 256
 #: Most rows that a reader sorts by time in memory: about half a gigabyte.
 MAX_SORTED = 1 << 20
 
@@ -39,10 +48,18 @@ Encode = Callable[[str], Sequence[int]]
 
 
 class Aids(NamedTuple):
-    """What a file alone does not say. `companions`: files of the publisher beside it."""
+    """What a file alone does not say.
+
+    `companions`: files of the publisher beside it. `columns`: which column is what, for tables of no
+    known format. `turns`: whether later rows of a session count only what is new. `block_size`:
+    tokens of a block of ids.
+    """
 
     tokenizer: Encode | None = None
     companions: tuple[Path, ...] = ()
+    columns: str | None = None
+    turns: Literal["increments", "whole"] | None = None
+    block_size: int | None = None
 
 
 class Reader(Protocol):
@@ -129,8 +146,19 @@ def optional_ns(value: Any, field: str, place: Place) -> int | None:
 
 
 def optional_text(value: Any, field: str, place: Place) -> str | None:
-    """An id that may be null."""
-    return None if value is None else text_of(value, field, place)
+    """A text that may be null or empty, which says as little."""
+    return None if value is None or value == "" else text_of(value, field, place)
+
+
+def stamp_of(value: Any, field: str, place: Place, per_unit: int = 1_000_000_000) -> int:
+    """A moment in units of `per_unit` ns, from a trace's own start or from 1970, from JSON or a CSV
+    cell."""
+    return nanoseconds_of(value, field, place, per_unit, MAX_STAMP)
+
+
+def json_stamp_of(value: Any, field: str, place: Place, per_unit: int = 1_000_000_000) -> int:
+    """`stamp_of`, from JSON."""
+    return json_nanoseconds_of(value, field, place, per_unit, MAX_STAMP)
 
 
 # ---------------------------------------------------------------------- blocks
@@ -149,6 +177,30 @@ def expand_ranges(text: str, place: Place, field: str) -> tuple[int, ...]:
         if len(ids) > MAX_BLOCKS:
             place.fail(f"more than {MAX_BLOCKS} blocks", field)
     return tuple(ids)
+
+
+def block_size_of(
+    pairs: Iterable[tuple[int, int]], usual: int, given: int | None, place: Place
+) -> int:
+    """Tokens of a block, of which a file gives the ids alone, from the (tokens, ids) of its first
+    prompts: as `given`, else the `usual` size if it can be, else the power of two that it must be.
+    Raises InputError if several can be."""
+    low, high = 1, MAX_BLOCK_SIZE
+    for tokens, ids in islice(pairs, _SIZED_PROMPTS):
+        if ids:
+            low = max(low, -(-tokens // ids))
+        if ids > 1:
+            high = min(high, (tokens - 1) // (ids - 1))
+    if given is not None or low <= usual <= high or low > high:
+        return given or usual
+    sizes = [1 << k for k in range(17) if low <= 1 << k <= high]
+    if len(sizes) != 1:
+        place.fail(
+            f"blocks are of {low} to {high} tokens; say of how many: --block-size,"
+            " workload.block_size",
+            "hash_ids",
+        )
+    return sizes[0]
 
 
 def common(before: Sequence[Any], after: Sequence[Any]) -> int:
@@ -182,6 +234,15 @@ class Prompts:
         _, ids = self._kept.pop(name, (0, ()))
         self._room += len(ids)
 
+    def linked(self, turn: Turn) -> Turn:
+        """The turn with what it repeats of the prompt before it in its session, if both have ids."""
+        if turn.hash_ids is None or turn.session_id == turn.request_id:
+            return turn
+        tokens, ids = turn.input_tokens, turn.hash_ids
+        shared = self.shared(turn.session_id, tokens, ids) if turn.turn > 1 else None
+        self.keep(turn.session_id, tokens, ids)
+        return turn if shared is None else replace(turn, parent_prefix_tokens=shared)
+
     def shared(self, name: str, tokens_now: int, ids: tuple[int, ...]) -> int | None:
         """How many tokens of that prompt a prompt of these blocks repeats from its start; None:
         forgotten."""
@@ -194,33 +255,25 @@ class Prompts:
 # ---------------------------------------------------------------------- rows
 
 
-def json_rows(
-    path: Path, place: Place, limit: int = MAX_LINE, *, may_end_blank: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file, each an object. `may_end_blank`: one empty line may end it. Raises
-    InputError, also for an empty file."""
-    blank = False
-    for line in open_lines(path, place, limit):
-        if blank:
-            place.line -= 1
-            place.fail("empty line that does not end the file")
-        if may_end_blank and not line and place.line > 1:
-            blank = True
-            continue
+def json_rows(path: Path, place: Place, limit: int = MAX_LINE) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file, each an object. Raises InputError, also for an empty file."""
+    seen = False
+    for line in ended(open_lines(path, place, limit), place):
         row = parse_json(line, place)
         if not isinstance(row, dict):
             place.fail("not a JSON object")
         yield row
-    if not place.line:
+        seen = True
+    if not seen:
         place.fail("empty file")
 
 
 def table_rows(
     path: Path, columns: tuple[str, ...], place: Place, optional: tuple[str, ...] = ()
 ) -> Iterator[tuple[Any, ...]]:
-    """Rows of a CSV file with these columns and no others, in any order; the cells of a row come in
-    the order of `columns` and then `optional`, None for one that the file has not. Raises
-    InputError."""
+    """Rows of a CSV file with these columns and no others, in any order, but for a table's own
+    numbers of its rows; the cells of a row come in the order of `columns` and then `optional`, None
+    for one that the file has not. Raises InputError."""
     rows = csv_rows(open_lines(path, place), place)
     names = next(rows, None)
     if names is None:
@@ -233,6 +286,16 @@ def table_rows(
         if len(row) != width:
             place.fail(f"{len(row)} fields, the header has {width}")
         yield cells([*row, None] if lacks else row)
+
+
+#: What pandas calls the numbers of the rows, when a table that has them is saved again.
+_ROW_NUMBERS = ("", "Unnamed: 0")
+
+
+def has_columns(head: str, columns: Iterable[str], optional: Iterable[str] = ()) -> bool:
+    """Whether a file that begins so is a CSV of these columns, in any order."""
+    found = set(columns_of(head)).difference(_ROW_NUMBERS)
+    return set(columns) <= found <= {*columns, *optional}
 
 
 def _column_indexes(
@@ -250,7 +313,7 @@ def _column_indexes(
         if name not in found:
             place.fail(f"column missing; columns are {', '.join(header)}", name)
     for name in found:
-        if name not in known:
+        if name not in known and name not in _ROW_NUMBERS:
             place.fail(f"unknown column; columns are {', '.join(known)}", name)
     return [found.get(name) for name in known]
 
@@ -278,12 +341,26 @@ def in_time_order(turns: Iterable[Turn], place: Place, window: int = MAX_SORTED)
 def from_the_first(turns: Iterable[Turn], place: Place) -> Iterator[Turn]:
     """Turns in order of time, whose arrivals become those since the first. Raises InputError for
     one that comes more than ten years after it."""
+    return _since_first(turns, place, at_least=0)
+
+
+def within_reach(turns: Iterable[Turn], place: Place) -> Iterator[Turn]:
+    """Turns whose arrivals become those since the first if that one is beyond ten years: a clock that
+    counts from 1970. Raises InputError for one that comes more than ten years after it."""
+    return _since_first(turns, place, at_least=MAX_SPAN + 1)
+
+
+def _since_first(turns: Iterable[Turn], place: Place, at_least: int) -> Iterator[Turn]:
     start: int | None = None
     for turn in turns:
-        arrival = turn.arrival_ns or 0
-        start = arrival if start is None else start
-        if arrival - start > MAX_SECONDS * 1_000_000_000:
-            place.fail(f"more than {MAX_SECONDS} seconds after the first row")
+        arrival = turn.arrival_ns
+        if arrival is None:
+            yield turn
+            continue
+        if start is None:
+            start = arrival if arrival >= at_least else 0
+        if not start <= arrival <= start + MAX_SPAN:
+            place.fail(f"not within {MAX_SECONDS} seconds after the first row", "arrival")
         yield replace(turn, arrival_ns=arrival - start) if start else turn
 
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from traces.readers.base import from_the_first, numbered, row_name, session_of, table_rows
+from traces.readers.base import (
+    from_the_first,
+    has_columns,
+    numbered,
+    row_name,
+    session_of,
+    stamp_of,
+    table_rows,
+)
 from traces.strict import Place, count_of, nanoseconds_of, text_of
 from traces.workload import Header, Turn
 
@@ -25,7 +33,7 @@ class BurstGptReader:
 
     def claims(self, head: str) -> bool:
         """The header line is the format."""
-        return set(head.split(",")) in (set(COLUMNS), {*COLUMNS, *SESSION})
+        return has_columns(head, COLUMNS, SESSION)
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""
@@ -43,7 +51,7 @@ class BurstGptReader:
         before = 0
         for number, cells in enumerate(table_rows(place.path, COLUMNS, place, SESSION)):
             stamp, model, given, got, total, kind, session, elapsed = cells
-            arrival = nanoseconds_of(stamp, "Timestamp", place)
+            arrival = stamp_of(stamp, "Timestamp", place)
             if arrival < before:
                 place.fail("time runs backwards", "Timestamp")
             before = arrival

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from traces.readers.base import (
     common,
     expand_ranges,
+    has_columns,
     id_within,
     optional_ns,
     optional_text,
@@ -95,7 +96,7 @@ class KvCacheTesterTableReader:
 
     def claims(self, first_line: str) -> bool:
         """The header line is the format."""
-        return first_line.split(",") == list(COLUMNS)
+        return has_columns(first_line, COLUMNS)
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""

@@ -15,12 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from policy.errors import InputError
 from traces.atomic import whole
 from traces.readers import parquet
-from traces.readers.base import json_rows
+from traces.readers.base import MAX_SORTED, json_rows, within_reach
 from traces.readers.rows import header_of, row_of, turn_of
 from traces.rules import checked
-from traces.strict import Place
+from traces.strict import Place, shown_path
 from traces.workload import FORMAT, Header, Turn, Workload
 
 #: Ways to write a workload, by the end of the file's name.
@@ -42,8 +43,11 @@ class NativeReader:
         """See Reader."""
         place = Place(path)
         if parquet.is_parquet(path, place):
-            header = header_of(parquet.header_of(path, place), place)
+            data, in_order_seen = parquet.header_of(path, place)
+            header = header_of(data, place)
             rows = parquet.rows_of(path, place)
+            if in_order_seen:
+                rows = _by_session(rows, header, place)
         else:
             rows = json_rows(path, place)
             first = next(rows)  # an empty file is refused by itself
@@ -52,8 +56,41 @@ class NativeReader:
             else:
                 header = Header(timing="open", may_lack_last_block=True)
                 rows = chain([first], rows)
-        turns = (turn_of(row, place) for row in rows)
+        turns = within_reach((turn_of(row, place) for row in rows), place)
         return header, checked(turns, header, place)
+
+
+def recorded_in(folder: Path) -> Path:
+    """The rows that a run served, in the folder that it recorded to. Raises InputError."""
+    path = folder / "workload.parquet"
+    if not path.is_file():
+        Place(folder).fail("a folder without workload.parquet, which a recording has")
+    return path
+
+
+def _by_session(
+    rows: Iterator[dict[str, Any]], header: Header, place: Place
+) -> Iterator[dict[str, Any]]:
+    """Rows in the order seen, as a closed workload has them: each session's together, and behind
+    them the sessions that they launched. Holds them."""
+    if header.timing == "open":
+        yield from rows
+        return
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}  # what began by itself -> its sessions
+    of_request: dict[str, str] = {}  # request -> its group
+    of_session: dict[str, str] = {}
+    for row in rows:
+        if place.line > MAX_SORTED:
+            place.fail(f"more than {MAX_SORTED} rows in the order seen")
+        session = row.get("session_id", "")
+        group = of_session.get(session)
+        if group is None:
+            group = of_session[session] = of_request.get(row.get("parent_id", ""), session)
+        of_request[row.get("request_id", "")] = group
+        groups.setdefault(group, {}).setdefault(session, []).append(row)
+    for sessions in groups.values():
+        for kept in sessions.values():
+            yield from kept
 
 
 # ---------------------------------------------------------------------- writing
@@ -74,6 +111,8 @@ def write(workload: Workload, path: Path, turns: Iterable[Turn] | None = None) -
         for turn in rows:
             put(turn)
             place.line += 1
+        if place.line == 1:
+            raise InputError(f"{shown_path(path)}: nothing to write: not one request is left")
     return place.line - 1
 
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry GenAI spans as JSON lines: OTLP/JSON, or one flat span a line.
+"""OpenTelemetry GenAI spans as JSON: OTLP batches, flat spans, or documents that hold them in `spans`.
 
 Source: the semantic conventions for generative client AI spans,
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans. A request is a span that says how
@@ -6,6 +6,7 @@ many tokens went in; of `gen_ai.usage.*` both the present and the former names a
 another operation (a tool, an agent, an embedding) or without token counts is left out and counted.
 Turns of one `gen_ai.conversation.id` are a session. A span that ended in an error, with no output
 tokens, has 0. Exporters write spans when they end, so rows are brought in order of their start.
+Documents follow one another, on a line each or indented; a time without a zone is UTC.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from traces.json_list import documents
 from traces.readers.base import (
     Aids,
     from_the_first,
     in_time_order,
-    json_rows,
     numbered,
+    optional_text,
     session_of,
     unique,
 )
-from traces.strict import MAX_DIGITS, Place, count_of, quoted, text_of
+from traces.strict import MAX_DIGITS, MAX_STAMP, Place, count_of, moment_of, quoted, text_of
 from traces.workload import Header, Turn
 
 #: Operations that are requests to a model that generates.
@@ -37,7 +38,6 @@ _WINDOW = 1 << 16
 _INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
 _OUTPUT = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
 _ERROR = ("STATUS_CODE_ERROR", "ERROR", 2)
-_MAX_STAMP = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class OtelReader:
 
     def claims(self, head: str) -> bool:
         """A batch of spans, or a span."""
-        spans = ('"resourceSpans"', '"resource_spans"', '"spanId"', '"span_id"')
-        return head.lstrip().startswith("{") and any(word in head for word in spans)
+        spans = ('"resourceSpans"', '"resource_spans"', '"spanId"', '"span_id"', '"gen_ai.')
+        return head.lstrip().startswith(("{", "[")) and any(word in head for word in spans)
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""
@@ -69,7 +69,7 @@ class OtelReader:
         return header, from_the_first(numbered(turns), place)
 
     def _turns(self, place: Place) -> Iterator[Turn]:
-        for row in json_rows(place.path, place, _MAX_BATCH):
+        for row in documents(place.path, place, _MAX_BATCH, inside_lists=True):
             for span in _spans(row, place):
                 made = _turn_of(span, place)
                 if isinstance(made, Turn):
@@ -79,10 +79,10 @@ class OtelReader:
 
 
 def _spans(row: dict[str, Any], place: Place) -> Iterator[dict[str, Any]]:
-    """Spans of a line: those of an OTLP batch, or the line itself."""
+    """Spans of a document: those of an OTLP batch, those in `spans`, or the document itself."""
     batches = row.get("resourceSpans", row.get("resource_spans"))
     if batches is None:
-        yield row
+        yield from _objects(row["spans"], "spans", place) if "spans" in row else [row]
         return
     for resource in _objects(batches, "resourceSpans", place):
         scopes = resource.get("scopeSpans", resource.get("scope_spans", []))
@@ -138,7 +138,7 @@ def _word(attributes: dict[str, Any], names: tuple[str, ...], place: Place) -> s
     value = _first(attributes, names)
     if isinstance(value, list):
         value = value[0] if value else None
-    return None if value is None else text_of(value, names[0], place)
+    return optional_text(value, names[0], place)
 
 
 def _has_failed(span: dict[str, Any]) -> bool:
@@ -188,12 +188,5 @@ def _stamp(span: dict[str, Any], names: tuple[str, ...], place: Place) -> int:
         place.fail("missing", names[0])
     value = span[name]
     if isinstance(value, str) and not (value.isdigit() and len(value) <= MAX_DIGITS):
-        try:
-            moment = datetime.fromisoformat(value)
-            whole = int(moment.replace(microsecond=0).timestamp())
-        except (ValueError, OverflowError):
-            place.fail(f"{quoted(value)} is no time", name)
-        if moment.tzinfo is None:
-            place.fail(f"{quoted(value)} has no time zone", name)
-        value = whole * 1_000_000_000 + moment.microsecond * 1000
-    return count_of(value, name, place, _MAX_STAMP)
+        return moment_of(value, name, place)
+    return count_of(value, name, place, MAX_STAMP)

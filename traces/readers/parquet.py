@@ -1,6 +1,7 @@
 """Rows of this project's own format in Parquet: row groups are streamed, never a whole table.
 
-The header is JSON in the file's metadata, under `fastswitch-workload`. Columns have the names and
+The header is JSON in the file's metadata, under `fastswitch-workload`; a run's record of the rows
+that it served, in the order seen, has `fastswitch-recorded` beside it. Columns have the names and
 units of the JSONL rows; block ids are a list, components a list of structs.
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
+_RECORDED = "fastswitch-recorded"
 #: Rows of a row group, and block ids after which one is closed early: as objects they take 40 bytes.
 GROUP_ROWS = 1 << 14
 GROUP_BLOCKS = 1 << 18
@@ -42,7 +44,8 @@ def is_parquet(path: Path, place: Place) -> bool:
         place.fail(f"cannot be read: {reason(error)}")
 
 
-def _schema() -> pa.Schema:
+def schema() -> pa.Schema:
+    """The columns and their types."""
     import pyarrow as pa  # noqa: PLC0415  # slow to import, as everywhere below
 
     component = pa.struct([("kind", pa.string()), ("id", pa.string()), ("tokens", pa.int32())])
@@ -90,7 +93,7 @@ def _check_claims(file: pq.ParquetFile, size: int, place: Place) -> None:
         place.fail(f"unpacks to more than {MAX_RATIO} times its {size} bytes")
     if metadata.num_rows > _MAX_ROWS_PER_BYTE * size:
         place.fail(f"{metadata.num_rows} rows in {size} bytes")
-    wanted = _schema()
+    wanted = schema()
     found = file.schema_arrow
     for field in found:
         if field.name not in wanted.names:
@@ -102,16 +105,22 @@ def _check_claims(file: pq.ParquetFile, size: int, place: Place) -> None:
         place.fail("column given twice")
 
 
-def header_of(path: Path, place: Place) -> dict[str, Any]:
-    """The header, as JSON. Raises InputError."""
+def recorded_schema(header: dict[str, Any]) -> pa.Schema:
+    """The schema of a table of the rows that a run served, in the order seen."""
+    return schema().with_metadata({FORMAT: json.dumps(header), _RECORDED: "1"})
+
+
+def header_of(path: Path, place: Place) -> tuple[dict[str, Any], bool]:
+    """The header, as JSON, and whether rows are in the order seen by a run. Raises InputError."""
     with _opened(path, place) as file:
-        data = (file.schema_arrow.metadata or {}).get(FORMAT.encode())
+        metadata = file.schema_arrow.metadata or {}
+        data = metadata.get(FORMAT.encode())
         if data is None:
             place.fail(f"Parquet without {FORMAT} in its metadata")
         header = parse_json(data.decode(), place)
         if not isinstance(header, dict):
             place.fail("the header is not a JSON object")
-        return header
+        return header, _RECORDED.encode() in metadata
 
 
 def rows_of(path: Path, place: Place) -> Iterator[dict[str, Any]]:
@@ -161,14 +170,14 @@ def writer(path: Path, header: dict[str, Any]) -> Iterator[Callable[[dict[str, A
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    schema = _schema().with_metadata({FORMAT: json.dumps(header)})
+    columns = schema().with_metadata({FORMAT: json.dumps(header)})
     rows: list[dict[str, Any]] = []
     blocks = 0
 
     def flush() -> None:
         nonlocal blocks
         if rows:
-            file.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+            file.write_batch(pa.RecordBatch.from_pylist(rows, columns))
             rows.clear()
             blocks = 0
 
@@ -182,6 +191,6 @@ def writer(path: Path, header: dict[str, Any]) -> Iterator[Callable[[dict[str, A
         if len(rows) == GROUP_ROWS or blocks >= GROUP_BLOCKS:
             flush()
 
-    with path.open("wb") as raw, pq.ParquetWriter(raw, schema, compression="zstd") as file:
+    with path.open("wb") as raw, pq.ParquetWriter(raw, columns, compression="zstd") as file:
         yield put
         flush()

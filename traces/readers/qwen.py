@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from traces.readers.base import Prompts, id_of, json_rows
+from traces.readers.base import Prompts, id_of, json_rows, json_stamp_of, within_reach
 from traces.rules import check_blocks
-from traces.strict import Place, block_ids_of, json_count_of, json_nanoseconds_of, text_of
+from traces.strict import Place, block_ids_of, json_count_of, text_of
 from traces.workload import Header, Turn
 
 BLOCK = 16
@@ -44,7 +44,8 @@ class QwenReader:
             hash_scope="global",
             lost=("turns from before the record began, and how many they were",),
         )
-        return header, self._turns(Place(path))
+        place = Place(path)
+        return header, within_reach(self._turns(place), place)
 
     def _turns(self, place: Place) -> Iterator[Turn]:
         roots: dict[str, str] = {}  # chat -> the session it belongs to
@@ -98,7 +99,7 @@ def _turn_of(row: dict[str, Any], place: Place) -> tuple[dict[str, Any], str | N
         "request_id": id_of(row["chat_id"], "chat_id", place),
         "input_tokens": tokens,
         "output_tokens": json_count_of(row["output_length"], "output_length", place),
-        "arrival_ns": json_nanoseconds_of(row["timestamp"], "timestamp", place),
+        "arrival_ns": json_stamp_of(row["timestamp"], "timestamp", place),
         "kind": None if kind is None else text_of(kind, "type", place),
         "hash_ids": ids,
     }

@@ -5,8 +5,8 @@ system prompt, passages, history, web search results and the user's words. How l
 in five files beside it (1_sys_prompt.jsonl ...), or in one table of them (file, hash_id,
 token_length): as companions they make the parts components, and what a turn repeats of the one
 before it is the parts that both begin with. A chat template adds 6 to 12 tokens that no part has.
-One pair of the published rows is out of order; rows are sorted by time. One empty line may end the
-file.
+Without them it is not known, and a prompt made of passages does not grow: nothing is taken to be
+repeated. One pair of the published rows is out of order; rows are sorted by time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from traces.readers.base import (
     numbered,
     row_name,
     session_of,
+    stamp_of,
     table_rows,
+    within_reach,
 )
 from traces.strict import (
     MAX_BLOCK_ID,
@@ -33,7 +35,6 @@ from traces.strict import (
     count_of,
     head_of,
     json_count_of,
-    nanoseconds_of,
 )
 from traces.workload import Header, Turn
 
@@ -42,12 +43,13 @@ _KEYS = ("timestamp", "input_length", "output_length", "hash_ids", "session_id")
 _TABLE = ("file", "hash_id", "token_length")
 _WINDOW = 1 << 12
 
+_NOTHING = "no prompt repeats anything of the one before it (the length files would say)"
 _Part = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
 class RagPulseReader:
-    """Arrivals are the trace's own; without companions only the lengths of the parts are lost."""
+    """Arrivals are the trace's own; without companions what turns repeat is lost."""
 
     name: str = "ragpulse"
     companions: tuple[Path, ...] = ()
@@ -69,14 +71,15 @@ class RagPulseReader:
             timing="open",
             time_resolution_s=1.0,
             lost=() if self.companions else (lost,),
+            assumed=() if self.companions else (_NOTHING,),
         )
         place = Place(path)
-        turns = numbered(in_time_order(self._turns(place), place, _WINDOW))
-        return header, _repeating(turns) if self.companions else turns
+        turns = numbered(within_reach(in_time_order(self._turns(place), place, _WINDOW), place))
+        return header, _repeating(turns)
 
     def _turns(self, place: Place) -> Iterator[Turn]:
         lengths = lengths_of(self.companions)
-        for number, row in enumerate(json_rows(place.path, place, may_end_blank=True)):
+        for number, row in enumerate(json_rows(place.path, place)):
             for key in row:
                 if key not in _KEYS:
                     place.fail("unknown key", key)
@@ -89,7 +92,7 @@ class RagPulseReader:
                 1,
                 json_count_of(row["input_length"], "input_length", place),
                 json_count_of(row["output_length"], "output_length", place),
-                arrival_ns=nanoseconds_of(row["timestamp"], "timestamp", place),
+                arrival_ns=stamp_of(row["timestamp"], "timestamp", place),
                 components=_parts(row["hash_ids"], lengths, place),
             )
 
@@ -137,7 +140,7 @@ def lengths_of(companions: tuple[Path, ...]) -> dict[int, int]:
 
 def _length_rows(path: Path, place: Place) -> Iterator[tuple[int, int]]:
     if (head_of(path, Place(path)) or "").startswith("{"):
-        for row in json_rows(path, place, may_end_blank=True):
+        for row in json_rows(path, place):
             names = [key for key in row if key != "token_length"]
             if len(names) != 1 or len(row) != 2:
                 place.fail("not an object of an id and token_length")

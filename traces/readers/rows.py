@@ -12,6 +12,8 @@ from traces.readers.base import expand_ranges
 from traces.strict import (
     MAX_BLOCK_SIZE,
     MAX_DIGITS,
+    MAX_SPAN,
+    MAX_STAMP,
     Place,
     block_ids_of,
     json_count_of,
@@ -105,6 +107,7 @@ _HEADER: dict[str, Callable[[Any, str, Place], Any]] = {
     "seed": _seed,
     "notes": _words,
     "lost": _list_of_words,
+    "assumed": _list_of_words,
 }
 
 
@@ -144,7 +147,8 @@ def turn_of(row: dict[str, Any], place: Place) -> Turn:
         if value is None:
             continue
         if key in SECONDS:
-            values[SECONDS[key]] = json_nanoseconds_of(value, key, place)
+            limit = MAX_STAMP if key == "arrival_s" else MAX_SPAN
+            values[SECONDS[key]] = json_nanoseconds_of(value, key, place, _SECOND, limit)
         elif key in TEXTS:
             values[key] = text_of(value, key, place)
         elif key in COUNTS:

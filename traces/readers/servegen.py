@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from traces.readers.base import table_rows
+from traces.readers.base import has_columns, table_rows
 from traces.strict import (
     MAX_SECONDS,
     Place,
@@ -29,6 +29,7 @@ from traces.strict import (
     quoted,
     read_document,
     shown,
+    shown_path,
 )
 from traces.workload import MAX_TOKENS
 
@@ -91,7 +92,7 @@ class Client:
 
 def is_servegen(head: str) -> bool:
     """Whether a file that begins so holds such distributions."""
-    return head.split(",") in (list(RATES), list(LENGTHS))
+    return has_columns(head, RATES) or has_columns(head, LENGTHS)
 
 
 def read_tables(rates: Path, lengths: Path) -> tuple[Client, ...]:
@@ -111,9 +112,9 @@ def read_client(trace: Path, dataset: Path) -> Client:
     return Client(name, tuple(_original_rates(trace)), tuple(_original_lengths(dataset)))
 
 
-def read_folder(folder: Path) -> tuple[Client, ...]:
-    """All clients of a folder of original files, by number. Raises InputError for a file without
-    its other half."""
+def read_folder(folder: Path) -> tuple[tuple[Client, ...], tuple[str, ...]]:
+    """All clients of a folder of original files, by number, and which files lack their other half,
+    whose clients are left out. Raises InputError."""
     found: dict[int, dict[str, Path]] = {}
     for path in sorted(folder.glob("*chunk-*")):
         match = _FILE.match(path.name[path.name.find("chunk-") :])
@@ -122,12 +123,12 @@ def read_folder(folder: Path) -> tuple[Client, ...]:
             if kind in found.setdefault(int(match[1]), {}):
                 Place(path).fail("the client has another such file")
             found[int(match[1])][kind] = path
-    for pair in found.values():
-        if len(pair) < 2:
-            Place(next(iter(pair.values()))).fail("the client's other file is missing")
-    if not found:
+    whole = [number for number in sorted(found) if len(found[number]) == 2]
+    if not whole:
         Place(folder).fail("no chunk-N-trace.csv with chunk-N-dataset.json")
-    return tuple(read_client(found[n]["trace"], found[n]["dataset"]) for n in sorted(found))
+    clients = tuple(read_client(found[n]["trace"], found[n]["dataset"]) for n in whole)
+    halves = sorted(n for n in found if len(found[n]) < 2)
+    return clients, tuple(shown_path(next(iter(found[n].values()))) for n in halves)
 
 
 # ---------------------------------------------------------------------- values
@@ -232,8 +233,11 @@ def _original_rates(path: Path) -> Iterator[RateWindow]:
                 place.fail(f"{len(row)} fields, must be 6")
             yield tuple(row)
 
-    yield from _windows(rows(), place)
-    if not place.line:
+    found = 0
+    for window in _windows(rows(), place):
+        yield window
+        found += 1
+    if not found:
         place.fail("empty file")
 
 

@@ -2,8 +2,10 @@
 
 The text is the file that everyone downloads, ShareGPT_V3_unfiltered_cleaned_split.json: a JSON list
 of {id, conversations: [{from, value}]}. It was split for training, so an id is `base_offset`; what
-has one base is one conversation again, in the order of the offsets. Consecutive messages of one
-role are one message; its length is the sum of theirs, without a chat template.
+has one base is one conversation again, in the order of the offsets. Records without a message, some
+of which have the id of one with messages, are left out and counted. Consecutive messages of one role
+are one message; its length is the sum of theirs, without a chat template. The same as JSON lines,
+with `messages` for `conversations` and with OpenAI's `role` and `content` is read too.
 
 The table has conversation_id, turn, user_tokens, assistant_tokens, one row per turn, turns of a
 conversation together and in order.
@@ -23,8 +25,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from traces.json_list import array_items
-from traces.readers.base import Aids, Encode, encoded, id_within, needs_tokenizer, table_rows
+from traces.json_list import documents
+from traces.readers.base import (
+    Aids,
+    Encode,
+    encoded,
+    has_columns,
+    id_of,
+    id_within,
+    needs_tokenizer,
+    row_name,
+    table_rows,
+)
 from traces.strict import Place, count_of, quoted, text_of
 from traces.workload import Header, Turn
 
@@ -35,13 +47,19 @@ ROLES = {
     "human": USER,
     "user": USER,
     "system": USER,
+    "developer": USER,
+    "tool": USER,
+    "function": USER,
     "gpt": ASSISTANT,
     "chatgpt": ASSISTANT,
     "assistant": ASSISTANT,
     "bing": ASSISTANT,
     "bard": ASSISTANT,
 }
-EMPTY = "conversation without a message"
+#: What records call their messages, and messages their role and their text.
+_MESSAGES = ("conversations", "messages", "conversation")
+_ROLE, _TEXT = ("from", "role"), ("value", "content")
+EMPTY = "record without a message"
 
 
 def _turns_of(
@@ -52,7 +70,12 @@ def _turns_of(
     for number, (user, reply) in enumerate(lengths, 1):
         prompt = count_of(history + user, "user_tokens plus history", place)
         request_id = id_within(name, number, field_name, place)
-        yield Turn(request_id, name, number, prompt, reply, new_input_tokens=user)
+        kept = history if number > 1 else None
+        yield Turn(
+            *(request_id, name, number, prompt, reply),
+            parent_prefix_tokens=kept,
+            new_input_tokens=user,
+        )
         history += user + reply
 
 
@@ -63,7 +86,7 @@ class ShareGptReader:
 
     def claims(self, head: str) -> bool:
         """The header line is the format."""
-        return head.split(",") == list(COLUMNS)
+        return has_columns(head, COLUMNS)
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""
@@ -103,8 +126,9 @@ class ShareGptTextReader:
         return ShareGptTextReader(tokenizer=aids.tokenizer)
 
     def claims(self, head: str) -> bool:
-        """A list of records with conversations."""
-        return head.lstrip().startswith("[") and '"conversations"' in head
+        """Records with messages, in a list or one after another."""
+        says = any(f'"{key}"' in head for key in ("from", *_ROLE))
+        return says and any(f'"{key}"' in head for key in _MESSAGES)
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""
@@ -120,46 +144,73 @@ class ShareGptTextReader:
 
     def _turns(self, place: Place, encode: Encode) -> Iterator[Turn]:
         chunks: dict[str, dict[int, array[int]]] = {}
-        for number, record in array_items(place.path, place):
-            where = f"[{number}]"
-            base, offset = _identity(record.get("id"), f"{where}.id", place)
-            of_base = chunks.setdefault(base, {})
-            if offset in of_base:
-                place.fail(f"{quoted(record['id'])} came before", f"{where}.id")
-            of_base[offset] = _messages(record.get("conversations"), where, place, encode)
-        for base, of_base in chunks.items():
-            said = array("i")
-            for offset in sorted(of_base):
-                said.extend(of_base[offset])
+        for number, record in enumerate(documents(place.path, place, inside_lists=True)):
+            where = "" if place.line else f"[{number}]."
+            said = _messages(record, where, place, encode)
             if not said:
                 self.left_out[EMPTY] += 1
-            yield from _turns_of(base, _paired(said), "id", place)
+                continue
+            base, offset = _identity(record.get("id"), number, f"{where}id", place)
+            of_base = chunks.setdefault(base, {})
+            if offset in of_base:
+                place.fail(f"{quoted(record['id'])} came before", f"{where}id")
+            of_base[offset] = said
+        for base, of_base in chunks.items():
+            joined = array("i")
+            for offset in sorted(of_base):
+                joined.extend(of_base[offset])
+            yield from _turns_of(base, _paired(joined), "id", place)
 
 
-def _identity(value: Any, where: str, place: Place) -> tuple[str, int]:
-    """`base_12` as base and 12; an id without a number is a whole conversation."""
-    name = text_of(value, where, place)
+def _identity(value: Any, number: int, where: str, place: Place) -> tuple[str, int]:
+    """`base_12` as base and 12; an id without a number is a whole conversation. A record of a line
+    of its own may have no id."""
+    if value is None and place.line:
+        return row_name(number), -1
+    name = id_of(value, where, place)
     base, _, offset = name.rpartition("_")
     if base and offset.isascii() and offset.isdigit() and len(offset) <= 9:
         return base, int(offset)
     return name, -1
 
 
-def _messages(value: Any, where: str, place: Place, encode: Encode) -> array[int]:
+def _messages(record: dict[str, Any], where: str, place: Place, encode: Encode) -> array[int]:
     """Lengths of messages; the assistant's are below zero, as -1 - tokens."""
+    key = next((key for key in _MESSAGES if key in record), _MESSAGES[0])
+    value = record.get(key)
     if not isinstance(value, list):
-        place.fail(f"{quoted(value)} is not a list", f"{where}.conversations")
+        place.fail(f"{quoted(value)} is not a list", f"{where}{key}")
     found = array("i")
     for number, message in enumerate(value):
-        inside = f"{where}.conversations[{number}]"
+        inside = f"{where}{key}[{number}]"
         if not isinstance(message, dict):
             place.fail(f"{quoted(message)} is not an object", inside)
-        role, text = message.get("from"), message.get("value")
+        role_key = next((key for key in _ROLE if key in message), _ROLE[0])
+        text_key = next((key for key in _TEXT if key in message), _TEXT[0])
+        role = message.get(role_key)
+        if text_key not in message:
+            place.fail("missing", f"{inside}.{text_key}")
         if not isinstance(role, str) or role not in ROLES:
-            place.fail(f"{quoted(role)} is not one of {', '.join(ROLES)}", f"{inside}.from")
-        tokens = len(encoded(text, f"{inside}.value", place, encode))
+            place.fail(f"{quoted(role)} is not one of {', '.join(ROLES)}", f"{inside}.{role_key}")
+        parts = _texts(message.get(text_key), f"{inside}.{text_key}", place)
+        tokens = sum(len(encoded(text, f"{inside}.{text_key}", place, encode)) for text in parts)
         found.append(tokens if ROLES[role] == USER else -1 - tokens)
     return found
+
+
+def _texts(value: Any, field_name: str, place: Place) -> list[Any]:
+    """The text of a message: a string, or OpenAI's list of parts, of which others than text have no
+    tokens that could be counted; null beside a tool call is none."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        return [value]
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            place.fail("a part that is no text has no tokens that can be counted", field_name)
+        texts.append(part.get("text"))
+    return texts
 
 
 def _paired(said: Iterable[int]) -> Iterator[tuple[int, int]]:

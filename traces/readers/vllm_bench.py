@@ -40,7 +40,7 @@ class VllmBenchReader:
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader. The document is read at once."""
         place = Place(path)
-        found = parse_json(read_document(path, place), place)
+        found = parse_json(read_document(path, place), place, _SEVERAL)
         if not isinstance(found, dict):
             place.fail("not a JSON object")
         for key in _LENGTHS:
@@ -57,6 +57,10 @@ class VllmBenchReader:
         return header, in_time_order(turns, place) if is_timed else turns
 
 
+_SEVERAL = (
+    "another result begins here, of another run: keep each in a file of its own, as with"
+    " head -n 1 FILE > one.json"
+)
 _UNTIMED = ("when requests were sent",)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from traces.readers.base import id_of, table_rows, unique
-from traces.strict import Place, count_of, nanoseconds_of, text_of
+from traces.readers.base import has_columns, id_of, stamp_of, table_rows, unique, within_reach
+from traces.strict import Place, count_of, text_of
 from traces.workload import Header, Turn
 
 COLUMNS = ("req_id", "req_time", "adapter_dir", "prompt_len", "output_len")
@@ -24,7 +24,7 @@ class VtcArenaReader:
 
     def claims(self, head: str) -> bool:
         """The header line is the format."""
-        return head.split(",") == list(COLUMNS)
+        return has_columns(head, COLUMNS)
 
     def read(self, path: Path) -> tuple[Header, Iterator[Turn]]:
         """See Reader."""
@@ -36,12 +36,12 @@ class VtcArenaReader:
             lost=("the prompts (filler in the source)",),
         )
         place = Place(path)
-        return header, unique(self._turns(place), place)
+        return header, unique(within_reach(self._turns(place), place), place)
 
     def _turns(self, place: Place) -> Iterator[Turn]:
         before = 0
         for name, stamp, client, given, got in table_rows(place.path, COLUMNS, place):
-            arrival = nanoseconds_of(stamp, "req_time", place)
+            arrival = stamp_of(stamp, "req_time", place)
             if arrival < before:
                 place.fail("time runs backwards", "req_time")
             before = arrival

@@ -49,6 +49,7 @@ class Converted:
             lines.append(f"  kept, though no engine can serve them: {self.unserveable} rows")
         lines += [f"  left out: {n} x {why}" for why, n in sorted(self.left_out.items())]
         lines += [f"  lost: {what}" for what in header.lost]
+        lines += [f"  assumed: {what}" for what in header.assumed]
         return "\n".join(lines)
 
 

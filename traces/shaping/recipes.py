@@ -8,6 +8,7 @@ from pathlib import Path
 from policy.errors import ConfigError
 from traces.generators.catalog import arrivals_of, priorities_of, think_of
 from traces.randomness import Streams
+from traces.readers.base import Aids
 from traces.readers.catalog import read_workload
 from traces.shaping import compose, transform
 from traces.workload import Workload
@@ -20,6 +21,7 @@ _THINKS: tuple[ThinkLaw, ...] = ("human", "agent", "exponential", "none")
 class Recipe:
     """What to compose; None or 0: not asked for. Done in the order of the fields.
 
+    format, aids: of the file of lengths, as `read_workload` takes them.
     gaps: a file, or human, agent, none, exponential or `exponential,mean=25`.
     arrivals: a file, or a law like `gamma,cv=3` at `rate` sessions per second.
     merge: files of other tenants, named by their stems, as `lengths` is.
@@ -27,6 +29,7 @@ class Recipe:
 
     lengths: Path
     format: str | None = None
+    aids: Aids | None = None
     sample: float | None = None
     gaps: str | None = None
     arrivals: str | None = None
@@ -42,7 +45,7 @@ class Recipe:
 
     def workload(self, streams: Streams) -> Workload:
         """The composed workload. Raises ConfigError or InputError."""
-        made = read_workload(self.lengths, self.format)
+        made = read_workload(self.lengths, self.format, self.aids)
         if self.sample is not None:
             made = transform.sample(made, self.sample, streams)
         if self.gaps is not None:
