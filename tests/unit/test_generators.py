@@ -82,7 +82,7 @@ def test_agents_wait_for_tools_and_for_people_as_long_as_the_datas(
     pairs = [pair for session in agents for pair in pairwise(session)]
     waits = [(after.think_ns or 0) / NS for before, after in pairs if before.stop == stop]
     assert len(waits) / len(pairs) == pytest.approx(share, abs=0.005)
-    assert np.percentile(waits, [50, 90]) == pytest.approx(quantiles, rel=0.13)
+    assert np.percentile(waits, [50, 90]) == pytest.approx(quantiles, rel=0.16)
 
 
 def test_agents_wait_as_long_as_the_datas_whatever_a_reply_ended_by(
