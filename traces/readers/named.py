@@ -138,7 +138,7 @@ class NamedColumnsReader:
             timing="open" if is_open else "gap" if driver == "gap" else "closed",
             lost=tuple(f"{shown(name)}: not named" for name in others),
         )
-        turns = (
+        turns: Iterator[Turn] = (
             _turn_of(number, cells, columns, place, is_open=is_open)
             for number, cells in enumerate(rows)
         )
