@@ -53,7 +53,7 @@ TRACES: dict[str, dict[str, Any]] = {
         "limits": {"max_model_len": 131_072},
     },
 }
-SYSTEMS = ("vllm-0.3.3-keep", "fastswitch")
+SYSTEMS = ("paged-keep", "fastswitch")
 
 
 def find(folder: Path, stem: str) -> Path | None:

@@ -7,7 +7,7 @@ larger than an A10's so that about 28 requests decode at once near saturation):
 
     light       half of capacity
     saturated   Markov priorities every 25 steps, at the rate the system can just serve
-    storm       Random priorities every 25 steps at 1.2 times the rate that vllm-0.3.3-keep can just
+    storm       Random priorities every 25 steps at 1.2 times the rate that paged-keep can just
                 serve, and a third of the host memory
 
 Timed is the run itself with its tables recorded; workload, ageing of pools and metrics are not.
@@ -39,8 +39,8 @@ from runs.serving import make_scheduler
 from sim import simulate as machine
 from traces.workload import Workload
 
-SYSTEMS = ("vllm-0.3.3", "vllm-0.3.3-keep", "+groups", "+reuse", "fastswitch", "+block-major")
-CAPACITY = 0.33  # conversations per second that vllm-0.3.3-keep can just serve on this machine
+SYSTEMS = ("paged", "paged-keep", "+groups", "+reuse", "fastswitch", "+block-major")
+CAPACITY = 0.33  # conversations per second that paged-keep can just serve on this machine
 GROUPS_CAPACITY = 0.35  # and those systems that copy in few large pieces
 
 POINTS: dict[str, dict[str, Any]] = {

@@ -32,7 +32,7 @@ def spec(trials: int) -> dict[str, Any]:
         "name": "sweep-speed",
         "scenario": "paper-8b-a10",
         "set": {"workload.conversations": 150, "pool.device_blocks": 2000},
-        "systems": ["vllm-0.3.3-keep", "fastswitch"],
+        "systems": ["paged-keep", "fastswitch"],
         "grid": {"workload.rate": [round(0.05 * 1.1**i, 6) for i in range(trials // 2)]},
     }
 

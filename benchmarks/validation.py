@@ -42,8 +42,8 @@ SCENARIOS = {
     "cuda": ("validate-gpu-chat", "validate-gpu-agent", "validate-gpu-bursty"),
 }
 SYSTEMS = {
-    "cpu": ("vllm-0.3.3", "fastswitch"),
-    "cuda": ("vllm-0.3.3", "fastswitch", "+block-major", "+batched"),
+    "cpu": ("paged", "fastswitch"),
+    "cuda": ("paged", "fastswitch", "+block-major", "+batched"),
 }
 MODELS = {"cpu": "smollm2", "cuda": "random:llama-3-8b"}
 

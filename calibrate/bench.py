@@ -72,13 +72,13 @@ def _is_told_by_calls(point: Point) -> bool:
     """A copy job whose calls are made in the thread that would time them."""
     if point.kind != "copy" or point["duplex"]:
         return False
-    return named_system(point["system"]).dispatch == "main_thread"
+    return named_system(point["system"]).transport.dispatch == "main_thread"
 
 
 def copy_points(bench: Bench, system: System) -> list[Point]:
     """Jobs of one system, each alone and while the other direction is busy, and some alone with
     small blocks."""
-    pieces = bench.model.config.layers * 2 if system.layout == "layer_major" else 1
+    pieces = bench.model.config.layers * 2 if system.transport.layout == "layer_major" else 1
     token_bytes = bench.model.config.token_elements * bench.dtype.itemsize
     sorts = [(BLOCK, 0), (BLOCK, 1)]
     if system.name in SMALL_BLOCK_SYSTEMS:
@@ -86,7 +86,7 @@ def copy_points(bench: Bench, system: System) -> list[Point]:
     found = []
     for blocks, runs in copy_shapes(bench.limits):
         calls = {"per_block": blocks * pieces, "merged": runs * pieces, "batched": 1}
-        count = calls[system.submission]
+        count = calls[system.transport.submission]
         for way in DIRECTIONS:
             for block_size, duplex in sorts:
                 size = blocks * token_bytes * block_size

@@ -233,7 +233,9 @@ def _per_call(copies: Part, host: Callable[[str], Quantity]) -> Quantity:
 
 
 def _per_descriptor(copies: Part, host: Callable[[str], Quantity]) -> Quantity:
-    if any(named_system(point["system"]).submission == "batched" for point in copies.points):
+    if any(
+        named_system(point["system"]).transport.submission == "batched" for point in copies.points
+    ):
         return host("per_descriptor")
     return _assumed(500.0, 50.0, 5000.0, "ns")
 

@@ -205,7 +205,7 @@ def _nonsense(point: Point) -> str:
             return "no job has such runs"
         if point["system"] not in SYSTEMS:
             return "no system of that name"
-        if SYSTEMS[point["system"]].submission == "gather":
+        if SYSTEMS[point["system"]].transport.submission == "gather":
             return "copies by gather are not fitted"
     return ""
 

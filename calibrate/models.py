@@ -260,7 +260,7 @@ def _copy_rows(point: Point, layers: int) -> tuple[tuple[float, ...], tuple[floa
     """Both bounds of a job: by the link, by the calls. One that cannot hold is all zeros."""
     system = named_system(point["system"])
     pieces = _pieces(point, system, layers)
-    batched = system.submission == "batched"
+    batched = system.transport.submission == "batched"
     size = [point["bytes"] * (point["way"] == way) for way in DIRECTIONS]
     nothing = (0.0,) * 6
     host = (1, pieces, 0) if not batched else (1, 1, pieces)
@@ -274,8 +274,8 @@ def _copy_rows(point: Point, layers: int) -> tuple[tuple[float, ...], tuple[floa
 
 def _pieces(point: Point, system: System, layers: int) -> int:
     """As `sim.costs.CopyCosts` counts them."""
-    per_run = 2 * layers if system.layout == "layer_major" else 1
-    count = point["blocks"] if system.submission == "per_block" else point["runs"]
+    per_run = 2 * layers if system.transport.layout == "layer_major" else 1
+    count = point["blocks"] if system.transport.submission == "per_block" else point["runs"]
     return int(count) * per_run
 
 

@@ -125,13 +125,13 @@ class Timers:
         return self._swap(named_system(point["system"]), size)
 
     def _swap(self, system: System, block_size: int = BLOCK) -> SwapManager:
-        store = self._stores[system.layout, block_size]
+        store = self._stores[system.transport.layout, block_size]
         if (system.name, store) not in self._swaps:
             self._swaps[system.name, store] = SwapManager(
                 store,
                 self.runtime,
-                submission=system.submission,
-                threads=system.threads if system.dispatch == "worker_threads" else 0,
+                submission=system.transport.submission,
+                threads=system.transport.workers or 0,
                 clock=time.perf_counter_ns,
             )
         return self._swaps[system.name, store]

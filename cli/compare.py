@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, load, order_option, set_option
+from cli.options import json_option, load, order_option, say_aliases, set_option
 from cli.progress import progress
 from policy.errors import ConfigError
 
@@ -51,7 +51,7 @@ def compare_command(
     \b
     Examples:
       fastswitch compare
-      fastswitch compare paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --seeds 5 --out out
+      fastswitch compare paper-8b-a10 --systems paged-keep,fastswitch --seeds 5 --out out
       fastswitch compare my.yaml --set workload.rate=0.1 --order my_module:MyOrder
       fastswitch compare my.yaml --study steady-state --until-precise --out out
     """
@@ -62,6 +62,7 @@ def compare_command(
     from explore.studies import output, tables
 
     names = [name.strip() for name in systems.split(",")] if systems else None
+    say_aliases(names or loaded.systems, loaded.order_name if own is None else own.name)
     total = None if until_precise else module.num_jobs(loaded, names, runs, study)
     with progress(total, "runs") as advance:
         found = module.compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +116,17 @@ def settings_of(
     from runs.user_order import user_order
 
     return settled, user_order(order)
+
+
+def say_aliases(names: Iterable[str], order: str) -> None:
+    """One line to stderr, where vLLM 0.3.3's systems are asked for under another order than its own."""
+    from policy.systems import SYSTEMS, aliases
+
+    known = [n for n in names if n in SYSTEMS or f"vllm-0.3.3{n}" in SYSTEMS]
+    found = aliases(known, is_fcfs=order == "fcfs")
+    if found:
+        told = ", ".join(f"{name} is {paged}" for name, paged in found.items())
+        click.echo(f"under {order}, which vLLM 0.3.3 does not know: {told}", err=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from cli.options import (
     load,
     needing_torch,
     order_option,
+    say_aliases,
     set_option,
 )
 from cli.progress import progress
@@ -72,10 +73,11 @@ def realrun_command(
     \b
     Examples:
       fastswitch realrun cpu-smoke --out run
-      fastswitch realrun cpu-smoke --set system=vllm-0.3.3 --decisions --out run
+      fastswitch realrun cpu-smoke --set system=paged --decisions --out run
       fastswitch realrun cpu-smoke --conversation talk.jsonl --deterministic --out run
     """
     loaded, own = load(scenario, values, order)
+    say_aliases([str(loaded.system)], loaded.order_name if own is None else own.name)
     serve = needing_torch("realrun.serve")
     sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
     options = serve.Options(device, model, dtype, deterministic, sampling, conversation)

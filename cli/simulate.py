@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import check_option, json_option, load, order_option, set_option
+from cli.options import check_option, json_option, load, order_option, say_aliases, set_option
 from cli.progress import progress
 from cli.show import show_run
 
@@ -41,6 +41,7 @@ def simulate_command(
       fastswitch simulate paper-8b-a10 --set system=vllm-0.3.3 --set order=fcfs --decisions --out run
     """
     loaded, own = load(scenario, values, order)
+    say_aliases([str(loaded.system)], loaded.order_name if own is None else own.name)
     from sim.simulate import simulate as run
 
     with progress(None, "turns") as advance:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option, kept_when_stopped, order_option, settings_of
+from cli.options import json_option, kept_when_stopped, order_option, say_aliases, settings_of
 from cli.progress import progress
 from policy.errors import ConfigError
 
@@ -105,6 +105,8 @@ def _run(
     settled, own = settings_of(values, order)
     source = study.spec.load(sweep)
     plan, grow = study.planned(source, settled, own, until_precise=until_precise)
+    for name, systems in _systems_by_order(plan, None if own is None else own.name).items():
+        say_aliases(systems, name)
     keys = plan.keys if part is None else plan.shard(*part)
     if dry_run:
         _show_plan(plan, keys, out, as_json=as_json)
@@ -125,6 +127,18 @@ def _run(
             grow=grow,
         )
     _show(found, as_json=as_json)
+
+
+def _systems_by_order(plan: Plan, own: str | None) -> dict[str, list[str]]:
+    """Which systems a plan asks for under which order; `own`: the user's, in place of all."""
+    found: dict[str, list[str]] = {}
+    for trial in plan.trials:
+        pattern = trial.scenario.get("priority", {}).get("pattern", "none")
+        order = trial.scenario.get("order") or ("fcfs" if pattern == "none" else pattern)
+        names = found.setdefault(own or order, [])
+        if trial.system not in names:
+            names.append(trial.system)
+    return found
 
 
 @group.command("merge")

@@ -1,187 +1,254 @@
-"""Named systems: each a few lines of data over orthogonal switches (design.md section 3)."""
+"""Named systems: an engine, its options, and a transport; each a few lines of data (design.md section 3)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 from policy.errors import ConfigError
 
-#: Every switch and what it may be.
-CHOICES: dict[str, tuple[object, ...]] = {
-    "allocator": ("paged", "groups", "buddy"),
-    "layout": ("layer_major", "block_major"),
-    "submission": ("per_block", "merged", "batched", "gather"),
-    "dispatch": ("main_thread", "worker_threads"),
-    "overlap": ("sync", "async", "adaptive"),
-    "reuse": (False, True),
-    "between_turns": ("drop", "keep_host", "keep_device"),
-    "preemption": ("swap", "recompute", "cost"),
-    "displacement": ("order", "gap", "never"),
-    "shape": ("prefill_only", "chunked"),
-    "movement": ("none", "write_through", "incremental", "proactive"),
-    "host_eviction": ("priority", "lru", "arc", "isolated_lru"),
-    "contamination": ("whole", "tail"),
-    "fcfs_planner": ("rules", "release"),
-    "prefix_sharing": (False, True),
-    "protects_leader": (True, False),
-    "caps_parkings": (True, False),
-}
+RELEASE = "vllm-0.3.3"
+#: What run.json and keys of results call the engines that they have always known.
+PLANNERS = {"ranked": "rules", RELEASE: "release"}
 
 
 @dataclass(frozen=True, slots=True)
-class System:
-    """One way to build a serving engine's memory management.
+class SwapOptions:
+    """What engines that swap may do otherwise, each switch for itself.
 
-    `allocator`: block ids of both pools. `layout`: what is contiguous inside a block.
-    `submission`: one call per block, per merged run, one batched call per job with a descriptor per
-    run, or gather into one piece. `dispatch`: who submits; `threads` per direction. `overlap`: does
-    a step wait for copies. `reuse`: host copies outlive the load and only what is new is sent.
-    `between_turns`: what becomes of a finished turn's KV. `preemption`: what becomes of a victim's.
-    `displacement`: may a waiting request displace a running one; by the order, over a gap in
-    priority, or never. `shape`: `prefill_only` steps as vLLM 0.3.3, or `chunked` prompts beside
-    decodes (policy/choices/shape.py). `movement`: `write_through` copies blocks to the host as they fill,
-    `incremental` those of likely victims now and then; `proactive` parks before the device is full
-    (policy/engines/ahead.py). `host_eviction` and `contamination`: which host
-    copy goes first, as a whole or from its tail. `fcfs_planner`: under FCFS, the thirteen rules or
-    vLLM 0.3.3's own decisions, which switch off the rules in `rules_off`. `prefix_sharing`: prompts
-    that begin alike hold the same device blocks. `protects_leader`, `caps_parkings`: planner rules 9
-    and 10, which other orders than FCFS keep under the release's system too.
+    `allocator`: block ids of both pools. `overlap`: does a step wait for copies. `reuse`: host copies
+    outlive the load and only what is new is sent. `between_turns`: what becomes of a finished turn's
+    KV. `preemption`: what becomes of a victim's. `displacement`: may a waiting request displace a
+    running one; by the order, over a gap in priority, or never. `shape`: `prefill_only` steps as vLLM
+    0.3.3, or `chunked` prompts beside decodes (policy/choices/shape.py). `movement`: `write_through`
+    copies blocks to the host as they fill, `incremental` those of likely victims now and then;
+    `proactive` parks before the device is full (policy/engines/ahead.py). `host_eviction` and
+    `contamination`: which host copy goes first, as a whole or from its tail. `prefix_sharing`: prompts
+    that begin alike hold the same device blocks. `protects_leader`, `caps_parkings`: rules 9 and 10.
     """
 
-    name: str
-    allocator: str = "paged"
-    layout: str = "layer_major"
-    submission: str = "per_block"
-    dispatch: str = "main_thread"
-    threads: int = 1
-    overlap: str = "sync"
+    allocator: Literal["paged", "groups", "buddy"] = "paged"
+    overlap: Literal["sync", "async", "adaptive"] = "sync"
     reuse: bool = False
-    between_turns: str = "keep_host"
-    preemption: str = "swap"
-    displacement: str = "order"
-    shape: str = "prefill_only"
-    movement: str = "none"
-    host_eviction: str = "priority"
-    contamination: str = "whole"
-    fcfs_planner: str = "rules"
+    between_turns: Literal["drop", "keep_host", "keep_device"] = "keep_host"
+    preemption: Literal["swap", "recompute", "cost"] = "swap"
+    displacement: Literal["order", "gap", "never"] = "order"
+    shape: Literal["prefill_only", "chunked"] = "prefill_only"
+    movement: Literal["none", "write_through", "incremental", "proactive"] = "none"
+    host_eviction: Literal["priority", "lru", "arc", "isolated_lru"] = "priority"
+    contamination: Literal["whole", "tail"] = "whole"
     prefix_sharing: bool = False
     protects_leader: bool = True
     caps_parkings: bool = True
 
-    def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"system {self.name}: {name} is {getattr(self, name)!r},"
-                    f" not one of {', '.join(map(str, choices))}"
-                )
-        if not 1 <= self.threads <= 64:
-            raise ConfigError(f"system {self.name}: threads is {self.threads}, not 1 to 64")
-        if self.fcfs_planner == "release" and (self.allocator, self.overlap) != ("paged", "sync"):
-            raise ConfigError(f"system {self.name}: the release knows paged, sync memory only")
-        if self.fcfs_planner == "release" and self.between_turns == "keep_device":
-            raise ConfigError(f"system {self.name}: the release keeps nothing on the device")
-        if self.movement != "none":
-            self._check_movement()
-        if self.fcfs_planner == "release" and self.shape != "prefill_only":
-            raise ConfigError(f"system {self.name}: the release prefills and decodes in turns")
-        if self.fcfs_planner == "release" and self.preemption == "cost":
-            raise ConfigError(f"system {self.name}: the release weighs no costs of preemption")
-        if self.fcfs_planner == "release" and self.displacement != "order":
-            raise ConfigError(f"system {self.name}: the release knows no rule of displacement")
-        if self.prefix_sharing and self.fcfs_planner == "release":
-            raise ConfigError(f"system {self.name}: the release shares no prefixes")
-        if self.prefix_sharing and self.between_turns == "keep_device":
-            raise ConfigError(
-                f"system {self.name}: prefix_sharing and keep_device both keep idle KV on the device;"
-                " choose one"
-            )
 
-    def _check_movement(self) -> None:
-        if self.movement == "proactive":
-            if self.overlap == "sync" or self.preemption != "swap":
-                raise ConfigError(
-                    f"system {self.name}: movement proactive needs swap, and overlap async or adaptive:"
-                    " copies that no step waits for"
-                )
-        elif not self.reuse or self.preemption != "swap":
-            raise ConfigError(
-                f"system {self.name}: movement {self.movement} needs reuse and swap, or its copies"
-                " would be thrown away"
-            )
-        if self.prefix_sharing or self.fcfs_planner == "release":
-            raise ConfigError(
-                f"system {self.name}: movement {self.movement} goes with neither prefix_sharing nor"
-                " the release"
-            )
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """How copies are made: what machines read, and no engine.
+
+    `layout`: what is contiguous inside a block. `submission`: one call per block, per merged run, one
+    batched call per job with a descriptor per run, or gather into one piece. `dispatch`: who submits;
+    `threads` per direction.
+    """
+
+    layout: Literal["layer_major", "block_major"] = "layer_major"
+    submission: Literal["per_block", "merged", "batched", "gather"] = "per_block"
+    dispatch: Literal["main_thread", "worker_threads"] = "main_thread"
+    threads: int = 1
+
+    @property
+    def workers(self) -> int | None:
+        """Threads that submit for each direction; None: the engine's own does."""
+        return None if self.dispatch == "main_thread" else self.threads
+
+
+def _choices(kind: type) -> dict[str, tuple[object, ...]]:
+    """What the switches of a class may be, but for numbers."""
+    hints = get_type_hints(kind)
+    return {
+        name: (False, True) if hint is bool else get_args(hint)
+        for name, hint in hints.items()
+        if hint is not int
+    }
+
+
+#: Every switch and what it may be.
+CHOICES: dict[str, tuple[object, ...]] = {**_choices(SwapOptions), **_choices(Transport)}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One way to build a serving engine: `engine` is a name of `policy.engines.catalog`, which serves
+    with these options, over this transport. Raises ConfigError for what does not go together."""
+
+    name: str
+    engine: str = "ranked"
+    options: SwapOptions = SwapOptions()
+    transport: Transport = Transport()
+
+    def __post_init__(self) -> None:
+        for part in (self.options, self.transport):
+            for field in fields(part):
+                choices, value = CHOICES.get(field.name), getattr(part, field.name)
+                if choices is not None and value not in choices:
+                    raise ConfigError(
+                        f"system {self.name}: {field.name} is {value!r},"
+                        f" not one of {', '.join(map(str, choices))}"
+                    )
+        threads = self.transport.threads
+        if not 1 <= threads <= 64:
+            raise ConfigError(f"system {self.name}: threads is {threads}, not 1 to 64")
+        for is_so, problem in _RELEASE if self.engine == RELEASE else _RANKED:
+            if is_so(self.options):
+                movement = self.options.movement
+                raise ConfigError(f"system {self.name}: {problem.format(movement=movement)}")
+
+    def but(self, name: str | None = None, **switches: Any) -> System:
+        """A system with some switches changed, whichever part they belong to."""
+        engine = switches.pop("engine", self.engine)
+        ways = {k: v for k, v in switches.items() if k in _WAYS}
+        options = {k: v for k, v in switches.items() if k not in _WAYS}
+        return System(
+            self.name if name is None else name,
+            engine,
+            replace(self.options, **options),
+            replace(self.transport, **ways),
+        )
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """It reads what the blocks of prompts are called."""
+        return self.options.prefix_sharing
+
+    @property
+    def is_chunked(self) -> bool:
+        """Its steps take chunks of prompts beside decodes."""
+        return self.options.shape == "chunked"
 
     @property
     def rules_off(self) -> tuple[int, ...]:
-        """Planner rules that a system does not keep (policies.md 3.4): those that it switches off,
-        or, under FCFS, those that vLLM 0.3.3's own planner does not know.
+        """Rules of the ranked engine that a system does not keep: those that it switches off, or those
+        that vLLM 0.3.3 does not know.
 
         4: one victim at a time until the next slot fits. 6: admits without room for the next step.
         9: may preempt the last runner. 10: parks without bound. 12: may stall for ever. 13: aborts
         when the host is full.
         """
-        if self.fcfs_planner == "release":
+        if self.engine == RELEASE:
             return (4, 6, 9, 10, 12, 13)
-        return (*((9,) * (not self.protects_leader)), *((10,) * (not self.caps_parkings)))
+        options = self.options
+        return (*((9,) * (not options.protects_leader)), *((10,) * (not options.caps_parkings)))
 
     def switches(self) -> dict[str, Any]:
-        """Every switch but the name, for provenance."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        """Every switch but the name, for provenance; the engine as what it does under FCFS."""
+        parts = (self.options, self.transport)
+        found = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
+        return {**found, "fcfs_planner": PLANNERS.get(self.engine, self.engine)}
 
 
-_DROP = System("vllm-0.3.3", between_turns="drop", fcfs_planner="release")
-_KEEP = replace(_DROP, name="vllm-0.3.3-keep", between_turns="keep_host")
-_GROUPS = System("+groups", allocator="groups", submission="merged")
-_REUSE = replace(_GROUPS, name="+reuse", reuse=True)
-_ASYNC = replace(_GROUPS, name="+async", dispatch="worker_threads", overlap="adaptive")
-_FASTSWITCH = replace(_ASYNC, name="fastswitch", reuse=True)
+_WAYS = {field.name for field in fields(Transport)}
+
+Refusals = tuple[tuple[Callable[[SwapOptions], bool], str], ...]
+
+#: Options that do not go together, the first that applies being said.
+_RANKED: Refusals = (
+    (
+        lambda o: o.movement == "proactive" and (o.overlap == "sync" or o.preemption != "swap"),
+        "movement proactive needs swap, and overlap async or adaptive: copies that no step waits for",
+    ),
+    (
+        lambda o: (
+            o.movement not in ("none", "proactive") and (not o.reuse or o.preemption != "swap")
+        ),
+        "movement {movement} needs reuse and swap, or its copies would be thrown away",
+    ),
+    (
+        lambda o: o.movement != "none" and o.prefix_sharing,
+        "movement {movement} goes with neither prefix_sharing nor the release",
+    ),
+    (
+        lambda o: o.prefix_sharing and o.between_turns == "keep_device",
+        "prefix_sharing and keep_device both keep idle KV on the device; choose one",
+    ),
+)
+#: Those that vLLM 0.3.3 does not know.
+_RELEASE: Refusals = (
+    (
+        lambda o: (o.allocator, o.overlap) != ("paged", "sync"),
+        "the release knows paged, sync memory only",
+    ),
+    (lambda o: o.between_turns == "keep_device", "the release keeps nothing on the device"),
+    *_RANKED[:2],
+    (
+        lambda o: o.movement != "none",
+        "movement {movement} goes with neither prefix_sharing nor the release",
+    ),
+    (lambda o: o.shape != "prefill_only", "the release prefills and decodes in turns"),
+    (lambda o: o.preemption == "cost", "the release weighs no costs of preemption"),
+    (lambda o: o.displacement != "order", "the release knows no rule of displacement"),
+    (lambda o: o.prefix_sharing, "the release shares no prefixes"),
+)
+
+
+_PAGED_KEEP = System("paged-keep")
+_GROUPS = _PAGED_KEEP.but("+groups", allocator="groups", submission="merged")
+_REUSE = _GROUPS.but("+reuse", reuse=True)
+_ASYNC = _GROUPS.but("+async", dispatch="worker_threads", overlap="adaptive")
+_FASTSWITCH = _ASYNC.but("fastswitch", reuse=True)
 
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
-        _DROP,
-        _KEEP,
-        replace(_DROP, name="vllm-0.3.3-recompute", preemption="recompute"),
-        System("+batched", submission="batched"),
-        System("+block-major", layout="block_major"),
+        System(RELEASE, RELEASE).but(between_turns="drop"),
+        System("vllm-0.3.3-keep", RELEASE),
+        System("vllm-0.3.3-recompute", RELEASE).but(between_turns="drop", preemption="recompute"),
+        _PAGED_KEEP.but("+batched", submission="batched"),
+        _PAGED_KEEP.but("+block-major", layout="block_major"),
         _GROUPS,
         _REUSE,
         _ASYNC,
         _FASTSWITCH,
-        replace(_FASTSWITCH, name="fastswitch-no-groups", allocator="paged"),
-        replace(_FASTSWITCH, name="fastswitch-no-reuse", reuse=False),
-        replace(_REUSE, name="fastswitch-no-async"),
-        replace(_FASTSWITCH, name="fastswitch-block-major", layout="block_major"),
-        replace(_GROUPS, name="+groups-block-major", layout="block_major"),
-        replace(_GROUPS, name="+cost", preemption="cost"),
-        replace(_FASTSWITCH, name="fastswitch-cost", preemption="cost"),
-        replace(_FASTSWITCH, name="fastswitch-gap", displacement="gap"),
-        replace(_FASTSWITCH, name="fastswitch-never", displacement="never"),
-        replace(_FASTSWITCH, name="fastswitch-lru", host_eviction="lru"),
-        replace(_FASTSWITCH, name="fastswitch-arc", host_eviction="arc"),
-        replace(_FASTSWITCH, name="fastswitch-isolated-lru", host_eviction="isolated_lru"),
-        replace(_FASTSWITCH, name="fastswitch-no-leader", protects_leader=False),
-        replace(_FASTSWITCH, name="fastswitch-no-cap", caps_parkings=False),
-        System("+prefix", prefix_sharing=True),
-        replace(_FASTSWITCH, name="fastswitch-prefix", prefix_sharing=True),
-        System("+chunked", shape="chunked"),
-        replace(_FASTSWITCH, name="fastswitch-chunked", shape="chunked"),
-        replace(_REUSE, name="+write-through", movement="write_through"),
-        replace(_FASTSWITCH, name="fastswitch-write-through", movement="write_through"),
-        replace(_REUSE, name="+incremental", movement="incremental"),
-        replace(_FASTSWITCH, name="fastswitch-incremental", movement="incremental"),
-        replace(_ASYNC, name="+proactive", movement="proactive"),
-        replace(_FASTSWITCH, name="fastswitch-proactive", movement="proactive"),
+        _FASTSWITCH.but("fastswitch-no-groups", allocator="paged"),
+        _FASTSWITCH.but("fastswitch-no-reuse", reuse=False),
+        _REUSE.but("fastswitch-no-async"),
+        _FASTSWITCH.but("fastswitch-block-major", layout="block_major"),
+        _GROUPS.but("+groups-block-major", layout="block_major"),
+        _GROUPS.but("+cost", preemption="cost"),
+        _FASTSWITCH.but("fastswitch-cost", preemption="cost"),
+        _FASTSWITCH.but("fastswitch-gap", displacement="gap"),
+        _FASTSWITCH.but("fastswitch-never", displacement="never"),
+        _FASTSWITCH.but("fastswitch-lru", host_eviction="lru"),
+        _FASTSWITCH.but("fastswitch-arc", host_eviction="arc"),
+        _FASTSWITCH.but("fastswitch-isolated-lru", host_eviction="isolated_lru"),
+        _FASTSWITCH.but("fastswitch-no-leader", protects_leader=False),
+        _FASTSWITCH.but("fastswitch-no-cap", caps_parkings=False),
+        _PAGED_KEEP.but("+prefix", prefix_sharing=True),
+        _FASTSWITCH.but("fastswitch-prefix", prefix_sharing=True),
+        _PAGED_KEEP.but("+chunked", shape="chunked"),
+        _FASTSWITCH.but("fastswitch-chunked", shape="chunked"),
+        _REUSE.but("+write-through", movement="write_through"),
+        _FASTSWITCH.but("fastswitch-write-through", movement="write_through"),
+        _REUSE.but("+incremental", movement="incremental"),
+        _FASTSWITCH.but("fastswitch-incremental", movement="incremental"),
+        _ASYNC.but("+proactive", movement="proactive"),
+        _FASTSWITCH.but("fastswitch-proactive", movement="proactive"),
+        _PAGED_KEEP.but("paged", between_turns="drop"),
+        _PAGED_KEEP,
+        _PAGED_KEEP.but("paged-recompute", between_turns="drop", preemption="recompute"),
     )
 }
 
-#: The two baselines that speed-ups are given against.
-BASELINES = ("vllm-0.3.3", "vllm-0.3.3-keep")
+#: The two baselines that speed-ups are given against: vLLM 0.3.3's memory under the engine of the others.
+BASELINES = ("paged", "paged-keep")
+#: Every name under which they may have been run, the better one last.
+BASELINE_NAMES = ("vllm-0.3.3", "paged", "vllm-0.3.3-keep", "paged-keep")
+#: The release's systems, and what their memory is called where another order than its own FCFS rules.
+ALIASES = {
+    "vllm-0.3.3": "paged",
+    "vllm-0.3.3-keep": "paged-keep",
+    "vllm-0.3.3-recompute": "paged-recompute",
+}
 
 
 def named_system(name: str) -> System:
@@ -192,22 +259,40 @@ def named_system(name: str) -> System:
     return SYSTEMS[full]
 
 
-def custom_system(switches: dict[str, Any]) -> System:
-    """A system from a mapping of switches, starting from `base` (default: `+groups`' siblings).
+def served_under(system: System, *, is_fcfs: bool) -> System:
+    """The system that serves where this one is asked for. vLLM 0.3.3 knows no order but FCFS; under any
+    other its memory is served by the ranked engine, and has that name."""
+    if is_fcfs or system.engine != RELEASE:
+        return system
+    return system.but(ALIASES.get(system.name, system.name), engine="ranked")
 
-    Keys are System's fields plus `base`, a named system whose switches are the start. Raises
-    ConfigError for an unknown key or value.
+
+def aliases(names: Iterable[str], *, is_fcfs: bool) -> dict[str, str]:
+    """Those of the names that are another system's under the order; and that system's name."""
+    served = {name: served_under(named_system(name), is_fcfs=is_fcfs).name for name in names}
+    return {name: found for name, found in served.items() if found != named_system(name).name}
+
+
+def custom_system(switches: dict[str, Any]) -> System:
+    """A system from a mapping of switches, starting from `base` (default: `paged-keep`).
+
+    Keys are those of SwapOptions and Transport, `engine`, `name`, and `base`, a named system whose
+    switches are the start. Raises ConfigError for an unknown key or value.
     """
     given = dict(switches)
     base = given.pop("base", None)
-    known = {f.name: f.type for f in fields(System)}
+    known = ["name", *(f.name for kind in (SwapOptions, Transport) for f in fields(kind)), "engine"]
+    planner = given.pop("fcfs_planner", None)  # as scenarios of earlier versions say it
+    if planner is not None:
+        given["engine"] = {kind: name for name, kind in PLANNERS.items()}.get(planner, planner)
     for key in given:
         if key not in known:
             raise ConfigError(f"system.{key}: unknown; switches are {', '.join(known)}")
     name = str(given.pop("name", f"{base or 'custom'}+" + "+".join(sorted(map(str, given)))))
     start = named_system(str(base)) if base is not None else System(name)
+    defaults = {**start.switches(), "engine": start.engine}
     for key, value in given.items():
-        wanted = type(getattr(start, key))
+        wanted = type(defaults[key])
         if type(value) is not wanted:
             raise ConfigError(f"system.{key}: {value!r} is not of type {wanted.__name__}")
-    return replace(start, name=name, **given)
+    return start.but(name, **given)

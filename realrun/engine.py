@@ -351,7 +351,7 @@ class Engine:
         turn = replace(turn, input_tokens=len(tokens))
         settings = self.scheduler.settings
         keys: tuple[int, ...] = ()
-        if self.scheduler.system.prefix_sharing:
+        if self.scheduler.system.shares_prefixes:
             keys = keys_from_tokens(tokens, settings.prefix_block or settings.block_size)
         request = make_request(
             arrival._replace(turn=turn), last_turn_known=self._last_turn_known, prefix_keys=keys

@@ -114,7 +114,7 @@ def prepare(
     scheduler = make_scheduler(serving, None if order is None else order.make(streams))
     store = KVStore(
         model.config,
-        layout=system.layout,
+        layout=system.transport.layout,
         device_blocks=settings.device_blocks,
         host_blocks=settings.host_blocks,
         block_size=settings.block_size,
@@ -210,8 +210,8 @@ def make_engine(
     swap = SwapManager(
         machine.store,
         machine.runtime,
-        submission=system.submission,
-        threads=system.threads if system.dispatch == "worker_threads" else 0,
+        submission=system.transport.submission,
+        threads=system.transport.workers or 0,
         clock=clock,
         timeout_s=options.timeout_s,
     )
@@ -358,8 +358,8 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         "format": "fastswitch-run/1",
         "machine": "real",
         "scenario": serving.scenario.name,
-        "system": serving.system.name,
-        "switches": serving.system.switches(),
+        "system": engine.scheduler.system.name,
+        "switches": engine.scheduler.system.switches(),
         "order": engine.scheduler.order.name,
         "planner": planner_of(engine.scheduler),
         "model": options.model,

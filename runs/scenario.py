@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from policy.choices.rates import Rates
+from policy.engines.catalog import ENGINES
 from policy.errors import ConfigError
 from policy.orders.catalog import ORDERS, OrderSettings
 from policy.systems import System, custom_system, named_system
@@ -165,12 +166,15 @@ class Scenario(Section):
         return "fcfs" if self.priority.pattern == "none" else self.priority.pattern
 
     def resolve_system(self) -> System:
-        """The system's switches. Raises ConfigError."""
-        return (
-            named_system(self.system)
-            if isinstance(self.system, str)
-            else custom_system(self.system)
-        )
+        """The system that is asked for (`served_under` says which one serves). Raises ConfigError."""
+        if isinstance(self.system, str):
+            return named_system(self.system)
+        system = custom_system(self.system)
+        if system.engine not in ENGINES:
+            raise ConfigError(
+                f"system.engine: {system.engine!r} is not one of {', '.join(ENGINES)}"
+            )
+        return system
 
     def order_settings(self) -> OrderSettings:
         """Numbers for the built-in orders."""

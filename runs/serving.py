@@ -19,7 +19,7 @@ from policy.pools.catalog import picker
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.settings import Settings
-from policy.systems import System
+from policy.systems import PLANNERS, System, served_under
 from runs.scenario import Scenario
 from runs.turns import Arrival, TurnDriver
 from traces.randomness import Streams
@@ -53,7 +53,7 @@ def settings_for(
         raise ConfigError("pool.device_blocks: the device has no room for KV blocks")
     length = limits.max_model_len or max_model_len
     step_tokens = CHUNKED_TOKENS
-    if scenario.resolve_system().shape != "chunked":
+    if not scenario.resolve_system().is_chunked:
         step_tokens = max(length, 2048)
     steps, nanoseconds = scenario.update_period()
     return Settings(
@@ -83,20 +83,19 @@ def settings_for(
 
 
 def make_scheduler(serving: Serving, order: Order | None = None) -> Scheduler:
-    """The scheduler of a scenario, its pools aged as the scenario says."""
+    """The scheduler of a scenario, its pools aged as the scenario says. `order`: the user's own."""
     scenario, streams = serving.scenario, serving.streams
     if order is None:
         order = make_order(scenario.order_name, streams, scenario.order_settings())
-    scheduler = Scheduler(serving.settings, serving.system, order, streams, scenario.rates.start())
+    system = served_under(serving.system, is_fcfs=type(order) is Order)
+    scheduler = Scheduler(serving.settings, system, order, streams, scenario.rates.start())
     age(scheduler, serving)
     return scheduler
 
 
 def planner_of(scheduler: Scheduler) -> str:
     """What run.json calls the engine that decided: the thirteen rules, or the release's own."""
-    return {"ranked": "rules", "vllm-0.3.3": "release"}.get(
-        scheduler.engine.name, scheduler.engine.name
-    )
+    return PLANNERS.get(scheduler.engine.name, scheduler.engine.name)
 
 
 def age(scheduler: Scheduler, serving: Serving) -> None:
@@ -105,25 +104,24 @@ def age(scheduler: Scheduler, serving: Serving) -> None:
     if kind == "none":
         return
     settings = serving.settings
-    pools = {pool.name: pool for pool in scheduler.engine.pools()}
-    picks = {name: picker(serving.streams, f"age-{name}") for name in pools}
+    pools = [
+        (pool, reserve, picker(serving.streams, f"age-{pool.name}"))
+        for pool, reserve in scheduler.engine.pools()
+    ]
     if kind == "shuffle":
-        for name, pool in pools.items():
-            shuffle(pool, picks[name])
+        for pool, _, pick in pools:
+            shuffle(pool, pick)
         return
 
     def blocks_for(tokens: int) -> int:
         return -(-tokens // settings.block_size)
 
     lengths = list(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
-    for name, pool in pools.items():
-        if name == "device":
+    for pool, reserve, pick in pools:
+        contexts = [(blocks_for(prompt + reply), 0) for prompt, reply in lengths]
+        if pool.name == "device":
             contexts = [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths]
-            reserve = settings.growth_group - 1
-        else:
-            contexts = [(blocks_for(prompt + reply), 0) for prompt, reply in lengths]
-            reserve = settings.host_increment if serving.system.reuse else 0
-        churn(pool, contexts, picks[name], reserve)
+        churn(pool, contexts, pick, reserve)
 
 
 def aging_lengths(serving: Serving) -> list[tuple[int, int]]:

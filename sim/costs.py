@@ -108,9 +108,11 @@ class CopyCosts:
     def __init__(self, profile: Profile, system: System, block_size: int) -> None:
         transfer = profile.transfer
         self.block_bytes = profile.block_bytes(block_size)
-        self.pieces_per_run = 2 * profile.model.layers if system.layout == "layer_major" else 1
-        self.submission = system.submission
-        growth = 1 + transfer.lock_growth.value * (system.threads - 1)
+        self.pieces_per_run = (
+            2 * profile.model.layers if system.transport.layout == "layer_major" else 1
+        )
+        self.submission = system.transport.submission
+        growth = 1 + transfer.lock_growth.value * (system.transport.threads - 1)
         self.per_job_ns = round(transfer.per_job.value)
         self._per_call = round(transfer.per_call.value * growth * _ONE)
         self._per_descriptor = round(transfer.per_descriptor.value * growth * _ONE)

@@ -140,8 +140,8 @@ def make_engine(
     env = Clock()
     system = setup.system
     copies = CopyCosts(setup.profile, system, setup.settings.block_size)
-    main_thread = system.dispatch == "main_thread"
-    link = HostLink(env, copies, worker_threads=None if main_thread else system.threads)
+    workers = system.transport.workers
+    link = HostLink(env, copies, worker_threads=workers)
     device = Device(StepCosts(setup.profile), scheduler)
     return Engine(
         env,
@@ -150,7 +150,7 @@ def make_engine(
         device,
         link,
         recorder,
-        submits_itself=main_thread,
+        submits_itself=workers is None,
         last_turn_known=setup.scenario.last_turn_known,
         keys=keys_from_ids(setup.workload.header, system),
         check=checker(check),
@@ -166,8 +166,8 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
         "format": "fastswitch-run/1",
         "machine": "simulated",
         "scenario": setup.scenario.name,
-        "system": setup.system.name,
-        "switches": setup.system.switches(),
+        "system": scheduler.system.name,
+        "switches": scheduler.system.switches(),
         "order": scheduler.order.name,
         "planner": planner_of(scheduler),
         "workload": {

@@ -26,7 +26,7 @@ def no_keys(_turn: Turn) -> tuple[int | str, ...]:
 def with_prefix_block(settings: Settings, system: System, header: Header) -> Settings:
     """The settings with the size of the blocks that the workload's hash_ids name, where the system
     shares prefixes. Raises ConfigError if pool blocks do not divide it."""
-    if not system.prefix_sharing or header.block_size is None:
+    if not system.shares_prefixes or header.block_size is None:
         return settings
     return replace(settings, prefix_block=header.block_size)
 
@@ -35,7 +35,7 @@ def keys_from_ids(header: Header, system: System) -> Keys:
     """Keys from a workload's hash_ids: its full blocks alone. Ids that hold within a session, or
     do not say how far they hold, say nothing of other sessions: the first key names the session."""
     size = header.block_size
-    if not system.prefix_sharing or size is None:
+    if not system.shares_prefixes or size is None:
         return no_keys
     everywhere = header.hash_scope == "global"
 

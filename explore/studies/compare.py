@@ -26,7 +26,7 @@ from explore.studies.jobs import Job, job_for, run_job, run_jobs
 from explore.studies.measure import WHOLE_RUN, Measure
 from explore.studies.warm_up import WarmUp
 from policy.errors import ConfigError
-from policy.systems import BASELINES, named_system
+from policy.systems import BASELINE_NAMES, BASELINES, named_system
 from runs.metrics.goodput import Slo
 from runs.provenance import provenance
 from runs.scenario import Scenario
@@ -112,13 +112,13 @@ class Comparison:
     @property
     def baselines(self) -> tuple[str, ...]:
         """Those of the two baselines that were run."""
-        return tuple(name for name in BASELINES if name in self.results)
+        return tuple(name for name in BASELINE_NAMES if name in self.results)
 
     @property
     def telling(self) -> tuple[str, ...]:
         """The two systems that a picture has room for: the baseline that keeps KV and fastswitch, or
         what there is."""
-        wanted = ("vllm-0.3.3-keep", "fastswitch")
+        wanted = ("vllm-0.3.3-keep", "paged-keep", "fastswitch")
         return tuple(name for name in wanted if name in self.results) or self.systems[:2]
 
 
@@ -241,7 +241,7 @@ def _load(
 ) -> Load:
     """Offered load against what the baseline makes of a backlog; the drop-in baseline with kept KV
     if it was run."""
-    baseline = next((name for name in reversed(BASELINES) if name in names), names[0])
+    baseline = next((name for name in reversed(BASELINE_NAMES) if name in names), names[0])
     metrics = [result["metrics"] for result in results[baseline]]
     offered = [m["offered_tok_s"] for m in metrics if m["offered_tok_s"] is not None]
     if not offered:
@@ -307,7 +307,7 @@ def _notes(comparison: Comparison) -> list[str]:
         verdict = comparison.verdict(name)
         if verdict is not None:
             notes.append(f"{name} did not finish: {verdict}.")
-        if name in BASELINES and not any(m["preemptions"] for m in metrics):
+        if name in BASELINE_NAMES and not any(m["preemptions"] for m in metrics):
             notes.append(
                 f"ATTENTION: {name} never preempts here. Speed-ups over it say nothing about"
                 " swapping."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from explore.studies.estimates import Ratio, family_of, speedup_of
-from policy.systems import BASELINES
+from policy.systems import ALIASES, BASELINES
 
 if TYPE_CHECKING:
     from explore.studies.compare import Comparison
@@ -51,7 +52,7 @@ class Worth:
 def worth(comparison: Comparison) -> list[Worth]:
     """Every mechanism for which both systems were run; they are one family in each metric."""
     results = comparison.results
-    pairs = [(m, s, a) for m, s, a in MECHANISMS if s in results and a in results]
+    pairs = [(m, s, a) for m, s, a in _mechanisms(results) if s in results and a in results]
     by_metric = {
         metric: family_of([speedup_of(results[s], results[a], metric) for _, s, a in pairs])
         for metric in METRICS
@@ -61,6 +62,12 @@ def worth(comparison: Comparison) -> list[Worth]:
         ratios = {metric: family[index] for metric, family in by_metric.items()}
         found.append(Worth(mechanism, system, against, ratios, _worth_in_words(ratios)))
     return found
+
+
+def _mechanisms(results: Collection[str]) -> list[tuple[str, str, str]]:
+    """Those pairs, the baselines by the names under which they were run."""
+    names = {paged: old for old, paged in ALIASES.items() if paged not in results}
+    return [(what, names.get(has, has), names.get(lacks, lacks)) for what, has, lacks in MECHANISMS]
 
 
 def _worth_in_words(ratios: dict[str, Ratio]) -> str:

@@ -10,7 +10,7 @@ from policy.choices.overlap import OVERLAPS, Overlap
 from policy.choices.preemption import PREEMPTIONS, Preemption
 from policy.orders.base import Order
 from policy.settings import Settings
-from policy.systems import System
+from policy.systems import SwapOptions
 
 
 class Decisions(NamedTuple):
@@ -22,13 +22,13 @@ class Decisions(NamedTuple):
     eviction: HostEviction
 
 
-def named_decisions(system: System, settings: Settings, order: Order) -> Decisions:
-    """The decisions that a system names, fresh."""
+def named_decisions(options: SwapOptions, settings: Settings, order: Order) -> Decisions:
+    """The decisions that a system's options name, fresh."""
     return Decisions(
-        OVERLAPS[system.overlap](),
-        DISPLACEMENTS[system.displacement](
+        OVERLAPS[options.overlap](),
+        DISPLACEMENTS[options.displacement](
             settings.displacement_gap * order.unit, settings.block_size
         ),
-        PREEMPTIONS[system.preemption](),
-        HOST_EVICTIONS[system.host_eviction](settings.host_blocks),
+        PREEMPTIONS[options.preemption](),
+        HOST_EVICTIONS[options.host_eviction](settings.host_blocks),
     )

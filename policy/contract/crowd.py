@@ -161,7 +161,7 @@ class Machine:
 
     def _keys(self, turn: Turn) -> tuple[str, ...]:
         """All prompts of a client begin alike, where prompts that do share blocks."""
-        if not self.scheduler.system.prefix_sharing:
+        if not self.scheduler.system.shares_prefixes:
             return ()
         blocks = turn.input_tokens // self.scheduler.settings.block_size
         return tuple(
@@ -170,7 +170,8 @@ class Machine:
 
     def _look_at_parkings(self, plan: Plan) -> None:
         settings = self.scheduler.settings
-        if self.scheduler.engine.name != "ranked" or not self.scheduler.system.caps_parkings:
+        system = self.scheduler.system
+        if system.engine != "ranked" or not system.options.caps_parkings:
             return
         for request_id, _ in plan.preempt:
             request = self.scheduler.request(request_id)

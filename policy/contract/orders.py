@@ -22,7 +22,6 @@ asked of the two together.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ from policy.views import RequestView
 WORLDS = (
     SYSTEMS["+groups"],
     SYSTEMS["fastswitch"],
-    replace(SYSTEMS["+groups"], name="recompute", preemption="recompute"),
+    SYSTEMS["+groups"].but("recompute", preemption="recompute"),
 )
 
 

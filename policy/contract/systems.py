@@ -33,7 +33,7 @@ from policy.errors import ConfigError, FastSwitchError, ProgressError, ReleaseVe
 from policy.orders.catalog import OrderSettings, make_order
 from policy.plan import Plan
 from policy.scheduler import Scheduler
-from policy.systems import System
+from policy.systems import System, served_under
 
 #: Without numbers, and two whose keys change in every step, by chance and by what was served.
 ORDERS = ("fcfs", "random", "vtc")
@@ -102,7 +102,8 @@ def _served(
 ) -> list[Plan]:
     """All plans until everybody was served. Raises FastSwitchError for a broken promise."""
     order = make_order(order_name, draw, OrderSettings())
-    made: dict[str, Any] = named_decisions(system, SETTINGS, order)._asdict()
+    system = served_under(system, is_fcfs=order_name == "fcfs")
+    made: dict[str, Any] = named_decisions(system.options, SETTINGS, order)._asdict()
     for kind, maker in parts.items():
         try:
             made[kind] = maker()

@@ -32,7 +32,7 @@ class Ahead(Protocol):
 
 def make_ahead(swaps: Swaps) -> Ahead | None:
     """What the system's `movement` asks for."""
-    name = swaps.system.movement
+    name = swaps.options.movement
     if name == "proactive":
         return ProactiveParking(swaps)
     return BackupRounds(swaps, BACKUPS[name](swaps.settings)) if name in BACKUPS else None

@@ -116,8 +116,9 @@ class Engine(Protocol):
     def levels(self) -> Levels:
         """Free blocks, for the line of decisions.jsonl."""
 
-    def pools(self) -> tuple[Pool, ...]:
-        """Those that `pool.aging` uses before time zero: the device's, then the host's."""
+    def pools(self) -> Sequence[tuple[Pool, int]]:
+        """Those that `pool.aging` uses before time zero, the device's and then the host's, each with the
+        blocks that are reserved beside what is handed out."""
 
     def facts(self) -> dict[str, Any]:
         """Counts of a run that no table says, for run.json."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from policy.choices.catalog import Decisions, named_decisions
+from policy.choices.catalog import Decisions
 from policy.choices.rates import Rates
 from policy.desk import Desk
 from policy.engines.base import Engine
 from policy.engines.ranked import RankedEngine
 from policy.engines.swapping import Parts
 from policy.engines.vllm_033 import ReleaseEngine
+from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.settings import Settings
-from policy.systems import System
+from policy.systems import ALIASES, RELEASE, System
 from policy.views import Draw
 
 ENGINES: dict[str, Callable[[Parts], Engine]] = {
     "ranked": RankedEngine,
-    "vllm-0.3.3": ReleaseEngine,
+    RELEASE: ReleaseEngine,
 }
 
 
@@ -33,12 +34,12 @@ def make_engine(
 ) -> Engine:
     """The engine of a system. `draw` is the only randomness (which tail a pool takes back).
     `decisions`: in place of those that the system names. Raises ConfigError."""
-    decisions = decisions or named_decisions(system, settings, order)
+    if system.engine not in ENGINES:
+        raise ConfigError(f"system.engine: {system.engine!r} is not one of {', '.join(ENGINES)}")
+    if system.engine == RELEASE and type(order) is not Order:
+        raise ConfigError(
+            f"system {system.name}: vLLM 0.3.3 knows no order but fcfs, and this is {order.name}; its"
+            f" memory under other orders is called {ALIASES.get(system.name, 'paged-keep')}"
+        )
     desk = desk or Desk(settings, order, rates)
-    return ENGINES[engine_name(system, order)](Parts(desk, system, decisions, draw))
-
-
-def engine_name(system: System, order: Order) -> str:
-    """Which engine serves a system under an order."""
-    follows_release = system.fcfs_planner == "release" and type(order) is Order
-    return "vllm-0.3.3" if follows_release else "ranked"
+    return ENGINES[system.engine](Parts(desk, system, draw, decisions))

@@ -55,20 +55,20 @@ class RankedEngine(SwapEngine):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        system, settings = parts.system, parts.desk.settings
-        if system.shape == "chunked" and settings.max_num_batched_tokens <= settings.max_num_seqs:
+        options, settings = parts.system.options, parts.desk.settings
+        if options.shape == "chunked" and settings.max_num_batched_tokens <= settings.max_num_seqs:
             raise ConfigError(
                 f"limits.max_num_batched_tokens: {settings.max_num_batched_tokens} is not above"
                 f" max_num_seqs {settings.max_num_seqs}; under shape chunked every decode takes a token"
                 " of it, and prompts what is left"
             )
-        self._shape = SHAPES[system.shape]
+        self._shape = SHAPES[options.shape]
         self._ahead = make_ahead(self.swaps)
         self._unmet = False  # somebody in the target set waits for room or for the next prefill
         #: What a plan's end depends on whatever it is: see Until.
-        backups = BACKUPS.get(system.movement)
+        backups = BACKUPS.get(options.movement)
         self._until = Until(
-            room=settings.low_blocks if system.movement == "proactive" else 0,
+            room=settings.low_blocks if options.movement == "proactive" else 0,
             as_blocks_fill=backups is not None and not backups.is_lazy,
         )
 
@@ -164,7 +164,7 @@ class RankedEngine(SwapEngine):
             settings.block_size,
             settings.max_num_seqs,
             swaps.sharing,
-            swaps.system.protects_leader,
+            swaps.options.protects_leader,
             None if swaps.displacement.by_rank else self._place,
             0 if self._ahead is None else self._ahead.headroom,
         )

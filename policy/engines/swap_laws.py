@@ -191,7 +191,7 @@ def _check_request(swaps: Swaps, request: Request) -> None:
 def _check_prefills(swaps: Swaps) -> None:
     """Prompts of the step under way hold the blocks of their whole contexts; chunks stay within the
     token budget, decodes included, and only where the shape knows chunks."""
-    chunked = swaps.system.shape == "chunked"
+    chunked = swaps.options.shape == "chunked"
     taken = len(swaps.desk.running)
     for request, computed in swaps.desk.prefilling.items():
         tokens = request.num_tokens

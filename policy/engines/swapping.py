@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from policy.choices.catalog import Decisions
+from policy.choices.catalog import Decisions, named_decisions
 from policy.choices.movement import BACKUPS
 from policy.desk import Desk
 from policy.engines import swap_laws
@@ -28,12 +28,13 @@ from policy.views import Draw
 
 
 class Parts(NamedTuple):
-    """What an engine is made from. `draw` is the only randomness."""
+    """What an engine is made from. `draw` is the only randomness. `decisions`: in place of those that the
+    system names, for an engine that has such."""
 
     desk: Desk
     system: System
-    decisions: Decisions
     draw: Draw
+    decisions: Decisions | None = None
 
 
 class SwapEngine:
@@ -41,8 +42,8 @@ class SwapEngine:
 
     def __init__(self, parts: Parts) -> None:
         self.desk = parts.desk
-        self.desk.rates.reads_steps = parts.system.overlap == "adaptive"
-        self.desk.rates.reads_prefills = parts.system.preemption == "cost"
+        self.desk.rates.reads_steps = parts.system.options.overlap == "adaptive"
+        self.desk.rates.reads_prefills = parts.system.options.preemption == "cost"
         self.swaps = make_swaps(parts)
 
     # ------------------------------------------------------------------ what happened
@@ -115,9 +116,11 @@ class SwapEngine:
         memory = self.swaps.memory
         return Levels(memory.device.num_free, memory.host.num_free)
 
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[tuple[Pool, int], ...]:
         """See Engine."""
-        return (self.swaps.memory.device, self.swaps.memory.host)
+        memory, settings = self.swaps.memory, self.desk.settings
+        beside = settings.host_increment if self.swaps.options.reuse else 0
+        return ((memory.device, settings.growth_group - 1), (memory.host, beside))
 
     def facts(self) -> dict[str, Any]:
         """`contaminated_blocks`: of valid host copies given up. Where prefixes are shared, `hit_tokens`
@@ -146,19 +149,20 @@ class SwapEngine:
 
 def make_swaps(parts: Parts) -> Swaps:
     """Pools, ledger and memory as the system's switches say."""
-    desk, system, decisions, draw = parts
+    desk, options, draw = parts.desk, parts.system.options, parts.draw
     settings = desk.settings
+    decisions = parts.decisions or named_decisions(options, settings, desk.order)
     size = settings.block_size
-    device = make_pool(system.allocator, "device", settings.device_blocks, draw)
-    host = make_pool(system.allocator, "host", settings.host_blocks, draw)
-    ledger = Ledger(host, size, decisions.eviction, whole=system.contamination == "whole")
-    increment = settings.host_increment if system.reuse else 0
-    if system.prefix_sharing:
+    device = make_pool(options.allocator, "device", settings.device_blocks, draw)
+    host = make_pool(options.allocator, "host", settings.host_blocks, draw)
+    ledger = Ledger(host, size, decisions.eviction, whole=options.contamination == "whole")
+    increment = settings.host_increment if options.reuse else 0
+    if options.prefix_sharing:
         tree = PrefixPool(device, (settings.prefix_block or size) // size)
-        sharing = SharedMemory(tree, ledger, size, reuse=system.reuse, host_increment=increment)
-        return Swaps(desk, system, sharing, decisions, sharing=sharing)
-    if system.movement in BACKUPS:
+        sharing = SharedMemory(tree, ledger, size, reuse=options.reuse, host_increment=increment)
+        return Swaps(desk, options, sharing, decisions, sharing=sharing)
+    if options.movement in BACKUPS:
         backing = BackupMemory(device, ledger, size, reuse=True, host_increment=increment)
-        return Swaps(desk, system, backing, decisions, backing=backing)
-    memory = Memory(device, ledger, size, reuse=system.reuse, host_increment=increment)
-    return Swaps(desk, system, memory, decisions)
+        return Swaps(desk, options, backing, decisions, backing=backing)
+    memory = Memory(device, ledger, size, reuse=options.reuse, host_increment=increment)
+    return Swaps(desk, options, memory, decisions)

@@ -17,7 +17,7 @@ from policy.memory.memory import Memory
 from policy.memory.sharing import SharedMemory
 from policy.plan import PreemptionMode
 from policy.request import Move, Request, RequestState
-from policy.systems import System
+from policy.systems import SwapOptions
 
 
 class Swaps:
@@ -26,7 +26,7 @@ class Swaps:
     def __init__(
         self,
         desk: Desk,
-        system: System,
+        options: SwapOptions,
         memory: Memory,
         decisions: Decisions,
         sharing: SharedMemory | None = None,
@@ -34,7 +34,7 @@ class Swaps:
     ) -> None:
         self.desk = desk
         self.settings = desk.settings
-        self.system = system
+        self.options = options
         self.memory = memory
         self.sharing = sharing  # `memory` again, where prompts share what they begin with
         self.backing = backing  # `memory` again, where blocks are backed up
@@ -99,7 +99,7 @@ class Swaps:
             return
         self.memory.settle(context, request.num_tokens - 1)
         self._cancels.extend(self.memory.stop_backup(context))
-        mode = self.system.between_turns
+        mode = self.options.between_turns
         if mode == "drop" or request.is_last_turn:
             self.memory.abandon(context)
         else:
@@ -307,7 +307,7 @@ class Swaps:
         if tokens - request.parked_tokens >= self.settings.token_quantum:
             request.parkings = 0
             self._worn.pop(request, None)
-        request.parkings += self.system.caps_parkings
+        request.parkings += self.options.caps_parkings
         if request.parkings == self.settings.max_parkings:
             self._worn[request] = None
         request.parked_tokens = tokens

@@ -175,7 +175,7 @@ class ReleaseEngine(SwapEngine):
     def _preempt(self, victim: Request, draft: Draft) -> None:
         swaps = self.swaps
         context = victim.context
-        if swaps.system.preemption == "swap":
+        if swaps.options.preemption == "swap":
             swaps.memory.settle(context, victim.num_tokens - 1)
             wanted = swaps.memory.host_blocks_wanted(context)
             if not swaps.memory.ledger.make_room(wanted, context, at_any_cost=True):

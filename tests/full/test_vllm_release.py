@@ -76,7 +76,7 @@ def compare_one_run(vllm: Any, name: str, rng: random.Random, seen: dict[str, in
     settings = random_settings(rng)
     system = SYSTEMS[name]
     ours = Scheduler(settings, system, Order(), lambda *_: 0)
-    theirs = ReleaseDriver(vllm, settings, swap=system.preemption == "swap")
+    theirs = ReleaseDriver(vllm, settings, swap=system.options.preemption == "swap")
     arrivals = []
     now = 0
     for index in range(rng.randrange(1, 25)):

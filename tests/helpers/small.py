@@ -12,7 +12,7 @@ from policy.orders.base import Order
 from policy.orders.catalog import OrderSettings, make_order
 from policy.scheduler import Scheduler
 from policy.settings import Settings
-from policy.systems import SYSTEMS, System, custom_system
+from policy.systems import SYSTEMS, System, custom_system, served_under
 from tests.helpers.shadow import Turn
 
 #: Tokens that one of `random_ids` names: two blocks of 16.
@@ -56,12 +56,13 @@ def scheduler(
     """A scheduler of a named system under a named order."""
     chosen = SYSTEMS[system] if isinstance(system, str) else system
     made = make_order(order, draw, OrderSettings()) if isinstance(order, str) else order
-    return Scheduler(settings(**values), chosen, made, draw)
+    served = served_under(chosen, is_fcfs=type(made) is Order)
+    return Scheduler(settings(**values), served, made, draw)
 
 
 def variant(base: str, **switches: Any) -> System:
     """A named system with some switches changed."""
-    return replace(SYSTEMS[base], name=f"{base}*", **switches)
+    return SYSTEMS[base].but(f"{base}*", **switches)
 
 
 def random_system(rng: random.Random) -> System:
@@ -83,26 +84,38 @@ def random_system(rng: random.Random) -> System:
     return with_policies(system)
 
 
+#: The order in which a system is spelt to seed what else is drawn for it; any will do that stays.
+SPELLING = (
+    *("allocator", "layout", "submission", "dispatch", "threads", "overlap", "reuse"),
+    *("between_turns", "preemption", "displacement", "shape", "movement", "host_eviction"),
+    *("contamination", "fcfs_planner", "prefix_sharing", "protects_leader", "caps_parkings"),
+)
+
+
+def _spelt(system: System) -> str:
+    found = system.switches()
+    return f"System(name={system.name!r}, " + ", ".join(f"{k}={found[k]!r}" for k in SPELLING) + ")"
+
+
 def with_policies(system: System) -> System:
     """Some with other policies, shapes of steps and movements, by a stream of their own."""
-    rng = random.Random(repr(system))
+    rng = random.Random(_spelt(system))
     if rng.random() < 0.5:
-        system = replace(system, shape="chunked")
+        system = system.but(shape="chunked")
     if rng.random() < 0.33:
-        system = replace(
-            system,
+        system = system.but(
             displacement=rng.choice(["order", "gap", "never"]),
-            preemption=rng.choice([system.preemption, "cost"]),
+            preemption=rng.choice([system.options.preemption, "cost"]),
             host_eviction=rng.choice(["lru", "arc", "isolated_lru"]),
         )
-    if rng.random() < 0.3 and not system.prefix_sharing:
-        system = replace(system, reuse=True, preemption="swap", movement="write_through")
+    if rng.random() < 0.3 and not system.options.prefix_sharing:
+        system = system.but(reuse=True, preemption="swap", movement="write_through")
         match rng.randrange(3):
             case 1:
-                system = replace(system, movement="incremental")
+                system = system.but(movement="incremental")
             case 2:
-                overlap = "async" if system.overlap == "sync" else system.overlap
-                system = replace(system, movement="proactive", overlap=overlap)
+                overlap = "async" if system.options.overlap == "sync" else system.options.overlap
+                system = system.but(movement="proactive", overlap=overlap)
     return system
 
 
@@ -215,4 +228,6 @@ def random_scheduler(rng: random.Random) -> Scheduler:
     """Any system, order and size."""
     name = rng.choice(["fcfs", "priority", "random", "markov", "vtc"])
     order = make_order(name, draw, OrderSettings())
-    return Scheduler(random_settings(rng), random_system(rng), order, draw)
+    numbers = random_settings(rng)
+    served = served_under(random_system(rng), is_fcfs=name == "fcfs")
+    return Scheduler(numbers, served, order, draw)

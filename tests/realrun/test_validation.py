@@ -83,8 +83,8 @@ def test_it_goes_on_where_time_ran_out_and_ends_with_every_error(
     text = capsys.readouterr().out
     found = json.loads(text.splitlines()[-1])
     [prediction] = found["predictions"]
-    assert prediction["repeats"] == {"vllm-0.3.3": 2, "fastswitch": 2}
-    assert prediction["replays"] == {"vllm-0.3.3": True, "fastswitch": True}
+    assert prediction["repeats"] == {"paged": 2, "fastswitch": 2}
+    assert prediction["replays"] == {"paged": True, "fastswitch": True}
     assert len(found["drift"]) == 2
     assert (out / "validation.html").is_file()
 
@@ -140,7 +140,7 @@ def test_the_gpu_checks_parts_can_be_tried_on_a_cpu(
     assert (tmp_path / "out" / "validation" / "machine.json").is_file()
     assert gpu_check.main(["--part", "validate", *same]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["predictions"][0]["repeats"] == {"vllm-0.3.3": 3, "fastswitch": 3}
+    assert found["predictions"][0]["repeats"] == {"paged": 3, "fastswitch": 3}
 
 
 def test_a_cpus_calibration_reaches_what_its_scenarios_do_and_no_further(tmp_path: Path) -> None:

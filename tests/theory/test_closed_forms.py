@@ -361,7 +361,7 @@ def test_a_step_longer_than_the_copy_gains_the_copys_whole_time_times_the_interf
 
 # ---------------------------------------------------------------------- both directions at once
 
-LAYOUT = System("link", layout="block_major")
+LAYOUT = System("link").but(layout="block_major")
 
 
 def link_with(rates: dict[Direction, int]) -> tuple[Clock, HostLink]:

@@ -152,7 +152,9 @@ def test_on_the_same_decisions_reuse_moves_no_more_bytes(order: str) -> None:
 KEEPERS = [
     name
     for name, system in SYSTEMS.items()
-    if system.fcfs_planner == "rules" and not system.prefix_sharing and system.movement == "none"
+    if system.engine == "ranked"
+    and not system.options.prefix_sharing
+    and system.options.movement == "none"
 ]  # a movement copies ahead of any need
 
 
@@ -207,7 +209,7 @@ def costs_of(
         "transfer.to_device_duplex": MICROSECOND * faster * duplex,
         "transfer.to_host_duplex": MICROSECOND * faster * duplex,
     }
-    system = System("link", layout=layout, submission=submission)
+    system = System("link").but(layout=layout, submission=submission)
     return CopyCosts(load("a10-llama-3-8b").with_values(rates), system, BLOCK_TOKENS)
 
 

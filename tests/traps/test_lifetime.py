@@ -735,7 +735,7 @@ BETWEEN_TURNS = {
         "buddy": variant("fastswitch", allocator="buddy"),
         "async": KEEPING,
     }.items()
-    if system.between_turns != "drop"
+    if system.options.between_turns != "drop"
 }
 
 

@@ -147,7 +147,7 @@ def thrash(machine: Told) -> float:
     return undone / len(machine.parked)
 
 
-RULES = [name for name, system in SYSTEMS.items() if system.fcfs_planner == "rules"]
+RULES = [name for name, system in SYSTEMS.items() if system.engine == "ranked"]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -118,7 +117,7 @@ def test_t1_who_was_parked_comes_back_over_the_high_threshold_or_when_nobody_els
 def test_t1_two_thresholds_park_and_resume_nobody_at_once(shape: str) -> None:
     def serve(high: float) -> Told:
         sizes = {"device_blocks": 40, "max_num_seqs": 63, "free_low": 0.2, "free_high": high}
-        return run(scheduler(replace(PROACTIVE, shape=shape), "random", **sizes), crowd(1))
+        return run(scheduler(PROACTIVE.but(shape=shape), "random", **sizes), crowd(1))
 
     apart, close = serve(0.4), serve(0.25)
     assert len(apart.parked) > 30

@@ -70,6 +70,17 @@ def test_set_beats_the_file(scenario: Path, tmp_path: Path) -> None:
     )
 
 
+def test_an_old_name_is_an_alias_where_the_release_does_not_know_the_order(
+    scenario: Path, tmp_path: Path
+) -> None:
+    result = run("simulate", scenario, "--out", tmp_path / "run", "--json", "--set", "system=-keep")
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.stderr.splitlines() if "0.3.3" in line]
+    assert said == ["under markov, which vLLM 0.3.3 does not know: -keep is paged-keep"]
+    summary = json.loads(result.stdout)
+    assert (summary["system"], summary["planner"]) == ("paged-keep", "rules")
+
+
 def test_compare_writes_everything_it_prints(scenario: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("compare", scenario, "--seeds", 2, "--out", out, "--workers", 1)

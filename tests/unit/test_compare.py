@@ -20,7 +20,7 @@ from policy.systems import BASELINES
 from tests.helpers.made import Change, compared, result, scenario_of
 
 ROOT = Path(__file__).resolve().parents[2]
-KEEP, OURS = "vllm-0.3.3-keep", "fastswitch"
+KEEP, OURS = "paged-keep", "fastswitch"
 
 
 def always(**metrics: Any) -> Change:
@@ -94,10 +94,13 @@ def test_better_and_worse_are_said_of_a_whole_interval_and_a_notable_difference(
 
 
 def test_systems_are_run_once_each_in_the_order_asked_for() -> None:
-    found = compared(OURS, "-keep", OURS, KEEP, runs=2)
-    assert found.systems == (OURS, KEEP)
-    assert {name: len(runs) for name, runs in found.results.items()} == {OURS: 2, KEEP: 2}
-    assert found.baselines == (KEEP,)
+    found = compared(OURS, "-keep", OURS, "vllm-0.3.3-keep", runs=2)
+    assert found.systems == (OURS, "vllm-0.3.3-keep")
+    assert {name: len(runs) for name, runs in found.results.items()} == {
+        OURS: 2,
+        "vllm-0.3.3-keep": 2,
+    }
+    assert found.baselines == ("vllm-0.3.3-keep",)
 
 
 def test_an_unknown_system_is_refused_before_anything_runs() -> None:
@@ -204,7 +207,7 @@ def test_a_file_has_no_rate_to_double(tmp_path: Any) -> None:
 def test_a_comparison_of_two_planners_says_so() -> None:
     found = compared(
         "vllm-0.3.3",
-        KEEP,
+        "vllm-0.3.3-keep",
         OURS,
         facts=lambda s, _r: {"order": "fcfs", "planner": "rules" if s == OURS else "release"},
     )
@@ -282,7 +285,7 @@ def test_only_pairs_that_were_run_are_judged() -> None:
         ("+groups", KEEP),
         ("+reuse", "+groups"),
         (OURS, "+reuse"),
-        (KEEP, "vllm-0.3.3"),
+        (KEEP, "paged"),
     ]
 
 

@@ -46,7 +46,7 @@ def pretend(out: Path, system: str, **values: Any) -> Path:
 
 
 def test_a_profile_that_is_the_machine_predicts_it_exactly(tmp_path: Path) -> None:
-    runs = [pretend(tmp_path / name, name) for name in ("vllm-0.3.3", "fastswitch")]
+    runs = [pretend(tmp_path / name, name) for name in ("paged", "fastswitch")]
     [found] = predict(runs, PROFILE).predictions
     known = [line for line in (*found.lines, *found.ratios) if line.error is not None]
     assert len(known) > 25
@@ -55,8 +55,8 @@ def test_a_profile_that_is_the_machine_predicts_it_exactly(tmp_path: Path) -> No
         one.lines for one in found.divergences
     ]
     assert {one.first for one in found.divergences} == {""}
-    assert {line.system for line in found.ratios} == {"fastswitch / vllm-0.3.3"}
-    assert found.replays == {"vllm-0.3.3": True, "fastswitch": True}
+    assert {line.system for line in found.ratios} == {"fastswitch / paged"}
+    assert found.replays == {"paged": True, "fastswitch": True}
     assert not found.causes
 
 
@@ -114,12 +114,12 @@ def test_a_machine_with_slower_steps_is_outside_and_the_cost_of_steps_is_blamed(
 
 def test_a_machine_with_slower_copies_has_the_cost_of_copies_blamed(tmp_path: Path) -> None:
     run = pretend(
-        tmp_path / "a", "vllm-0.3.3", profile_values={"transfer.per_call": 400_000.0}
+        tmp_path / "a", "paged", profile_values={"transfer.per_call": 400_000.0}
     )  # fmt: skip
     [found] = predict([run], PROFILE).predictions
     blamed = {cause.metric: cause.responsible for cause in found.causes}
     assert blamed["stall_share"] == "copies"
-    assert next(one.bias for one in found.costs["vllm-0.3.3"] if one.kind == "copy") < -0.5
+    assert next(one.bias for one in found.costs["paged"] if one.kind == "copy") < -0.5
 
 
 def test_a_log_that_cannot_be_made_again_is_blamed_before_all_else(tmp_path: Path) -> None:

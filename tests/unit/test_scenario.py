@@ -215,6 +215,10 @@ def test_any_text_is_yaml_or_refused(text: str) -> None:
         ({"systems": ["slowswitch"]}, "system: 'slowswitch' is not one of vllm-0.3.3, "),
         ({"system": {"reuse": "yes"}}, "system.reuse: 'yes' is not of type bool"),
         ({"system": {"bogus": 1}}, "system.bogus: unknown; "),
+        (
+            {"system": {"engine": "steam"}},
+            "system.engine: 'steam' is not one of ranked, vllm-0.3.3",
+        ),
         ({"priority": {"pattern": "markov"}}, "priority.frequency: order markov needs it"),
     ],
     ids=str,

@@ -10,13 +10,16 @@ import pytest
 from policy.contract.crowd import Machine, crowd
 from policy.desk import Desk
 from policy.engines.base import ALWAYS, Engine, Event, Levels, Until
+from policy.engines.catalog import ENGINES, make_engine
 from policy.engines.draft import Draft
-from policy.errors import InvariantError
+from policy.errors import ConfigError, InvariantError
 from policy.integrity import check_counts, check_integrity
+from policy.orders.catalog import OrderSettings, make_order
 from policy.plan import CopyResult, Plan
 from policy.pools.allocation import Pool
 from policy.request import Move, Request
 from policy.scheduler import Scheduler
+from policy.systems import SYSTEMS, System
 from tests.helpers.small import draw, scheduler, settings, variant
 
 
@@ -78,7 +81,7 @@ class OneByOne:
     def levels(self) -> Levels:
         return Levels(0, 0)
 
-    def pools(self) -> tuple[Pool, ...]:
+    def pools(self) -> tuple[tuple[Pool, int], ...]:
         return ()
 
     def facts(self) -> dict[str, Any]:
@@ -99,6 +102,29 @@ def test_an_engine_without_memory_serves_everybody_in_order() -> None:
     prefills = [plan.prefill[0][0] for plan in machine.plans if plan.prefill]
     assert sorted(prefills) == sorted(machine.done)
     assert engine.num_decisions < len(machine.plans)  # type: ignore[attr-defined]
+
+
+def test_a_system_names_its_engine_and_the_catalog_makes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ENGINES, "one by one", lambda parts: OneByOne(parts.desk))
+    made = scheduler(System("toy", "one by one"), "fcfs")
+    machine = Machine(made, crowd())
+    machine.serve()
+    assert machine.done == {turn.request_id for turn in crowd()}
+
+
+def test_an_engine_that_nobody_wrote_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'none' is not one of ranked, vllm-0\.3\.3"):
+        scheduler(System("s", "none"), "fcfs")
+
+
+def test_the_release_serves_under_no_order_but_its_own() -> None:
+    order = make_order("random", draw, OrderSettings())
+    with pytest.raises(
+        ConfigError, match=r"knows no order but fcfs, and this is random; .* paged$"
+    ):
+        make_engine(settings(), SYSTEMS["vllm-0.3.3"], order, draw)
 
 
 def test_the_laws_of_an_engine_and_of_its_desk_are_both_asked() -> None:

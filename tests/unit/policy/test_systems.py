@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from policy.errors import ConfigError
-from policy.systems import BASELINES, CHOICES, SYSTEMS, System, custom_system, named_system
+from policy.systems import (
+    ALIASES,
+    BASELINES,
+    CHOICES,
+    RELEASE,
+    SYSTEMS,
+    System,
+    custom_system,
+    named_system,
+    served_under,
+)
 
 FASTSWITCH = SYSTEMS["fastswitch"]
 
@@ -18,13 +28,12 @@ def differences(one: System, other: System) -> dict[str, Any]:
 
 
 def test_the_three_mechanisms_are_all_that_fastswitch_changes_of_its_baseline() -> None:
-    assert differences(FASTSWITCH, SYSTEMS["vllm-0.3.3-keep"]) == {
+    assert differences(FASTSWITCH, SYSTEMS["paged-keep"]) == {
         "allocator": "groups",
         "submission": "merged",
         "dispatch": "worker_threads",
         "overlap": "adaptive",
         "reuse": True,
-        "fcfs_planner": "rules",
     }
 
 
@@ -63,7 +72,7 @@ def test_a_policy_is_one_switch(name: str, base: str, changed: dict[str, Any]) -
 def test_sharing_is_one_switch_and_in_no_system_whose_name_does_not_say_so() -> None:
     assert differences(SYSTEMS["+prefix"], System("plain")) == {"prefix_sharing": True}
     assert differences(SYSTEMS["fastswitch-prefix"], FASTSWITCH) == {"prefix_sharing": True}
-    sharing = [system.name for system in SYSTEMS.values() if system.prefix_sharing]
+    sharing = [system.name for system in SYSTEMS.values() if system.options.prefix_sharing]
     assert sharing == ["+prefix", "fastswitch-prefix"]
 
 
@@ -134,7 +143,26 @@ def test_a_leading_dash_is_a_variant_of_the_baseline() -> None:
         "vllm-0.3.3-recompute",
         "+groups",
     ]
-    assert all(named_system(name).fcfs_planner == "release" for name in BASELINES)
+
+
+def test_the_release_is_one_thing_and_its_memory_under_other_orders_another() -> None:
+    for release, paged in ALIASES.items():
+        asked = named_system(release)
+        assert (asked.engine, asked.transport) == (RELEASE, named_system(paged).transport)
+        assert served_under(asked, is_fcfs=True) is asked
+        assert served_under(asked, is_fcfs=False) == named_system(paged)
+    mine = custom_system({"base": "-keep", "name": "mine", "host_eviction": "lru"})
+    assert served_under(mine, is_fcfs=False) == mine.but(engine="ranked")
+    fast = named_system("fastswitch")
+    assert served_under(fast, is_fcfs=False) is served_under(fast, is_fcfs=True) is fast
+    assert tuple(ALIASES.values())[:2] == BASELINES
+
+
+def test_the_planner_of_earlier_scenarios_is_the_engine() -> None:
+    assert custom_system({"base": "-keep", "fcfs_planner": "rules", "name": "m"}).engine == "ranked"
+    made = custom_system({"fcfs_planner": "release", "name": "m"})
+    assert made == SYSTEMS["vllm-0.3.3-keep"].but("m")
+    assert made.switches()["fcfs_planner"] == "release"
 
 
 @pytest.mark.parametrize("name", ["vllm", "-groups", ""])
@@ -147,24 +175,24 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
 def test_a_value_that_a_switch_does_not_have_is_refused(switch: str) -> None:
     switches: dict[str, Any] = {switch: "tape"}
     with pytest.raises(ConfigError, match=f"^system s: {switch} is 'tape', not one of "):
-        System("s", **switches)
+        System("s").but(**switches)
 
 
 @pytest.mark.parametrize("threads", [0, 65])
 def test_threads_are_one_to_sixty_four(threads: int) -> None:
     with pytest.raises(ConfigError, match=f"threads is {threads}, not 1 to 64"):
-        System("s", threads=threads)
+        System("s").but(threads=threads)
 
 
 @pytest.mark.parametrize("switch", [{"allocator": "groups"}, {"overlap": "async"}])
 def test_the_release_has_no_memory_but_its_own(switch: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="the release knows paged, sync memory only"):
-        System("s", fcfs_planner="release", **switch)
+        System("s", RELEASE).but(**switch)
 
 
 def test_the_release_keeps_nothing_on_the_device() -> None:
     with pytest.raises(ConfigError, match="the release keeps nothing on the device"):
-        System("s", fcfs_planner="release", between_turns="keep_device")
+        System("s", RELEASE).but(between_turns="keep_device")
 
 
 def test_only_the_release_and_systems_named_after_it_switch_planner_rules_off() -> None:
@@ -182,7 +210,7 @@ def test_a_mapping_starts_from_its_base_and_is_named_after_what_it_changes() -> 
 
 def test_a_mapping_may_name_itself_and_needs_no_base() -> None:
     made = custom_system({"name": "mine", "overlap": "async"})
-    assert made == System("mine", overlap="async")
+    assert made == System("mine").but(overlap="async")
 
 
 def test_the_callers_mapping_is_left_alone() -> None:
