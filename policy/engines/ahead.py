@@ -89,7 +89,7 @@ class BackupRounds:
                     return False  # somebody waits for the room, or a turn's KV goes
                 left -= flight.copy.num_blocks
         moving = {flight.context for flight in flights}
-        free = backing.device.num_available + backing.pending_device
+        free = backing.num_soon
         for request in self._movement.nominate(residents, free):
             context = request.context
             if request not in unsaved or context in moving or left <= 0:

@@ -39,10 +39,10 @@ from policy.desk import Rank
 from policy.engines.ahead import make_ahead
 from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft
+from policy.engines.room import Room, blocks_missing, blocks_needed
 from policy.engines.swapping import Parts, SwapEngine
-from policy.engines.target import Room, Target, choose_target
+from policy.engines.target import Bounds, Target, choose_target
 from policy.errors import ConfigError, ProgressError
-from policy.memory.context import Context
 from policy.plan import Plan
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
@@ -150,16 +150,11 @@ class RankedEngine(SwapEngine):
 
     def _target(self, shielded: list[Request]) -> Target:
         desk, swaps = self.desk, self.swaps
-        memory = swaps.memory
-        settings = swaps.settings
-        device = memory.device
-        coming = device.num_available + memory.pending_device + device.num_leaving
-        for context in swaps.idle_device:
-            coming += context_blocks(context)
-        room = Room(
-            device.num_blocks,
+        memory, settings = swaps.memory, desk.settings
+        bounds = Bounds(
+            memory.device.num_blocks,
             desk.watermark,
-            coming,
+            memory.num_soon + sum(context.device_blocks for context in swaps.idle_device),
             len(desk.growing()),
             settings.block_size,
             settings.max_num_seqs,
@@ -168,7 +163,7 @@ class RankedEngine(SwapEngine):
             None if swaps.displacement.by_rank else self._place,
             0 if self._ahead is None else self._ahead.headroom,
         )
-        return choose_target(self._standing(), swaps.residents, shielded, room)
+        return choose_target(self._standing(), swaps.residents, shielded, bounds)
 
     def _standing(self) -> Sequence[Request]:
         """The live requests in the order in which they are served."""
@@ -182,12 +177,9 @@ class RankedEngine(SwapEngine):
         return (self.swaps.displacement.key(request), request.rank)
 
     def _wanted(self, target: Target) -> int:
-        desk, swaps = self.desk, self.swaps
-        blocks_for = swaps.memory.blocks_for
-        wanted = len(desk.growing())
-        for request in target.incoming:
-            wanted += max(0, blocks_for(request.num_tokens + 1) - request.device_blocks)
-        return wanted + (desk.watermark if target.incoming else 0)
+        desk, size = self.desk, self.desk.settings.block_size
+        wanted = len(desk.growing()) + (desk.watermark if target.incoming else 0)
+        return wanted + sum(blocks_missing(request, size) for request in target.incoming)
 
     # ------------------------------------------------------------------ room
 
@@ -257,33 +249,31 @@ class RankedEngine(SwapEngine):
     def _with_room(self, target: Target, draft: Draft) -> tuple[list[Request], list[Request]]:
         """Those that could be prefilled now, and those that must be loaded first."""
         desk, swaps = self.desk, self.swaps
-        memory = swaps.memory
-        room = memory.device.num_available - len(desk.growing())
-        seats = swaps.settings.max_num_seqs - len(desk.running) - len(swaps.loading)
-        watermark = desk.watermark
+        memory, sharing, settings = swaps.memory, swaps.sharing, desk.settings
+        room = Room(
+            memory.device.num_available - len(desk.growing()),
+            settings.max_num_seqs - len(desk.running) - len(swaps.loading),
+        )
         ready: list[Request] = []
         loading: list[Request] = []
-        sharing = swaps.sharing
         booked: dict[SharedBlock, None] = {}
         for request in target.incoming:
             context = request.context
             if draft.wait_for and memory.is_promised(context):
                 break
-            if sharing is not None:
-                if not sharing.can_use_host_copy(context):
-                    swaps.lose_host_copy(request, sharing)
-                room += sharing.blocks_for_nothing(context, booked)
-            need = memory.blocks_for(request.num_tokens + 1)
+            if sharing is not None and not sharing.can_use_host_copy(context):
+                swaps.lose_host_copy(request, sharing)
             held = request.device_blocks
-            floor = 0 if context.device is not None else watermark
             if context.outgoing is not None:
                 if not memory.can_keep(context, swaps.blocks_to_resume(request)):
                     break
                 held = memory.kept_blocks(context)
-            room -= max(0, need - held)
-            seats -= 1
-            if room < floor or seats < 0:
+            need = max(0, blocks_needed(request, settings.block_size) - held)
+            if sharing is not None:
+                need -= sharing.blocks_for_nothing(context, booked)
+            if not room.fits(need, 0 if context.device is not None else desk.watermark):
                 break  # rule 5
+            room.take(need)
             if sharing is not None:
                 sharing.book(context, booked)
             if context.outgoing is not None or memory.is_to_load(context):
@@ -360,8 +350,3 @@ class RankedEngine(SwapEngine):
 
 def _is_prompt(request: Request) -> bool:
     return request.state is RequestState.WAITING
-
-
-def context_blocks(context: Context) -> int:
-    """Device blocks a context holds."""
-    return 0 if context.device is None else len(context.device.blocks)

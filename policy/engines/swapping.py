@@ -97,7 +97,7 @@ class SwapEngine:
     @property
     def num_coming(self) -> int:
         """See Engine."""
-        return self.swaps.memory.pending_device
+        return self.swaps.memory.num_coming
 
     # ------------------------------------------------------------------ what machines and people read
 

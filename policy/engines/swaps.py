@@ -147,7 +147,7 @@ class Swaps:
             return
         memory = self.memory
         idle = sorted(self.idle_device, key=lambda context: context.owner.rank)
-        while idle and memory.device.num_available + memory.pending_device < wanted:
+        while idle and memory.num_soon < wanted:
             context = idle.pop()
             if only_to_host and not self.fits_host(context, context.device_tokens):
                 return
@@ -172,8 +172,7 @@ class Swaps:
 
     def room_left(self) -> int:
         """Device blocks free, or pending, once the batch has grown by this step's tokens."""
-        memory = self.memory
-        return memory.device.num_available + memory.pending_device - len(self.desk.growing())
+        return self.memory.num_soon - len(self.desk.growing())
 
     # ------------------------------------------------------------------ onto and off the device
 

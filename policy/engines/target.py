@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+from policy.engines.room import Room, blocks_missing, blocks_needed
 from policy.memory.sharing import SharedMemory
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
@@ -33,8 +34,8 @@ class Target(NamedTuple):
     is_final: bool
 
 
-class Room(NamedTuple):
-    """Device room in blocks, and seats. `coming`: free now, or pending, or held by idle contexts.
+class Bounds(NamedTuple):
+    """What there is, in blocks and seats. `coming`: free now, or coming, or held by idle contexts.
 
     `growth`: blocks that the decode batch needs in this very step. `sharing`: where prompts share
     what they begin with, whoever holds it; such blocks are counted once. `protects_leader`: rule 9.
@@ -53,12 +54,17 @@ class Room(NamedTuple):
     place: Callable[[Request], tuple[Any, ...]] | None = None
     headroom: int = 0
 
+    @property
+    def roomy(self) -> int:
+        """What one request alone may need."""
+        return self.total - self.watermark
+
 
 def choose_target(
     order: Sequence[Request],
     residents: Collection[Request],
     shielded: Sequence[Request],
-    room: Room,
+    bounds: Bounds,
 ) -> Target:
     """Choose over the live requests, in order, and those of them that hold device blocks.
 
@@ -66,72 +72,64 @@ def choose_target(
     hysteresis protects. Pure: reads requests, changes nothing. Costs one look at each request down
     to the head of the line.
     """
-    size = room.block_size
-    total = room.total
-    roomy = total - room.watermark
-    entry = min(roomy, total - room.headroom) if room.headroom else roomy
-    place = room.place or _rank
-    leader = leader_of(order) if room.protects_leader else None
+    size, watermark, roomy = bounds.block_size, bounds.watermark, bounds.roomy
+    entry = max(watermark, bounds.headroom)
+    place = bounds.place or _rank
+    leader = leader_of(order) if bounds.protects_leader else None
     protected = _with_leader(leader, shielded)
     inside = set(protected)
     incoming: list[Request] = []
     never: list[Request] = []
-    used = 0
-    once = None if room.sharing is None else _Once(room.sharing)
+    room = Room(bounds.total, bounds.max_num_seqs)
+    once = None if bounds.sharing is None else _Once(bounds.sharing)
     for request in protected:
-        need = request.num_tokens // size + 1
-        if need > roomy and _is_hopeless(request, room):
+        need = blocks_needed(request, size)
+        if need > roomy and _is_hopeless(request, bounds):
             never.append(request)
-        used += max(need, request.device_blocks)
+        need = max(need, request.device_blocks)
         if once is not None:
-            used -= once.counted(request)
+            need -= once.counted(request)
             once.count(request)
+        room.take(need)
         if request.state is _WAITING:
             incoming.append(request)
-    free_seats = room.max_num_seqs - len(protected)
     newcomers = 0
     head_of_line: Request | None = None
     enter = inside.add
     for request in order:
         if request in inside:
             continue
-        need = request.num_tokens // size + 1
-        if need > roomy and _is_hopeless(request, room):
+        need = request.num_tokens // size + 1  # blocks_needed, for nearly all that are live
+        if need > roomy and _is_hopeless(request, bounds):
             never.append(request)
             continue
-        if once is not None:
-            used -= once.counted(request)
-        if request.state is _RUNNING:  # first, since nearly all that fit are
-            if used + need > (roomy if newcomers else total) or not free_seats:
-                head_of_line = request  # rule 5: nothing below it may take room
-                break
-        else:
+        is_new, floor = False, watermark if newcomers else 0
+        if request.state is not _RUNNING:  # nearly all that fit are running
             device = request.context.device
-            if device is not None:
+            is_new = device is None
+            if device is None:
+                floor = entry if inside else watermark
+            else:
                 need = max(need, len(device.blocks))
-            limit = roomy if newcomers or device is None else total
-            if device is None and inside:
-                limit = entry
-            if used + need > limit or not free_seats:
-                head_of_line = request
-                break
+        if once is not None:
+            need -= once.counted(request)
+        if not room.fits(need, floor):
+            head_of_line = request  # rule 5: nothing below it may take room
+            break
+        room.take(need)
+        if request.state is not _RUNNING:
             incoming.append(request)
-            newcomers += device is None
-        used += need
-        free_seats -= 1
+            newcomers += is_new
         enter(request)
         if once is not None:
             once.count(request)
-    short = _shortfall(incoming, newcomers, room)
-    seats_short = len(residents) + newcomers - room.max_num_seqs
+    coming = _room_for(incoming, len(residents), newcomers, bounds)
     victims: list[Request] = []
-    if short > 0 or seats_short > 0:
-        gains = _Gains(room.block_size)
-        if room.sharing is not None:
-            gains = _SharedGains(room.block_size, room.sharing, incoming)
-        victims = _choose_victims(
-            residents, inside, leader, protected, short, seats_short, room, gains
-        )
+    if coming.is_short:
+        gains = _Gains(size)
+        if bounds.sharing is not None:
+            gains = _SharedGains(size, bounds.sharing, incoming)
+        victims = _choose_victims(residents, inside, leader, protected, coming, bounds, gains)
         incoming = [request for request in incoming if request not in victims]
     incoming += _holders(residents, inside, victims, size)
     if len(incoming) > 1:
@@ -155,25 +153,27 @@ def _with_leader(leader: Request | None, shielded: Sequence[Request]) -> list[Re
     return [leader, *(other for other in shielded if other is not leader)]
 
 
-def _is_hopeless(request: Request, room: Room) -> bool:
+def _is_hopeless(request: Request, bounds: Bounds) -> bool:
     """Cannot fit even alone, or has grown out of the device (rule 11)."""
     if request.state is _RUNNING:
-        return -(-request.num_tokens // room.block_size) > room.total
+        return -(-request.num_tokens // bounds.block_size) > bounds.total
     return request.state is not _LOADING
 
 
-def _shortfall(incoming: Sequence[Request], newcomers: int, room: Room) -> int:
-    """Blocks that free and pending room do not cover (rule 3)."""
-    wanted = room.growth + (room.watermark if newcomers else 0)
-    sharing = room.sharing
+def _room_for(incoming: Sequence[Request], residents: int, newcomers: int, bounds: Bounds) -> Room:
+    """What is left of free and coming room once they have come and the batch has grown (rule 3)."""
+    room = Room(
+        bounds.coming - bounds.growth - (bounds.watermark if newcomers else 0),
+        bounds.max_num_seqs - residents - newcomers,
+    )
+    sharing = bounds.sharing
     taken: dict[SharedBlock, None] = {}
     for request in incoming:
-        more = request.num_tokens // room.block_size + 1 - request.device_blocks
+        more = blocks_needed(request, bounds.block_size) - request.device_blocks
         if sharing is not None:
             more -= sharing.blocks_that_stay(request.context, taken)
-        if more > 0:
-            wanted += more
-    return wanted - room.coming
+        room.blocks -= max(0, more)
+    return room
 
 
 def _choose_victims(
@@ -181,34 +181,32 @@ def _choose_victims(
     inside: set[Request],
     leader: Request | None,
     protected: Sequence[Request],
-    short: int,
-    seats_short: int,
     room: Room,
+    bounds: Bounds,
     gains: _Gains,
 ) -> list[Request]:
-    """The last in order outside the target, until the whole shortfall is covered (rule 4)."""
+    """The last in order outside the target, until nothing is short (rule 4)."""
+    place = bounds.place or _rank
     outside = [request for request in residents if request not in inside]
-    place = room.place or _rank
     outside.sort(key=place, reverse=True)
     victims: list[Request] = []
-    gained = 0
+    before = room.blocks
     for request in outside:
         victims.append(request)
-        gained += gains.of(request)
-        seats_short -= 1
-        if gained >= short and seats_short <= 0:
+        room.give(gains.of(request))
+        if not room.is_short:
             return victims
     # Only shields and loads can have overfilled the device. They give way to growth and to the
     # leader, who must always be able to finish.
-    short = room.growth - room.coming - gained
+    room = Room(bounds.coming + room.blocks - before - bounds.growth, 0)
     if leader is not None and leader.state is _WAITING:
-        short += max(0, leader.num_tokens // room.block_size + 1 - leader.device_blocks)
+        room.blocks -= blocks_missing(leader, bounds.block_size)
     for request in sorted(protected, key=place, reverse=True):
-        if short <= 0:
+        if not room.is_short:
             break
         if request.state is not _LOADING and request is not leader:
             victims.append(request)
-            short -= gains.of(request)
+            room.give(gains.of(request))
     return victims
 
 

@@ -18,6 +18,7 @@ from collections import deque
 
 from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft, PrefillShape
+from policy.engines.room import Room
 from policy.engines.swapping import Parts, SwapEngine
 from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import Plan, PreemptionMode
@@ -97,7 +98,7 @@ class ReleaseEngine(SwapEngine):
         desk, swaps = self.desk, self.swaps
         settings = swaps.settings
         shape = PrefillShape(settings)
-        free = swaps.memory.device.num_free
+        room = Room(swaps.memory.device.num_free, settings.max_num_seqs - len(desk.running))
         admitted: list[Request] = []
         while self._waiting:
             request = self._waiting[0]
@@ -109,9 +110,7 @@ class ReleaseEngine(SwapEngine):
                 swaps.reject(request, why)
                 continue
             wanted = blocks - request.device_blocks
-            if free - wanted < desk.watermark:
-                break
-            if len(desk.running) + len(admitted) + 1 > settings.max_num_seqs:
+            if not room.fits(wanted, desk.watermark):
                 break
             context = request.context
             if swaps.memory.is_promised(context):
@@ -119,7 +118,7 @@ class ReleaseEngine(SwapEngine):
             if not shape.admits(tokens - max(context.device_tokens, context.host_tokens)):
                 break
             admitted.append(self._waiting.popleft())
-            free -= wanted
+            room.take(wanted)
         return admitted
 
     def _never(self, tokens: int, blocks: int) -> str | None:
@@ -197,8 +196,8 @@ class ReleaseEngine(SwapEngine):
         self._swapped.sort(key=_arrival)
         while self._swapped:
             request = self._swapped[0]
-            room = device.num_free - request.host_blocks - 1
-            if room < desk.watermark or len(desk.running) >= settings.max_num_seqs:
+            room = Room(device.num_free, settings.max_num_seqs - len(desk.running))
+            if not room.fits(request.host_blocks + 1, desk.watermark):
                 break
             del self._swapped[0]
             swaps.load(request, draft, waited=True)

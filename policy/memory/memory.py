@@ -39,6 +39,16 @@ class Memory:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_size)
 
+    @property
+    def num_coming(self) -> int:
+        """Device blocks that come back when copies in flight end."""
+        return self.pending_device + self.device.num_leaving
+
+    @property
+    def num_soon(self) -> int:
+        """Device blocks that are available, or coming."""
+        return self.device.num_available + self.num_coming
+
     # ------------------------------------------------------------------ device blocks
 
     def hold(self, context: Context, num_blocks: int, reserve: int) -> None:

@@ -19,7 +19,7 @@ import pytest
 import policy.engines.swapping
 from policy.choices.overlap import Adaptive
 from policy.engines.base import ALWAYS, Engine, Until
-from policy.engines.target import Room, Target, choose_target
+from policy.engines.target import Bounds, Target, choose_target
 from policy.memory.context import Context
 from policy.memory.memory import Memory
 from policy.orders.base import Key
@@ -126,11 +126,11 @@ def drip(
     order: Sequence[Request],
     residents: Collection[Request],
     shielded: Sequence[Request],
-    room: Room,
+    bounds: Bounds,
 ) -> Target:
     """The trap: one newcomer at a time, the next when it has got its room."""
     away = next((i for i, r in enumerate(order) if r.context.device is None), len(order))
-    return choose_target(order[: away + 1], residents, shielded, room)
+    return choose_target(order[: away + 1], residents, shielded, bounds)
 
 
 def test_m1_one_plan_nominates_every_victim_of_the_target() -> None:
@@ -268,11 +268,11 @@ def swapped_before_waiting(
     order: Sequence[Request],
     residents: Collection[Request],
     shielded: Sequence[Request],
-    room: Room,
+    bounds: Bounds,
 ) -> Target:
     """The release's queues, put under a priority order."""
     queues = sorted(order, key=lambda request: request.num_generated == 0)
-    return choose_target(queues, residents, shielded, room)
+    return choose_target(queues, residents, shielded, bounds)
 
 
 def test_m7_swapped_before_waiting_trades_first_tokens_for_steady_ones(

@@ -13,7 +13,7 @@ import pytest
 from policy.engines.draft import PrefillShape
 from policy.engines.ranked import RankedEngine
 from policy.engines.swaps import Swaps
-from policy.engines.target import Room, Target, choose_target
+from policy.engines.target import Bounds, Target, choose_target
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
 from policy.memory.context import Context, HostRole
@@ -623,13 +623,13 @@ def passes_over(
     order: Sequence[Request],
     residents: Collection[Request],
     shielded: Sequence[Request],
-    room: Room,
+    bounds: Bounds,
 ) -> Target:
     """The trap: whoever does not fit is skipped, and the next one takes the room."""
-    target = choose_target(order, residents, shielded, room)
+    target = choose_target(order, residents, shielded, bounds)
     while target.head_of_line is not None:
         order = [request for request in order if request is not target.head_of_line]
-        target = choose_target(order, residents, shielded, room)
+        target = choose_target(order, residents, shielded, bounds)
     return target
 
 

@@ -13,7 +13,7 @@ import pytest
 import policy.engines.ranked
 from policy.engines.ranked import RankedEngine
 from policy.engines.swaps import Swaps
-from policy.engines.target import Room, Target, choose_target
+from policy.engines.target import Bounds, Target, choose_target
 from policy.errors import InvariantError, OutOfBlocks, ProgressError
 from policy.integrity import check_integrity
 from policy.memory.ledger import Ledger
@@ -38,7 +38,7 @@ from tests.helpers.shadow import Turn, serve
 from tests.helpers.small import scheduler, variant
 from tests.helpers.watchdog import NoProgress
 
-Choose = Callable[[Sequence[Request], Any, Sequence[Request], Room], Target]
+Choose = Callable[[Sequence[Request], Any, Sequence[Request], Bounds], Target]
 
 
 def let_choose(monkeypatch: pytest.MonkeyPatch, choose: Choose) -> None:
@@ -232,9 +232,9 @@ def test_d5_a_victim_whose_blocks_are_still_coming_back_is_the_only_one() -> Non
 def test_d5_counting_free_room_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     made = scheduler(ASYNC, device_blocks=16)
 
-    def choose(order: Any, residents: Any, shielded: Any, room: Room) -> Target:
+    def choose(order: Any, residents: Any, shielded: Any, bounds: Bounds) -> Target:
         free = memory_of(made).device.num_available
-        return choose_target(order, residents, shielded, room._replace(coming=free))
+        return choose_target(order, residents, shielded, bounds._replace(coming=free))
 
     let_choose(monkeypatch, choose)
     assert [name for name, _ in line_of_victims(made).preempted] == ["low2", "low1"]
