@@ -166,8 +166,8 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
         "format": "fastswitch-run/1",
         "machine": "simulated",
         "scenario": setup.scenario.name,
-        "system": scheduler.system.name,
-        "switches": scheduler.system.switches(),
+        "system": setup.system.name,
+        "switches": setup.system.switches(),
         "order": scheduler.order.name,
         "planner": planner_of(scheduler),
         "workload": {

@@ -78,7 +78,7 @@ def test_an_old_name_is_an_alias_where_the_release_does_not_know_the_order(
     said = [line for line in result.stderr.splitlines() if "0.3.3" in line]
     assert said == ["under markov, which vLLM 0.3.3 does not know: -keep is paged-keep"]
     summary = json.loads(result.stdout)
-    assert (summary["system"], summary["planner"]) == ("paged-keep", "rules")
+    assert (summary["system"], summary["planner"]) == ("vllm-0.3.3-keep", "rules")
 
 
 def test_compare_writes_everything_it_prints(scenario: Path, tmp_path: Path) -> None:

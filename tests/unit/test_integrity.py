@@ -454,7 +454,7 @@ def run_without_computing(swaps: Swaps, request: Request) -> None:
 
 
 def chunk_where_prompts_go_whole(swaps: Swaps, _request: Request) -> None:
-    swaps.system = variant("fastswitch", shape="prefill_only")
+    swaps.options = variant("fastswitch", shape="prefill_only").options
 
 
 @pytest.mark.parametrize(

@@ -376,4 +376,4 @@ def test_a_picker_draws_again_each_time_and_depends_on_nothing_else() -> None:
     first = [one(10) for _ in range(30)]
     assert first == [other(10) for _ in range(30)]
     assert set(first) <= set(range(10)) and len(set(first)) > 5
-    assert SYSTEMS["fastswitch"].allocator == "groups"
+    assert SYSTEMS["fastswitch"].options.allocator == "groups"
