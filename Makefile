@@ -51,8 +51,9 @@ test-full: check $(BIN)/test-full
 	  || { apt-get update --quiet && apt-get install --yes --quiet chromium; } \
 	  || echo 'Reports are not tested in a browser: no chromium here, and it could not be installed'
 	mkdir -p $(VLLM)
-	test -n "$$(ls $(VLLM))" || $(BIN)/python -m pip download --quiet --no-deps --dest $(VLLM) \
-	  --python-version 3.11 --only-binary=:all: vllm==0.3.3
+	for version in 0.3.3 0.33.0; do \
+	  test -n "$$(ls $(VLLM)/vllm-$$version-*.whl 2>/dev/null)" || $(BIN)/python -m pip download --quiet \
+	    --no-deps --dest $(VLLM) --python-version 3.11 --only-binary=:all: vllm==$$version || exit 1; done
 	if $(PYTHON312) -m venv --help >/dev/null 2>&1; then $(MAKE) $(OTHER)/test; \
 	  else echo 'Not tested on Python 3.12: $(PYTHON312) does not run; name one with PYTHON312=...'; fi
 	$(BIN)/coverage erase

@@ -112,6 +112,10 @@ class Desk:
         """Decoding requests whose next token needs a new block."""
         return self._growth[self.clock.count % self.settings.block_size]
 
+    def filling(self) -> dict[Request, None]:
+        """Decoding requests whose next token fills a block."""
+        return self._growth[(self.clock.count + 1) % self.settings.block_size]
+
     def standing_batch(self, *, by_id: bool = False) -> Batch | None:
         """The decode batch; the same object while its members and their order are the same.
 

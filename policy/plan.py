@@ -75,6 +75,10 @@ class Plan(NamedTuple):
     waiting_on: tuple[str, ...] = ()  # why nothing runs; never empty then
     wait_cost: int | None = None  # the adaptive rule's two sides, request-nanoseconds
     overlap_cost: int | None = None
+    #: Of engines that find KV by its name: who was admitted and how many tokens were found, and who
+    #: was preempted and how many it lost.
+    found: tuple[tuple[str, int], ...] = ()
+    lost: tuple[tuple[str, int], ...] = ()
 
     @property
     def runs(self) -> bool:

@@ -9,6 +9,7 @@ from policy.errors import IllegalMove
 
 if TYPE_CHECKING:
     from policy.memory.context import Context
+    from policy.views import BlockNames
 
 
 class RequestState(Enum):
@@ -102,6 +103,19 @@ class Holding(Protocol):
         """On the device, if only with no block yet."""
 
 
+class OwnNames:
+    """Of a request that repeats nobody's tokens, or does not know it."""
+
+    __slots__ = ("_request_id",)
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        """Its own."""
+        return self._request_id, index
+
+
 class Request:
     """A request and everything the scheduler knows of it. Only the scheduler changes it.
 
@@ -114,6 +128,8 @@ class Request:
         "_clock",
         "_tokens",
         "arrival_ns",
+        "block_names",
+        "block_names",
         "cached_tokens",
         "client_id",
         "context",
@@ -155,11 +171,13 @@ class Request:
         priority: int = 0,
         is_last_turn: bool = False,
         prefix_keys: tuple[int | str, ...] = (),
+        block_names: BlockNames | None = None,
     ) -> None:
         """`parent_prefix_tokens`: how much of the parent's context this prompt repeats; None: all.
         `is_last_turn`: the client has said that the conversation ends with it. `prefix_keys`: names
         of the prompt's full blocks (`Settings.prefix_block`); two prompts whose first n names are
-        equal have the same tokens there.
+        equal have the same tokens there. `block_names`: of the pool's blocks, generated ones too, for
+        engines that find KV by name; None: shared with nobody.
 
         A request without a session is one of its own, and a session is its own client when no
         client is named (design.md section 5, metrics).
@@ -175,6 +193,7 @@ class Request:
         self.priority = priority
         self.is_last_turn = is_last_turn
         self.prefix_keys = prefix_keys
+        self.block_names = block_names or OwnNames(request_id)
         self.state = RequestState.WAITING
         #: (key, arrival, id): the total order of rule 1. The key is the order policy's.
         self.rank: tuple[tuple[int | float, ...], int, str] = ((), arrival_ns, request_id)

@@ -23,6 +23,9 @@ class Settings:
     Backups (systems with a movement): at most `backup_blocks` under way; lazy ones come every `backup_every`
     steps, for the last in order that with free blocks hold `backup_depth` of the device. Proactive
     parking starts where less than `free_low` of the device is free and goes on up to `free_high`.
+    V1 admits nobody whose whole known sequence does not fit (`reserve_full_isl`), and gives a prompt at
+    most `long_prefill_token_threshold` tokens a step (0: no cap), or its equal share if that is more
+    (`_adaptive`).
     `prefix_block`: tokens that one of a request's `prefix_keys` names (systems that share prefixes).
     """
 
@@ -50,6 +53,9 @@ class Settings:
     backup_depth: float = 0.25
     free_low: float = 0.02
     free_high: float = 0.05
+    reserve_full_isl: bool = True
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -68,6 +74,7 @@ class Settings:
             ("token_quantum", 1),
             ("backup_every", 1),
             ("backup_blocks", 1),
+            ("long_prefill_token_threshold", 0),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")

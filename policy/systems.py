@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from policy.errors import ConfigError
 
 RELEASE = "vllm-0.3.3"
+V1 = "vllm-v1"
 #: What run.json and keys of results call the engines that they have always known.
 PLANNERS = {"ranked": "rules", RELEASE: "release"}
 
@@ -99,7 +100,7 @@ class System:
         threads = self.transport.threads
         if not 1 <= threads <= 64:
             raise ConfigError(f"system {self.name}: threads is {threads}, not 1 to 64")
-        for is_so, problem in _RELEASE if self.engine == RELEASE else _RANKED:
+        for is_so, problem in _REFUSALS.get(self.engine, _RANKED):
             if is_so(self.options):
                 movement = self.options.movement
                 raise ConfigError(f"system {self.name}: {problem.format(movement=movement)}")
@@ -120,6 +121,11 @@ class System:
     def shares_prefixes(self) -> bool:
         """It reads what the blocks of prompts are called."""
         return self.options.prefix_sharing
+
+    @property
+    def finds_by_name(self) -> bool:
+        """Its engine finds KV by the names of blocks, which requests must bring."""
+        return self.engine == V1 and self.options.prefix_sharing
 
     @property
     def is_chunked(self) -> bool:
@@ -189,9 +195,42 @@ _RELEASE: Refusals = (
     (lambda o: o.displacement != "order", "the release knows no rule of displacement"),
     (lambda o: o.prefix_sharing, "the release shares no prefixes"),
 )
+#: V1 has its own queues and memory: of these switches only prefix_sharing (its cache) says anything.
+_V1_OPTIONS: Refusals = (
+    (
+        lambda o: (
+            (o.between_turns, o.preemption, o.displacement, o.shape)
+            != ("drop", "recompute", "never", "chunked")
+        ),
+        "vLLM V1 drops what turns leave, recomputes, displaces nobody and runs chunks beside decodes",
+    ),
+    (
+        lambda o: (
+            (o.allocator, o.overlap, o.reuse, o.movement, o.host_eviction, o.contamination)
+            != ("paged", "sync", False, "none", "priority", "whole")
+        ),
+        "vLLM V1 keeps pages by name and copies nothing",
+    ),
+    (
+        lambda o: not (o.protects_leader and o.caps_parkings),
+        "vLLM V1 knows no rules 9 and 10 that could be switched off",
+    ),
+)
+_REFUSALS = {RELEASE: _RELEASE, V1: _V1_OPTIONS}
 
 
 _PAGED_KEEP = System("paged-keep")
+_V1 = System(
+    V1,
+    V1,
+    SwapOptions(
+        between_turns="drop",
+        preemption="recompute",
+        displacement="never",
+        shape="chunked",
+        prefix_sharing=True,
+    ),
+)
 _GROUPS = _PAGED_KEEP.but("+groups", allocator="groups", submission="merged")
 _REUSE = _GROUPS.but("+reuse", reuse=True)
 _ASYNC = _GROUPS.but("+async", dispatch="worker_threads", overlap="adaptive")
@@ -203,6 +242,7 @@ SYSTEMS: dict[str, System] = {
         System(RELEASE, RELEASE).but(between_turns="drop"),
         System("vllm-0.3.3-keep", RELEASE),
         System("vllm-0.3.3-recompute", RELEASE).but(between_turns="drop", preemption="recompute"),
+        _V1,
         _PAGED_KEEP.but("+batched", submission="batched"),
         _PAGED_KEEP.but("+block-major", layout="block_major"),
         _GROUPS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 
@@ -54,6 +54,13 @@ class RequestView(Protocol):
     @property
     def rank(self) -> tuple[tuple[int | float, ...], int, str]:
         """(key, arrival, id), the total order at the last refresh of keys."""
+
+
+class BlockNames(Protocol):
+    """What a request's blocks are called. Equal names mean equal tokens, and all before them alike."""
+
+    def __getitem__(self, index: int, /) -> Hashable:
+        """Of the block at `index`, whose tokens are known."""
 
 
 class HostCopy(Protocol):

@@ -18,14 +18,16 @@ from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import CopyResult, Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
+from policy.views import BlockNames
 from realrun.journal import Journal
 from realrun.prompts import Prompts
 from realrun.runner import Runner, Work
 from realrun.swap import SwapManager
 from runs.recorder import Recorder
 from runs.recording import IntTable
-from runs.serving import make_request, output_target, unservable
+from runs.serving import longest_context, make_request, output_target, unservable
 from runs.turns import NEVER, Arrival, TurnDriver
+from traces.block_names import TokenNames
 from traces.prefixes import keys_from_tokens
 from traces.workload import Turn
 
@@ -190,7 +192,7 @@ class Engine:
         stall = self._clock() - start
         work = self._work(plan)
         if work:
-            self._compute(work)
+            self._compute(work, 0 if plan.batch is None else len(plan.batch.decode))
         end = self._clock()
         finished = self._fold(plan, lost, step, end)
         if plan.is_numbered:
@@ -216,8 +218,9 @@ class Engine:
                 found.append((request_id, Work(tokens[-1:], len(tokens) - 1, table)))
         return found
 
-    def _compute(self, work: list[tuple[str, Work]]) -> None:
-        """Run the step and append everybody's next token; behind a chunk of a prompt there is none."""
+    def _compute(self, work: list[tuple[str, Work]], decoding: int) -> None:
+        """Run the step and append everybody's next token; behind a chunk of a prompt there is none. The
+        last `decoding` of `work` decode."""
         size = self.scheduler.settings.block_size
         self.swap.guard.check_compute(
             one.table[position // size]
@@ -226,11 +229,11 @@ class Engine:
         )
         todo = [one for _, one in work]
         if self._sample is None:
-            tokens = self.runner.greedy_step(todo)
+            tokens = self.runner.greedy_step(todo, decoding)
         else:
             names = [name for name, _ in work]
             positions = [one.past + len(one.tokens) for one in todo]
-            tokens = self._sample(self.runner.step(todo), names, positions)
+            tokens = self._sample(self.runner.step(todo, decoding), names, positions)
         for (name, one), token in zip(work, tokens, strict=True):
             known = self._served[name].tokens
             if one.past + len(one.tokens) == len(known):
@@ -351,12 +354,18 @@ class Engine:
         turn = replace(turn, input_tokens=len(tokens))
         settings = self.scheduler.settings
         keys: tuple[int, ...] = ()
-        if self.scheduler.system.shares_prefixes:
+        names: BlockNames | None = None
+        if self.scheduler.system.finds_by_name:
+            names = TokenNames(tokens, settings.block_size)
+        elif self.scheduler.system.shares_prefixes:
             keys = keys_from_tokens(tokens, settings.prefix_block or settings.block_size)
         request = make_request(
-            arrival._replace(turn=turn), last_turn_known=self._last_turn_known, prefix_keys=keys
+            arrival._replace(turn=turn),
+            last_turn_known=self._last_turn_known,
+            prefix_keys=keys,
+            block_names=names,
         )
-        target = output_target(turn, settings.max_model_len)
+        target = output_target(turn, longest_context(settings, self.scheduler.system))
         return Served(turn, arrival.arrival_ns, request, target, tokens)
 
     def _cancel(self, now: int) -> None:

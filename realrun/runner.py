@@ -47,7 +47,7 @@ class Runner:
         if capture is not None and not deterministic and not eager:
             self.graphs = DecodeGraphs(decoder, tier, capture, kernels=self._kernels)
 
-    def greedy_step(self, work: Sequence[Work]) -> list[int]:
+    def greedy_step(self, work: Sequence[Work], decoding: int = 0) -> list[int]:
         """The likeliest next token of each segment, of equals the one with the lowest id.
 
         By a graph where there is one for the step: every segment a single token, the batch and its
@@ -57,28 +57,24 @@ class Runner:
             tokens = self.graphs.step(work)
             if tokens is not None:
                 return tokens
-        found: list[int] = greedy(self.step(work)).tolist()
+        found: list[int] = greedy(self.step(work, decoding)).tolist()
         return found
 
-    def step(self, work: Sequence[Work]) -> torch.Tensor:
+    def step(self, work: Sequence[Work], decoding: int = 0) -> torch.Tensor:
         """Logits of the last new token of each segment, `[len(work), vocab]`, fp32.
 
-        K and V of all new tokens are in their blocks afterwards.
+        K and V of all new tokens are in their blocks afterwards. The last `decoding` segments decode. A
+        segment may read what an earlier one writes, and a prompt what a decode does: blocks that are found
+        in the step that fills them (docs/vllm_v1.md R4). A layer stores all K and V before it attends;
+        where segments are computed apart, decodes come first and prompts in order.
         """
         if not self._deterministic:
             return self._forward(work, padded_to=0)
-        logits: dict[int, torch.Tensor] = {}
-        singles = []
-        for index, one in enumerate(work):
-            if len(one.tokens) > 1:
-                logits[index] = self._in_chunks(one)[0]
-            else:
-                singles.append(index)
-        for first in range(0, len(singles), FIXED_ROWS):
-            rows = singles[first : first + FIXED_ROWS]
-            found = self._forward([work[index] for index in rows], FIXED_ROWS)
-            logits.update(zip(rows, found, strict=True))
-        return torch.stack([logits[index] for index in range(len(work))])
+        logits: list[torch.Tensor] = []
+        for first in range(len(work) - decoding, len(work), FIXED_ROWS):
+            logits.extend(self._forward(work[first : first + FIXED_ROWS], FIXED_ROWS))
+        prompts = [self._in_chunks(one)[0] for one in work[: len(work) - decoding]]
+        return torch.stack([*prompts, *logits])
 
     def _in_chunks(self, work: Work) -> torch.Tensor:
         """A prompt by itself, FIXED_ROWS tokens at a time."""

@@ -379,6 +379,8 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         "host_blocks": serving.settings.host_blocks,
         "block_size": serving.settings.block_size,
         "max_model_len": serving.settings.max_model_len,
+        "max_num_batched_tokens": serving.settings.max_num_batched_tokens,
+        "max_num_seqs": serving.settings.max_num_seqs,
         "priority_updates": engine.scheduler.num_updates,
         **engine.scheduler.engine.facts(),
         "link_bytes_per_s": rates,

@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple, Self
 from policy.plan import Batch, Direction, Plan, PreemptionMode
 from policy.request import Request
 from runs.recording import SCHEMAS, IntTable, Recording, Table
+from traces.block_names import TokenNames
 from traces.workload import Turn
 
 _BILLION = 1_000_000_000
@@ -261,7 +262,9 @@ class Recorder:
 
     def _note_links(self, request: Request) -> None:
         """What the workload as a whole said of a turn, of which only the rows served are kept."""
-        if request.parent_id is not None or request.is_last_turn or request.prefix_keys:
+        names = request.block_names
+        named = isinstance(names, TokenNames)
+        if request.parent_id is not None or request.is_last_turn or request.prefix_keys or named:
             assert self._notes is not None
             links: dict[str, Any] = {
                 "request": request.request_id,
@@ -270,6 +273,8 @@ class Recorder:
             }
             if request.prefix_keys:
                 links["keys"] = request.prefix_keys
+            if isinstance(names, TokenNames):
+                links["names"] = names.known()
             self._notes.write(links)
 
     def copied(self, copy: CopyRecord, seen_step: int) -> None:
@@ -329,8 +334,19 @@ def decision_line(
         f'"decode":{decode},"swap_out":{_compact(_preempted(plan, PreemptionMode.SWAP))},'
         f'"swap_in":{_compact(_loaded(plan))},'
         f'"recompute":{_compact(_preempted(plan, PreemptionMode.RECOMPUTE))},'
-        f'"reject":{_compact([list(r) for r in plan.reject])},'
+        f'"reject":{_compact([list(r) for r in plan.reject])},{_by_name(plan)}'
         f'"free_device_blocks":{free[0]},"free_host_blocks":{free[1]}}}'
+    )
+
+
+def _by_name(plan: Plan) -> str:
+    """What only engines that find KV by its name have: tokens found by who was admitted, and lost by
+    who was preempted."""
+    if not plan.found and not plan.lost:
+        return ""
+    return (
+        f'"found":{_compact([list(f) for f in plan.found])},'
+        f'"lost":{_compact([list(f) for f in plan.lost])},'
     )
 
 

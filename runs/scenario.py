@@ -49,24 +49,29 @@ class PrioritySpec(Section):
 
 
 class PoolSpec(Section):
-    """Block pools. Sizes default to what the profile's memory holds."""
+    """Block pools. Sizes default to what the profile's memory holds, `watermark` to vLLM 0.3.3's 0.01, and
+    to 0 where the engine is V1, as there."""
 
     device_blocks: Positive | None = None
     host_blocks: Count | None = None
     block_size: Positive = 16
-    watermark: Share = 0.01
+    watermark: Share | None = None
     aging: Literal["none", "churn", "shuffle"] = "churn"
 
 
 class LimitSpec(Section):
-    """vLLM 0.3.3's limits. `max_model_len` defaults to the model's, `max_num_batched_tokens` to
-    max(max_model_len, 2048) as in that release, and to 2048 as in vLLM V1 where the system's steps are
-    chunked."""
+    """vLLM's limits. `max_model_len` defaults to the model's, `max_num_seqs` to 256 and
+    `max_num_batched_tokens` to max(max_model_len, 2048) as in vLLM 0.3.3, or 2048 where the system's steps
+    are chunked. Where the engine is V1 both are what that release takes for the machine's memory. The last
+    three are V1's alone, under its names."""
 
-    max_num_seqs: Positive = 256
+    max_num_seqs: Positive | None = None
     max_num_batched_tokens: Positive | None = None
     max_paddings: Count = 256
     max_model_len: Positive | None = None
+    scheduler_reserve_full_isl: bool = True
+    long_prefill_token_threshold: Count = 0
+    long_prefill_token_threshold_adaptive: bool = False
 
 
 class GroupSpec(Section):

@@ -19,7 +19,8 @@ from policy.pools.catalog import picker
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.settings import Settings
-from policy.systems import PLANNERS, System, served_under
+from policy.systems import PLANNERS, V1, System, served_under
+from policy.views import BlockNames
 from runs.scenario import Scenario
 from runs.turns import Arrival, TurnDriver
 from traces.randomness import Streams
@@ -28,8 +29,10 @@ from traces.workload import Turn, Workload, repeats_all
 #: Checks: none, the cheap counts after every step (a full sweep every FULL_EVERY), or all always.
 CHECKS = ("off", "counts", "full")
 FULL_EVERY = 4096
-#: `max_num_batched_tokens` of chunked steps where the scenario is silent: vLLM V1's default.
+#: `max_num_batched_tokens` of chunked steps where the scenario is silent, and `max_num_seqs`.
 CHUNKED_TOKENS = 2048
+SEATS = 256
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -43,25 +46,44 @@ class Serving:
     workload: Workload
 
 
+def v1_limits(device_bytes: float, machine: str) -> tuple[int, int]:
+    """`max_num_batched_tokens` and `max_num_seqs` that vLLM 0.33.0's server takes for a device
+    (`EngineArgs.get_batch_defaults`)."""
+    if device_bytes >= 160 * _GIB:
+        return 16384, 1024
+    if device_bytes >= 70 * _GIB and "a100" not in machine.lower():
+        return 8192, 1024
+    return CHUNKED_TOKENS, SEATS
+
+
 def settings_for(
-    scenario: Scenario, *, device_blocks: int, host_blocks: int, max_model_len: int
+    scenario: Scenario,
+    *,
+    device_blocks: int,
+    host_blocks: int,
+    max_model_len: int,
+    v1: tuple[int, int] = (CHUNKED_TOKENS, SEATS),
 ) -> Settings:
-    """Pool sizes and limits; the machine's where the scenario is silent. Raises ConfigError."""
+    """Pool sizes and limits; the machine's where the scenario is silent, `v1` where the engine is V1.
+    Raises ConfigError."""
     pool, limits = scenario.pool, scenario.limits
     device = pool.device_blocks or device_blocks
     if device < 1:
         raise ConfigError("pool.device_blocks: the device has no room for KV blocks")
     length = limits.max_model_len or max_model_len
-    step_tokens = CHUNKED_TOKENS
-    if not scenario.resolve_system().is_chunked:
+    system = scenario.resolve_system()
+    step_tokens, seats, watermark = CHUNKED_TOKENS, SEATS, 0.01
+    if system.engine == V1:
+        (step_tokens, seats), watermark = v1, 0.0
+    elif not system.is_chunked:
         step_tokens = max(length, 2048)
     steps, nanoseconds = scenario.update_period()
     return Settings(
         device_blocks=device,
         host_blocks=pool.host_blocks if pool.host_blocks is not None else host_blocks,
         block_size=pool.block_size,
-        watermark=pool.watermark,
-        max_num_seqs=limits.max_num_seqs,
+        watermark=watermark if pool.watermark is None else pool.watermark,
+        max_num_seqs=limits.max_num_seqs or seats,
         max_num_batched_tokens=limits.max_num_batched_tokens or step_tokens,
         max_paddings=limits.max_paddings,
         max_model_len=length,
@@ -79,6 +101,9 @@ def settings_for(
         backup_depth=scenario.movement.depth,
         free_low=scenario.movement.low,
         free_high=scenario.movement.high,
+        reserve_full_isl=limits.scheduler_reserve_full_isl,
+        long_prefill_token_threshold=limits.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=limits.long_prefill_token_threshold_adaptive,
     )
 
 
@@ -172,14 +197,22 @@ def unservable(turn: Turn) -> str | None:
     return None
 
 
-def output_target(turn: Turn, max_model_len: int) -> int:
-    """Output tokens until the turn is done; a context stops one past `max_model_len`, as vLLM
-    0.3.3's `_check_stop` does."""
-    return min(turn.output_tokens, max(1, max_model_len + 1 - turn.input_tokens))
+def output_target(turn: Turn, longest: int) -> int:
+    """Output tokens until the turn is done, in a context of at most `longest` tokens."""
+    return min(turn.output_tokens, max(1, longest - turn.input_tokens))
+
+
+def longest_context(settings: Settings, system: System) -> int:
+    """Tokens at which a context stops: V1 at `max_model_len`, vLLM 0.3.3 (`_check_stop`) one later."""
+    return settings.max_model_len + (system.engine != V1)
 
 
 def make_request(
-    arrival: Arrival, *, last_turn_known: bool, prefix_keys: tuple[int | str, ...] = ()
+    arrival: Arrival,
+    *,
+    last_turn_known: bool,
+    prefix_keys: tuple[int | str, ...] = (),
+    block_names: BlockNames | None = None,
 ) -> Request:
     """What the scheduler may know of a turn."""
     turn = arrival.turn
@@ -195,4 +228,5 @@ def make_request(
         priority=turn.priority,
         is_last_turn=arrival.is_last and last_turn_known,
         prefix_keys=prefix_keys,
+        block_names=block_names,
     )

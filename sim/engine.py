@@ -15,9 +15,10 @@ import simpy
 from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.scheduler import Scheduler
+from runs.lineages import Names, no_names
 from runs.recorder import Recorder
 from runs.recording import IntTable
-from runs.serving import make_request, output_target, unservable
+from runs.serving import longest_context, make_request, output_target, unservable
 from runs.turns import NEVER, TurnDriver
 from sim.clock import Clock
 from sim.device import Device, Served
@@ -91,6 +92,7 @@ class Engine:
         submits_itself: bool,
         last_turn_known: bool,
         keys: Keys = no_keys,
+        names: Names = no_names,
         check: Callable[[Scheduler], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -105,6 +107,8 @@ class Engine:
         self._submits_itself = submits_itself
         self._last_turn_known = last_turn_known
         self._keys = keys
+        self._names = names
+        self._longest = longest_context(scheduler.settings, scheduler.system)
         self._check = check
         self._progress = progress
         self._cancels: list[tuple[int, str]] = []
@@ -297,12 +301,13 @@ class Engine:
                 arrival,
                 last_turn_known=self._last_turn_known,
                 prefix_keys=self._keys(arrival.turn),
+                block_names=self._names(arrival),
             )
             served = Served(
                 arrival.turn,
                 arrival.arrival_ns,
                 request,
-                output_target(arrival.turn, self.scheduler.settings.max_model_len),
+                output_target(arrival.turn, self._longest),
             )
             self.device.served[arrival.request_id] = served
             if why is not None:

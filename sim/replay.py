@@ -18,10 +18,11 @@ import simpy
 from policy.errors import ConfigError, InputError, InvariantError, ProgressError
 from policy.plan import Batch, Copy, Plan
 from policy.scheduler import Scheduler
+from runs.lineages import Names, names_for
 from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario
-from runs.serving import Serving, make_scheduler, settings_for
+from runs.serving import CHUNKED_TOKENS, SEATS, Serving, make_scheduler, settings_for
 from runs.turns import NEVER, Arrival, TurnDriver
 from runs.user_order import OrderLike, user_order
 from sim.clock import Clock
@@ -70,6 +71,10 @@ def replay(recording: Recording, scenario: Scenario, order: OrderLike | None = N
             f" {scheduler.order.name}; name a user's own with --order"
         )
     copies = _copies(recording)
+
+    def keys(turn: Turn) -> tuple[int | str, ...]:
+        return notes.keys.get(turn.request_id, ())
+
     return _Replay(
         scheduler,
         RecordedTurns(_turns(recording, notes), notes.last),
@@ -77,7 +82,8 @@ def replay(recording: Recording, scenario: Scenario, order: OrderLike | None = N
         copies,
         recording,
         last_turn_known=scenario.last_turn_known,
-        keys=lambda turn: notes.keys.get(turn.request_id, ()),
+        keys=keys,
+        names=_names(serving, keys, notes),
     ).run()
 
 
@@ -126,6 +132,7 @@ class _Notes:
         self.parents: dict[str, str | None] = {}
         self.last: set[str] = set()
         self.keys: dict[str, tuple[int | str, ...]] = {}  # of those that have any
+        self.names: dict[str, list[int]] = {}  # of blocks, where the run named them by their tokens
         self.unnumbered: list[tuple[int, int, int]] = []  # before which step, now_ns, copies seen
         for number, line in enumerate(recording.replay_lines(), start=1):
             try:
@@ -141,6 +148,8 @@ class _Notes:
             self.parents[row["request"]] = row["parent"]
             if row["last"]:
                 self.last.add(row["request"])
+            if "names" in row:
+                self.names[row["request"]] = [int(name) for name in row["names"]]
             if "keys" in row:
                 self.keys[row["request"]] = tuple(
                     key if isinstance(key, str) else int(key) for key in row["keys"]
@@ -160,7 +169,11 @@ def _serving(recording: Recording, scenario: Scenario, notes: _Notes) -> Serving
         sizes[name] = size
     if scenario.pool.aging == "churn" and not notes.aging and _rows(recording, "workload"):
         raise InputError("replay.jsonl: does not say which lengths the pools were aged with")
-    settings = settings_for(scenario, **sizes)
+    limits = tuple(
+        int(recording.summary.get(name, default))
+        for name, default in (("max_num_batched_tokens", CHUNKED_TOKENS), ("max_num_seqs", SEATS))
+    )
+    settings = settings_for(scenario, **sizes, v1=(limits[0], limits[1]))
     prefixes = recording.summary.get("prefixes")
     if prefixes is not None:
         settings = replace(settings, prefix_block=prefixes["block_tokens"])
@@ -174,6 +187,12 @@ def _serving(recording: Recording, scenario: Scenario, notes: _Notes) -> Serving
         Streams(scenario.seed, scenario.run),
         lengths,
     )
+
+
+def _names(serving: Serving, keys: Keys, notes: _Notes) -> Names:
+    """The names of blocks: as written down, or by descent as in the simulation that was recorded."""
+    by_descent = names_for(serving.system, serving.settings, keys)
+    return lambda arrival: notes.names.get(arrival.request_id) or by_descent(arrival)
 
 
 def _rows(recording: Recording, name: str, *columns: str) -> list[dict[str, Any]]:
@@ -440,6 +459,7 @@ class _Replay(Recorder):
         *,
         last_turn_known: bool,
         keys: Keys,
+        names: Names,
     ) -> None:
         super().__init__(decisions=True)
         self._steps = _forget
@@ -461,6 +481,7 @@ class _Replay(Recorder):
             submits_itself=False,  # what that took is in the recorded times
             last_turn_known=last_turn_known,
             keys=keys,
+            names=names,
             check=self._checked,
         )
 

@@ -13,6 +13,7 @@ from calibrate import profile as profiles
 from calibrate.profile import Profile
 from policy.scheduler import Scheduler
 from runs import recording
+from runs.lineages import names_for
 from runs.metrics.summary import summarise
 from runs.provenance import provenance
 from runs.recorder import Recorder
@@ -26,6 +27,7 @@ from runs.serving import (
     make_scheduler,
     planner_of,
     settings_for,
+    v1_limits,
 )
 from runs.turns import TurnDriver
 from runs.user_order import OrderLike, UserOrder, user_order
@@ -60,6 +62,7 @@ def prepare(scenario: Scenario, profile: Profile | None = None) -> Setup:
         device_blocks=profile.device_blocks(scenario.pool.block_size),
         host_blocks=profile.host_blocks(scenario.pool.block_size),
         max_model_len=profile.model.max_model_len,
+        v1=v1_limits(profile.memory.device_bytes.value, profile.machine),
     )
     system = scenario.resolve_system()
     workload = open_workload(scenario.workload, streams)
@@ -139,6 +142,7 @@ def make_engine(
     """The engine of a scenario with its machine, ready to run."""
     env = Clock()
     system = setup.system
+    keys = keys_from_ids(setup.workload.header, system)
     copies = CopyCosts(setup.profile, system, setup.settings.block_size)
     workers = system.transport.workers
     link = HostLink(env, copies, worker_threads=workers)
@@ -152,7 +156,8 @@ def make_engine(
         recorder,
         submits_itself=workers is None,
         last_turn_known=setup.scenario.last_turn_known,
-        keys=keys_from_ids(setup.workload.header, system),
+        keys=keys,
+        names=names_for(system, setup.settings, keys),
         check=checker(check),
         progress=progress,
     )
@@ -184,6 +189,8 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
         "host_blocks": setup.settings.host_blocks,
         "block_size": setup.settings.block_size,
         "max_model_len": setup.settings.max_model_len,
+        "max_num_batched_tokens": setup.settings.max_num_batched_tokens,
+        "max_num_seqs": setup.settings.max_num_seqs,
         "priority_updates": scheduler.num_updates,
         **scheduler.engine.facts(),
         "link_bytes_per_s": {

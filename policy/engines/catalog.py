@@ -11,15 +11,17 @@ from policy.engines.base import Engine
 from policy.engines.ranked import RankedEngine
 from policy.engines.swapping import Parts
 from policy.engines.vllm_033 import ReleaseEngine
+from policy.engines.vllm_v1 import V1Engine
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.settings import Settings
-from policy.systems import ALIASES, RELEASE, System
+from policy.systems import ALIASES, RELEASE, V1, System
 from policy.views import Draw
 
 ENGINES: dict[str, Callable[[Parts], Engine]] = {
     "ranked": RankedEngine,
     RELEASE: ReleaseEngine,
+    V1: V1Engine,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from policy.engines.v1_holdings import V1Holdings
 from policy.plan import Copy
 from policy.scheduler import Scheduler
 from realrun.engine import Engine
@@ -118,11 +119,10 @@ def run(
         finally:
             engine.swap.close()
             machine.close()
-    memory = memory_of(machine.scheduler)
     facts = {
         "order": machine.scheduler.order.name,
-        "device_blocks": memory.device.num_blocks,
-        "host_blocks": memory.host.num_blocks,
+        "device_blocks": machine.serving.settings.device_blocks,
+        "host_blocks": machine.serving.settings.host_blocks,
         "max_model_len": machine.serving.settings.max_model_len,
         "verdict": engine.verdict,
         "link_bytes_per_s": {"h2d": 1e9, "d2h": 1e9},
@@ -161,6 +161,11 @@ class Watch:
 
 def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
     """Blocks of either pool that hold KV or are a copy's."""
+    if isinstance(scheduler.engine, V1Holdings):
+        # A free block that has a name may be found again.
+        return set(range(scheduler.settings.device_blocks)) - set(
+            scheduler.engine.device.nameless
+        ), set()
     memory = memory_of(scheduler)
     contexts = [request.context for request in scheduler.desk.live.values()]
     contexts += memory.ledger.kept.values()

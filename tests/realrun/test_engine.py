@@ -74,7 +74,8 @@ def test_a_real_run_of_every_system_is_replayed_decision_for_decision(
     assert replay(found.recording, loaded).difference is None
     assert len(found.recording.decisions) > 20
     if priority == "random":
-        assert found.metrics["preemptions"] > 3
+        never = SYSTEMS[system].options.displacement == "never"
+        assert found.metrics["preemptions"] > (1 if never else 3)
 
 
 def test_a_changed_line_is_found(workload: Path) -> None:

@@ -10,12 +10,11 @@ from policy.errors import ConfigError
 from policy.systems import SYSTEMS
 from runs.scenario import Scenario, build
 from sim.simulate import simulate
-from tests.helpers.small import scheduler, settings
+from tests.helpers.small import settings
 from traces.prefixes import (
     keys_from_ids,
     keys_from_tokens,
     no_keys,
-    sharing_facts,
     with_prefix_block,
 )
 from traces.workload import Header, Turn
@@ -49,7 +48,6 @@ def test_a_system_that_does_not_share_is_told_nothing() -> None:
     assert with_prefix_block(settings(), PLAIN, GLOBAL) == settings()
     assert with_prefix_block(settings(), SHARING, Header()) == settings()
     assert with_prefix_block(settings(), SHARING, GLOBAL) == settings(prefix_block=8)
-    assert sharing_facts(scheduler("+groups")) == {}
 
 
 def test_blocks_of_tokens_are_called_by_what_they_hold() -> None:

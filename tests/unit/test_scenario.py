@@ -244,8 +244,8 @@ def test_what_is_not_said_has_its_default() -> None:
         0,
         0,
     )
-    assert (found.pool.block_size, found.pool.watermark, found.pool.aging) == (16, 0.01, "churn")
-    assert (found.limits.max_num_seqs, found.limits.max_paddings) == (256, 256)
+    assert (found.pool.block_size, found.pool.watermark, found.pool.aging) == (16, None, "churn")
+    assert (found.limits.max_num_seqs, found.limits.max_paddings) == (None, 256)
     assert found.resolve_system() is SYSTEMS["fastswitch"]
     assert found.order_settings() == OrderSettings()
     assert found.rates == RateSpec(

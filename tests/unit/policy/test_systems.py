@@ -72,7 +72,8 @@ def test_a_policy_is_one_switch(name: str, base: str, changed: dict[str, Any]) -
 def test_sharing_is_one_switch_and_in_no_system_whose_name_does_not_say_so() -> None:
     assert differences(SYSTEMS["+prefix"], System("plain")) == {"prefix_sharing": True}
     assert differences(SYSTEMS["fastswitch-prefix"], FASTSWITCH) == {"prefix_sharing": True}
-    sharing = [system.name for system in SYSTEMS.values() if system.options.prefix_sharing]
+    ranked = [system for system in SYSTEMS.values() if system.engine == "ranked"]
+    sharing = [system.name for system in ranked if system.options.prefix_sharing]
     assert sharing == ["+prefix", "fastswitch-prefix"]
 
 
@@ -233,3 +234,18 @@ def test_the_callers_mapping_is_left_alone() -> None:
 def test_a_mapping_that_means_nothing_is_refused(switches: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         custom_system(switches)
+
+
+@pytest.mark.parametrize(
+    ("switch", "problem"),
+    [
+        ({"preemption": "swap"}, "recomputes, displaces nobody"),
+        ({"reuse": True}, "keeps pages by name and copies nothing"),
+        ({"protects_leader": False}, "no rules 9 and 10"),
+    ],
+)
+def test_v1_has_its_own_queues_and_memory(switch: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        SYSTEMS["vllm-v1"].but(**switch)
+    assert SYSTEMS["vllm-v1"].finds_by_name
+    assert not SYSTEMS["vllm-v1"].but(prefix_sharing=False).finds_by_name
