@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, load, order_option, say_aliases, set_option
+from cli.options import heed, json_option, load, order_option, say_aliases, set_option
 from cli.progress import progress
 from policy.errors import ConfigError
 
@@ -58,11 +58,17 @@ def compare_command(
     if runs < 1:
         raise ConfigError(f"--seeds: {runs} is below 1")
     loaded, own = load(scenario, values, order)
+    if chosen := [pair for pair in values if pair.partition("=")[0].split(".")[0] == "system"]:
+        raise ConfigError(f"--set {chosen[0][:80]}: compare takes its systems from --systems")
+    names = [name.strip() for name in systems.split(",")] if systems else None
     from explore.studies import compare as module
     from explore.studies import output, tables
 
-    names = [name.strip() for name in systems.split(",")] if systems else None
     say_aliases(names or loaded.systems, loaded.order_name if own is None else own.name)
+    compared = [
+        loaded.model_copy(update={"system": name}) for name in module.names_of(loaded, names)
+    ]
+    heed(compared, values, order, own)
     total = None if until_precise else module.num_jobs(loaded, names, runs, study)
     with progress(total, "runs") as advance:
         found = module.compare(

@@ -100,6 +100,16 @@ def load(
     return read(scenario, settled), own
 
 
+def heed(
+    scenarios: list[Scenario], values: tuple[str, ...], order: str | None, own: UserOrder | None
+) -> None:
+    """Raise ConfigError for what `--set` or the scenario's file asks for and none of these runs reads."""
+    from runs.obeyed import refuse_unread
+
+    chosen = [pair.partition("=")[0] for pair in values] + ["order"] * (order is not None)
+    refuse_unread(scenarios, own_order=own is not None, chosen=chosen)
+
+
 def settings_of(
     values: tuple[str, ...], order: str | None
 ) -> tuple[dict[str, Any], UserOrder | None]:

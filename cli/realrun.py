@@ -11,6 +11,7 @@ import click
 
 from cli.options import (
     check_option,
+    heed,
     json_option,
     load,
     needing_torch,
@@ -78,6 +79,8 @@ def realrun_command(
     """
     loaded, own = load(scenario, values, order)
     say_aliases([str(loaded.system)], loaded.order_name if own is None else own.name)
+    if conversation is None:
+        heed([loaded], values, order, own)
     serve = needing_torch("realrun.serve")
     sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
     options = serve.Options(device, model, dtype, deterministic, sampling, conversation)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import check_option, json_option, load, order_option, say_aliases, set_option
+from cli.options import check_option, heed, json_option, load, order_option, say_aliases, set_option
 from cli.progress import progress
 from cli.show import show_run
 
@@ -42,6 +42,7 @@ def simulate_command(
     """
     loaded, own = load(scenario, values, order)
     say_aliases([str(loaded.system)], loaded.order_name if own is None else own.name)
+    heed([loaded], values, order, own)
     from sim.simulate import simulate as run
 
     with progress(None, "turns") as advance:

@@ -15,6 +15,7 @@ from policy.scheduler import Scheduler
 from runs import recording
 from runs.lineages import names_for
 from runs.metrics.summary import summarise
+from runs.obeyed import unread
 from runs.provenance import provenance
 from runs.recorder import Recorder
 from runs.recording import Recording
@@ -212,6 +213,9 @@ def _warnings(setup: Setup, scheduler: Scheduler, engine: Engine) -> list[str]:
     assumed of the workload."""
     valid, device = setup.profile.valid, engine.device
     found = setup.profile.warnings() + assumptions(setup.workload, engine.driver)
+    is_own = scheduler.order.name != setup.scenario.order_name
+    asked = unread(setup.scenario, own_order=is_own)
+    found.extend(f"{field}: {why}" for field, why in asked.items())
     prefixes = scheduler.engine.facts().get("prefixes")
     if prefixes is not None and not prefixes["looked_up_tokens"]:
         found.append("prefix_sharing: no prompt has hash_ids of full blocks, so nothing was shared")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from policy.errors import ConfigError
 from traces.generators.catalog import arrivals_of, make_generator, priorities_of, think_of
 from traces.randomness import Streams
 from traces.readers.catalog import read_workload
-from traces.shaping.compose import with_priorities, with_times
+from traces.shaping.compose import begins, with_priorities, with_times
+from traces.strict import shown_path
 from traces.workload import Workload
 from traces.workload_spec import ArrivalSpec, WorkloadSpec
 
@@ -18,6 +20,7 @@ def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
     if spec.file is None:
         return make_generator(spec).workload(streams)
     workload = read_workload(Path(spec.file), spec.format, spec.aids())
+    _refuse_times_of_open(spec, workload)
     arrivals = think = None
     if spec.rate is not None:
         arrivals = arrivals_of(spec.arrivals or ArrivalSpec(), spec.rate)
@@ -31,3 +34,34 @@ def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
         header = replace(workload.header, priority_process=spec.priority_process)
         workload = Workload(header, workload.source)
     return workload
+
+
+def _refuse_times_of_open(spec: WorkloadSpec, workload: Workload) -> None:
+    """Raise ConfigError for a law of times where every turn has an arrival of its own."""
+    if workload.header.timing != "open":
+        return
+    for name in ("rate", "think"):
+        if getattr(spec, name) is not None:
+            raise ConfigError(
+                f"workload.{name}: {shown_path(Path(str(spec.file)))} has arrivals of its own, which"
+                " it would not change; take it out, or give others with fastswitch trace compose"
+            )
+
+
+def refuse_times(spec: WorkloadSpec) -> None:
+    """Raise ConfigError for a law of arrivals or of think times where the workload's file lacks none:
+    it would change nothing. Reads the file as far as the first row that lacks them."""
+    if spec.file is None or (spec.rate is None and spec.think is None):
+        return
+    workload = read_workload(Path(spec.file), spec.format, spec.aids())
+    _refuse_times_of_open(spec, workload)
+    unused = {name for name in ("rate", "think") if getattr(spec, name) is not None}
+    for turn in workload:
+        if turn.arrival_ns is turn.think_ns is turn.gap_ns is None:
+            unused.discard("rate" if begins(turn) else "think")
+            if not unused:
+                return
+    raise ConfigError(
+        f"workload.{min(unused)}: {shown_path(Path(spec.file))} lacks no such times, so it would change"
+        " nothing; take it out, or give others with fastswitch trace compose"
+    )

@@ -28,6 +28,7 @@ from explore.studies.warm_up import WarmUp
 from policy.errors import ConfigError
 from policy.systems import BASELINE_NAMES, BASELINES, named_system
 from runs.metrics.goodput import Slo
+from runs.obeyed import UNREAD
 from runs.provenance import provenance
 from runs.scenario import Scenario
 from runs.user_order import OrderLike, UserOrder, user_order
@@ -152,7 +153,7 @@ def compare(
                 " or file.py:MyOrder, or leave workers out"
             )
         workers = 1
-    names = _names(scenario, systems)
+    names = names_of(scenario, systems)
 
     def replicated(begin: int, end: int, **asked: Any) -> dict[str, list[dict[str, Any]]]:
         jobs = [
@@ -187,7 +188,8 @@ def compare(
     return comparison
 
 
-def _names(scenario: Scenario, systems: Sequence[str] | None) -> tuple[str, ...]:
+def names_of(scenario: Scenario, systems: Sequence[str] | None) -> tuple[str, ...]:
+    """The systems that are compared: those named, else the scenario's, else the usual ones."""
     names = (named_system(name).name for name in (systems or scenario.systems or _DEFAULT))
     return tuple(dict.fromkeys(names))
 
@@ -313,7 +315,10 @@ def _notes(comparison: Comparison) -> list[str]:
                 " swapping."
             )
     for result in comparison.results[comparison.systems[0]][:1]:
-        notes.extend(f"Warning: {line}." for line in result["warnings"])
+        heeded = (
+            line for line in result["warnings"] if UNREAD not in line
+        )  # by one of the systems
+        notes.extend(f"Warning: {line}." for line in heeded)
     if comparison.until_precise:
         notes.append(_precision_note(comparison))
     if comparison.warm_up is not None:

@@ -16,6 +16,7 @@ from explore.studies.spec import Range, Source
 from policy.errors import ConfigError, FastSwitchError
 from policy.systems import System
 from runs import scenario as scenarios
+from runs.obeyed import Heeded
 from runs.user_order import UserOrder
 from traces.randomness import Streams
 from traces.strict import quoted, shown
@@ -125,6 +126,9 @@ def expand(
     inputs = Inputs()
     trials: list[Trial] = []
     known = {} if known is None else known
+    swept = {*source.spec.set, *(values or {}), *source.spec.swept}
+    swept |= {path for one in source.spec.scenarios for path in one.set}
+    heeded = Heeded(own_order=order is not None, chosen=swept)
     _refuse_two_choices(source, values or {})
     _refuse_too_many(source)
     for point, (label, chosen) in enumerate(_points(source)):
@@ -138,6 +142,7 @@ def expand(
                 made = _scenario(data, system, run)
                 name = _name_of(made.resolve_system(), known)
                 key = key_of(made, inputs, beside)
+                heeded.add(made)
             except FastSwitchError as error:
                 told = ", ".join(f"{path}={quoted(value)}" for path, value in chosen.items())
                 at = f"point {point} ({shown(told, 200)}): " if told else ""
@@ -146,6 +151,10 @@ def expand(
             trials.append(
                 Trial(point, label, _told(source, chosen), name, run, key, portable(made))
             )
+    try:
+        heeded.refuse_unread()
+    except ConfigError as error:
+        raise source.fail(str(error)) from None
     return Plan(spec.name, _columns(source), tuple(trials), beside=beside, order=order)
 
 
