@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from policy.errors import ConfigError
-from policy.systems import System
+from policy.systems import System, served_under
 from runs.scenario import Scenario
 from traces.sources import refuse_times
 from traces.workload_spec import WorkloadSpec
@@ -24,10 +24,6 @@ class _Asked(NamedTuple):
     scenario: Scenario
     system: System
     order: str | None
-
-    @property
-    def follows_release(self) -> bool:
-        return self.order == "fcfs" and self.system.fcfs_planner == "release"
 
 
 _Reads = Callable[[_Asked], bool]
@@ -42,7 +38,8 @@ def _systems(**switches: Any) -> _Reads:
 
     def reads(asked: _Asked) -> bool:
         return any(
-            getattr(asked.system, name) in (wanted if isinstance(wanted, tuple) else (wanted,))
+            getattr(asked.system.options, name, None)
+            in (wanted if isinstance(wanted, tuple) else (wanted,))
             for name, wanted in switches.items()
         )
 
@@ -50,7 +47,7 @@ def _systems(**switches: Any) -> _Reads:
 
 
 def _ranked(asked: _Asked) -> bool:
-    return not asked.follows_release
+    return asked.system.engine == "ranked"
 
 
 def _both(one: _Reads, other: _Reads) -> _Reads:
@@ -91,7 +88,7 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
     "groups.growth_blocks": (_GROUPS, "is read by the allocators groups and buddy"),
     "groups.host_increment_blocks": (_systems(reuse=True), "is read by systems with reuse"),
     "hysteresis.gap": (_systems(displacement="gap"), "is read by systems that displace by gap"),
-    "hysteresis.min_run_steps": (_ranked, "vLLM 0.3.3's own planner knows no such rule"),
+    "hysteresis.min_run_steps": (_ranked, "is a rule of the engine ranked"),
     "hysteresis.max_parkings": (
         _RULE_10,
         "is rule 10, which this system does not keep",
@@ -114,7 +111,7 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
     "rates.store_ns_per_block": (_COSTS, "is read by preemption cost"),
     "rates.prefill_ns_per_token": (_COSTS, "is read by preemption cost"),
     "last_turn_known": (
-        lambda asked: asked.system.between_turns != "drop",
+        _systems(between_turns=("keep_host", "keep_device")),
         "is read by systems that keep KV between turns",
     ),
 }
@@ -142,7 +139,8 @@ def asked_for(scenario: Scenario) -> dict[str, Any]:
 def unread(scenario: Scenario, *, own_order: bool = False) -> dict[str, str]:
     """Fields that are asked for and that a run of the scenario does not read, and why."""
     order = None if own_order else scenario.order_name
-    asked = _Asked(scenario, scenario.resolve_system(), order)
+    system = served_under(scenario.resolve_system(), is_fcfs=order == "fcfs")
+    asked = _Asked(scenario, system, order)
     return {
         field: f"{UNREAD}{READ_BY[field][1]}"
         for field in asked_for(scenario)
