@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from policy.errors import ConfigError
-from policy.systems import System, served_under
+from policy.systems import RELEASE, V1, System, served_under
 from runs.scenario import Scenario
 from traces.sources import refuse_times
 from traces.workload_spec import WorkloadSpec
@@ -46,8 +46,8 @@ def _systems(**switches: Any) -> _Reads:
     return reads
 
 
-def _ranked(asked: _Asked) -> bool:
-    return asked.system.engine == "ranked"
+def _engines(*names: str) -> _Reads:
+    return lambda asked: asked.system.engine in names
 
 
 def _both(one: _Reads, other: _Reads) -> _Reads:
@@ -58,7 +58,7 @@ _GROUPS = _systems(allocator=("groups", "buddy"))
 _BACKUPS = _systems(movement=("write_through", "incremental"))
 _PATTERN = _orders("random", "markov")
 _COSTS = _systems(preemption="cost")
-_RULE_10 = _both(_ranked, _systems(caps_parkings=True))
+_RULE_10 = _both(_engines("ranked"), _systems(caps_parkings=True))
 
 UNREAD = "changes nothing: "
 #: Field -> which runs read it, and in words what the others lack.
@@ -80,6 +80,10 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
     "priority.period_s": (_PATTERN, "is read by orders random and markov"),
     "priority.share": (_orders("markov"), "is read by order markov"),
     "priority.stay": (_orders("markov"), "is read by order markov"),
+    "pool.host_blocks": (_engines("ranked", RELEASE), "is read by engines that swap"),
+    "limits.scheduler_reserve_full_isl": (_engines(V1), "is read by the engine vllm-v1"),
+    "limits.long_prefill_token_threshold": (_engines(V1), "is read by the engine vllm-v1"),
+    "limits.long_prefill_token_threshold_adaptive": (_engines(V1), "is read by the engine vllm-v1"),
     "limits.max_paddings": (
         _systems(shape="prefill_only"),
         "bounds the padding of shape prefill_only",
@@ -88,7 +92,7 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
     "groups.growth_blocks": (_GROUPS, "is read by the allocators groups and buddy"),
     "groups.host_increment_blocks": (_systems(reuse=True), "is read by systems with reuse"),
     "hysteresis.gap": (_systems(displacement="gap"), "is read by systems that displace by gap"),
-    "hysteresis.min_run_steps": (_ranked, "is a rule of the engine ranked"),
+    "hysteresis.min_run_steps": (_engines("ranked"), "is a rule of the engine ranked"),
     "hysteresis.max_parkings": (
         _RULE_10,
         "is rule 10, which this system does not keep",

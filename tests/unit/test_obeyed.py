@@ -37,7 +37,12 @@ BASE: dict[str, Any] = {
     "pool.device_blocks": 56,
     "pool.host_blocks": 120,
 }
-FASTSWITCH = {"system": "fastswitch"}
+V1: dict[str, Any] = {
+    "system": "vllm-v1",
+    "pool.host_blocks": None,
+    "limits.max_num_batched_tokens": 600,
+    "workload.rate": 50.0,
+}
 BACKED: dict[str, Any] = {
     "system": {"base": "fastswitch", "name": "backed", "movement": "incremental"}
 }
@@ -133,6 +138,12 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "limits.max_num_batched_tokens": ({}, 200),
     "limits.max_paddings": ({"workload.rate": 99.0}, 1),
     "limits.max_model_len": ({}, 300),
+    "limits.scheduler_reserve_full_isl": (V1, False),
+    "limits.long_prefill_token_threshold": (V1, 32),
+    "limits.long_prefill_token_threshold_adaptive": (
+        {**V1, "limits.long_prefill_token_threshold": 16},
+        True,
+    ),
     "groups.initial_blocks": ({}, 2),
     "groups.growth_blocks": ({}, 1),
     "groups.host_increment_blocks": ({}, 0),
@@ -254,6 +265,15 @@ IN_VAIN: list[tuple[dict[str, Any], str]] = [
         {"system": "fastswitch-no-reuse", "groups.host_increment_blocks": 2},
         "groups.host_increment_blocks",
     ),
+    ({"system": "vllm-v1"}, "pool.host_blocks"),
+    *[
+        ({f"limits.{name}": value}, f"limits.{name}")
+        for name, value in (
+            ("scheduler_reserve_full_isl", False),
+            ("long_prefill_token_threshold", 9),
+            ("long_prefill_token_threshold_adaptive", True),
+        )
+    ],
     ({"hysteresis.gap": 2.0}, "hysteresis.gap"),
     (
         without(
