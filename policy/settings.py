@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import inf
 
 from policy.errors import ConfigError
@@ -40,7 +41,7 @@ class Settings:
     initial_group: int = 60
     growth_group: int = 16
     host_increment: int = 16
-    update_every: int | None = None
+    update_every: int | Fraction | None = None
     update_every_ns: int | None = None
     displacement_gap: float = 0.0
     min_run_steps: int = 0

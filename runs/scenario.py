@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ from policy.choices.rates import Rates
 from policy.engines.catalog import ENGINES
 from policy.errors import ConfigError
 from policy.orders.catalog import ORDERS, OrderSettings
+from policy.orders.traces import check_markov
+from policy.orders.vtc import MAX_WEIGHT
 from policy.systems import System, custom_system, named_system
 from traces.strict import MAX_SECONDS, quoted, reason, shown, shown_path
 from traces.workload_spec import (
@@ -105,12 +108,14 @@ class MovementSpec(Section):
 
 
 class VtcSpec(Section):
-    """Virtual token counter: head start of a resident, weights, steps between refreshes."""
+    """Virtual token counter: head start of a resident, weights of a token, steps between refreshes,
+    and what single clients are entitled to (1 where none is given)."""
 
     head_start: Count = 60
     prompt_weight: Count = 1
     output_weight: Count = 2
     update_steps: Positive = 16
+    weights: dict[str, Annotated[int, Field(ge=1, le=MAX_WEIGHT)]] = Field(default={})
 
 
 class RateSpec(Section):
@@ -189,10 +194,12 @@ class Scenario(Section):
             vtc_head_start=self.vtc.head_start,
             vtc_prompt_weight=self.vtc.prompt_weight,
             vtc_output_weight=self.vtc.output_weight,
+            vtc_weights=tuple(sorted(self.vtc.weights.items())),
         )
 
-    def update_period(self) -> tuple[int | None, int | None]:
-        """(steps, nanoseconds) between priority updates; one of them or neither.
+    def update_period(self) -> tuple[int | Fraction | None, int | None]:
+        """(steps, nanoseconds) between priority updates; one of them or neither. Steps may be a
+        fraction: a frequency of 0.4 is two updates in five steps.
 
         Raises ConfigError if a pattern that needs one gives none, or both.
         """
@@ -204,7 +211,7 @@ class Scenario(Section):
         if spec.period_s is not None:
             return None, round(spec.period_s * 1_000_000_000)
         if spec.frequency is not None:
-            return max(1, round(1 / spec.frequency)), None
+            return 1 / Fraction(repr(spec.frequency)), None
         if self.order_name in ("random", "markov"):
             raise ConfigError(
                 f"priority.frequency: order {self.order_name} needs it (updates per step)"
@@ -334,6 +341,8 @@ def _check(scenario: Scenario, where: str) -> None:
     if low >= high:
         raise ConfigError(f"{where}: movement.low: {low} is not below movement.high {high}")
     try:
+        if scenario.order_name == "markov":
+            check_markov(scenario.priority.share, scenario.priority.stay)
         scenario.resolve_system()
         scenario.update_period()
         for name in scenario.systems:

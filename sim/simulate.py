@@ -184,7 +184,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "waited_for_parent_s": engine.driver.waited_ns / 1e9,
         },
         "profile": setup.profile.name,
-        "profile_kind": setup.profile.kind,
+        "profile_kind": f"{'changed ' * bool(setup.scenario.profile_values)}{setup.profile.kind}",
         "assumptions": sorted(setup.profile.assumptions()),
         "device_blocks": setup.settings.device_blocks,
         "host_blocks": setup.settings.host_blocks,

@@ -100,10 +100,13 @@ class Rates:
             tokens = sum(count for _, count in plan.prefill)
             self.prefill.saw(tokens, outcome.end_ns - outcome.start_ns)
 
-    def saw_copy(self, flight: InFlight, done_ns: int) -> None:
-        """A copy ended; its service began when it was planned or when the one before it ended."""
+    def saw_copy(self, flight: InFlight, done_ns: int, *, ok: bool) -> None:
+        """A copy ended; its service began when it was planned or when the one before it ended. One that
+        failed or was cancelled took its time too, and says nothing of how long a block takes."""
         began = max(flight.planned_ns, self._last_done[flight.to_host])
         self._last_done[flight.to_host] = done_ns
+        if not ok:
+            return
         sample = max(0, done_ns - began) // flight.copy.num_blocks
         if flight.to_host:
             self.store_ns_per_block += (sample - self.store_ns_per_block) >> _SHIFT

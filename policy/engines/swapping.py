@@ -71,8 +71,7 @@ class SwapEngine:
         """See Engine."""
         swaps = self.swaps
         flight = swaps.memory.complete(result.copy_id, ok=result.ok)
-        if result.ok:
-            self.desk.rates.saw_copy(flight, result.done_ns)
+        self.desk.rates.saw_copy(flight, result.done_ns, ok=result.ok)
         if swaps.copy_ended(flight, ok=result.ok):
             assert flight.context is not None
             self._requeue(flight.context.owner)

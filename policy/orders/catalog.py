@@ -21,6 +21,7 @@ class OrderSettings(NamedTuple):
     vtc_head_start: int = 60
     vtc_prompt_weight: int = 1
     vtc_output_weight: int = 2
+    vtc_weights: tuple[tuple[str, int], ...] = ()
 
 
 ORDERS: dict[str, Callable[[Draw, OrderSettings], Order]] = {
@@ -32,6 +33,7 @@ ORDERS: dict[str, Callable[[Draw, OrderSettings], Order]] = {
         head_start=s.vtc_head_start,
         prompt_weight=s.vtc_prompt_weight,
         output_weight=s.vtc_output_weight,
+        weights=dict(s.vtc_weights),
     ),
 }
 

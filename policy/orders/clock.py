@@ -1,6 +1,12 @@
-"""When the keys of an order are asked for again: every so many steps, or nanoseconds."""
+"""When the keys of an order are asked for again: every so many steps, or nanoseconds.
+
+Between two updates there may be a fraction of steps: the n-th comes at the first step that is not
+before n times as many.
+"""
 
 from __future__ import annotations
+
+from math import ceil
 
 from policy.orders.base import Order
 from policy.settings import Settings
@@ -12,9 +18,11 @@ class UpdateClock:
     def __init__(self, settings: Settings, order: Order) -> None:
         self.count = 0
         self._order = order
-        self._steps = settings.update_every or 1
+        self._every = settings.update_every or 1
         self._period_ns = settings.update_every_ns or 1
-        self._next_step = settings.update_every if order.refreshes else None
+        self._next_step = None
+        if order.refreshes and settings.update_every is not None:
+            self._next_step = ceil(settings.update_every)
         self._next_ns = settings.update_every_ns if order.refreshes else None
 
     def is_due(self, step: int, now_ns: int) -> bool:
@@ -23,7 +31,7 @@ class UpdateClock:
         if self._next_step is not None:
             if step < self._next_step:
                 return False
-            self._next_step = step + self._steps
+            self._next_step = max(step + 1, ceil(self._every * (self.count + 2)))
         elif self._next_ns is not None:
             if now_ns < self._next_ns:
                 return False

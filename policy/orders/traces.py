@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from policy.errors import ConfigError
 from policy.orders.base import Key, Order
 from policy.views import Draw, RequestView
 
@@ -64,6 +65,7 @@ class MarkovTrace(Order):
     refreshes = True
 
     def __init__(self, draw: Draw, *, share: float = 0.1, stay: float = 0.9) -> None:
+        check_markov(share, stay)
         self._draw = draw
         self._share = int(share * _ONE)
         self._high_tail = _survival(stay)
@@ -100,6 +102,16 @@ class MarkovTrace(Order):
         # tail[i] = P(stay > i + 1): the stay is one longer for every entry above the draw.
         slot.until = begin + 1 + len(tail) - bisect_left(tail, uniform + 1)
         slot.stays += 1
+
+
+def check_markov(share: float, stay: float) -> None:
+    """Raise ConfigError for a share of high ones that no chance of becoming high gives: even where every
+    low one becomes high at once, it is 1 / (2 - stay)."""
+    if share * (1 - stay) > 1 - share:
+        raise ConfigError(
+            f"priority.share: {share:g} is above {1 / (2 - stay):.4g}, the most where a high one stays"
+            f" high with chance {stay:g} (priority.stay)"
+        )
 
 
 def _survival(stay: float) -> list[int]:

@@ -6,8 +6,15 @@ served, the size of a context switch, or token-level fairness thrashes itself (p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import lcm
+
+from policy.errors import ConfigError
 from policy.orders.base import Key, Order
 from policy.views import RequestView
+
+#: Largest weight of a client.
+MAX_WEIGHT = 1000
 
 
 class VirtualTokenCounter(Order):
@@ -16,17 +23,31 @@ class VirtualTokenCounter(Order):
     A prompt is charged once, when its first token appears, and only what was not cached; recomputed
     tokens are the engine's fault and charge nobody (trap T14). A client that returns from idle is
     lifted to the least served client with work, or to the one that left last (trap T13).
+
+    `weights`: shares that clients are entitled to, 1 where none is given; a token of a client of
+    weight 3 counts a third of one of a client of weight 1. Whole numbers: service is counted in
+    parts of a token, so many that every weight divides them.
     """
 
     name = "vtc"
     refreshes = True
 
     def __init__(
-        self, *, head_start: int = 60, prompt_weight: int = 1, output_weight: int = 2
+        self,
+        *,
+        head_start: int = 60,
+        prompt_weight: int = 1,
+        output_weight: int = 2,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
-        self._head_start = head_start
-        self._prompt_weight = prompt_weight
-        self._output_weight = output_weight
+        self._weights = dict(weights or {})
+        for client, weight in self._weights.items():
+            if not 1 <= weight <= MAX_WEIGHT:
+                raise ConfigError(f"vtc.weights.{client}: {weight} is not in 1 to {MAX_WEIGHT}")
+        self.unit = lcm(*self._weights.values())
+        self._head_start = head_start * self.unit
+        self._prompt_weight = prompt_weight * self.unit
+        self._output_weight = output_weight * self.unit
         self.service: dict[str, int] = {}
         self._live: dict[str, dict[str, RequestView]] = {}  # client -> its live requests
         self._charged: dict[str, int] = {}  # request -> output tokens charged
@@ -79,5 +100,5 @@ class VirtualTokenCounter(Order):
         cost = (generated - charged) * self._output_weight
         if charged == 0:
             cost += (request.input_tokens - request.cached_tokens) * self._prompt_weight
-        self.service[request.client_id] += cost
+        self.service[request.client_id] += cost // self._weights.get(request.client_id, 1)
         self._charged[request.request_id] = generated

@@ -162,6 +162,15 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "vtc.head_start": (without("priority.frequency", order="vtc"), 900),
     "vtc.prompt_weight": (without("priority.frequency", order="vtc"), 50),
     "vtc.output_weight": (without("priority.frequency", order="vtc"), 50),
+    "vtc.weights": (
+        without(
+            "priority.frequency",
+            order="vtc",
+            workload__rate=50.0,
+            workload__arrivals={"law": "clients", "clients": 3, "skew": 0.0},
+        ),
+        {"client-0003": 1000},
+    ),
     "vtc.update_steps": (without("priority.frequency", order="vtc"), 1),
     "rates.step_ns": (system(overlap="adaptive"), 1),
     "rates.load_ns_per_block": (system(overlap="adaptive"), 10**9),

@@ -61,7 +61,7 @@ def test_the_cheaper_one_is_taken_and_a_tie_recomputes(costs: Parking, swaps: bo
 class Told(Rates):
     """Rates that stay what they are."""
 
-    def saw_copy(self, flight: InFlight, done_ns: int) -> None:
+    def saw_copy(self, flight: InFlight, done_ns: int, *, ok: bool) -> None:
         pass
 
     def saw(self, plan: Plan, outcome: Outcome) -> None:
