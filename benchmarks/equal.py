@@ -2,7 +2,7 @@
 
     python benchmarks/equal.py COMMIT [--small] [--keep FOLDER]
 
-Both trees, this one as it stands and COMMIT in a worktree of its own, are asked the same by the public
+Both trees, a copy of this one as it stands and COMMIT in a worktree of its own, are asked the same by the public
 door (`equal_drive.py`): every named system and a few more combinations of switches under several orders
 with four workloads, and then the commands that fit a profile, compare, sweep, search, report, export and
 make workloads. Compared are
@@ -29,6 +29,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,19 @@ def worktree(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
+@contextmanager
+def copied() -> Iterator[Path]:
+    """This tree as it stands, in a temporary folder: it may be worked on meanwhile."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, check=True, capture_output=True, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        for name in listed.split("\0"):
+            if name and (ROOT / name).is_file():
+                Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, Path(folder, name))
+        yield Path(folder)
+
+
 def start(tree: Path, folder: Path, question: str) -> subprocess.Popen[str]:
     """Ask a tree, in a process that finds nothing of any other one."""
     folder.mkdir(parents=True)
@@ -164,7 +178,7 @@ def ask(trees: dict[Path, Path], question: str) -> None:
         sys.exit("a tree could not answer; see above")
 
 
-def replay_old_runs(found: Found, old: Path, folder: Path) -> None:
+def replay_old_runs(found: Found, tree: Path, old: Path, folder: Path) -> None:
     """This tree decides again what the earlier one recorded."""
     runs = [old / "runs" / name for name in ("chat/markov/+reuse", "open/vtc/fastswitch")]
     runs.append(old / "runs/shared/markov/fastswitch-prefix")
@@ -172,7 +186,7 @@ def replay_old_runs(found: Found, old: Path, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", command, "validate", "--replay", *map(str, runs)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(tree)},
         capture_output=True,
         text=True,
         check=False,
@@ -351,15 +365,19 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep what COMMIT gave here, and use it again")
     options = parser.parse_args()
     question = json.dumps(asked(small=options.small))
-    with tempfile.TemporaryDirectory() as folder, worktree(options.commit) as tree:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        worktree(options.commit) as before,
+        copied() as now,
+    ):
         old, is_kept = earlier(options.commit, Path(folder), question, options.keep)
         new = Path(folder, "new")
         unfinished = old.with_name(f"{old.name}.{os.getpid()}")
-        ask({ROOT: new} if is_kept else {tree: unfinished, ROOT: new}, question)
+        ask({now: new} if is_kept else {before: unfinished, now: new}, question)
         if not is_kept:
             unfinished.rename(old)
         found = compare(old, new)
-        replay_old_runs(found, old, new)
+        replay_old_runs(found, now, old, new)
     report(found, options.commit)
     sys.exit(1 if found.differences else 0)
 

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-
 import fastswitch
 
 Row = dict[str, Any]
@@ -260,8 +258,6 @@ COMMANDS: dict[str, str] = {
     " --set pool.block_size=16 --out made/own-profile/run",
     "compare": "compare scenarios/tight.yaml --systems vllm-0.3.3,+groups,fastswitch --seeds 2 --workers 1"
     " --out made/compare",
-    "compare-steady": "compare scenarios/chat.yaml --systems +groups,fastswitch --seeds 2 --workers 1"
-    " --study steady-state --set workload.conversations=60 --out made/compare-steady --json",
     "sweep": "sweep run sweep.yaml --workers 1 --out made/sweep --json",
     "sweep-status": "sweep status made/sweep --json",
     "search": "search search.yaml --workers 1 --out made/search --json",
@@ -277,35 +273,39 @@ COMMANDS: dict[str, str] = {
     "generate": "trace generate agent --conversations 60 --rate 0.1 --hash-block 64 --arrivals gamma,cv=2"
     " --out made/generate/out.jsonl",
     "generate-code": "trace generate code --conversations 30 --rate 0.1 --out made/generate-code/out.jsonl",
-    "fit": "trace fit made/generate/out.jsonl -o made/fit/mine.yaml",
     "compose": "trace compose scenarios/open.jsonl --gaps made/generate/out.jsonl --arrivals poisson"
     " --rate 0.5 --cap 512 --out made/compose/out.jsonl",
     "describe": "trace describe made/generate/out.jsonl scenarios/shared.jsonl --json",
     "convert": "trace convert made/generate/out.jsonl -o made/convert/out.parquet",
 }
 
+#: Without --small.
+LONG = {
+    "compare-steady": "compare scenarios/chat.yaml --systems +groups,fastswitch --seeds 2 --workers 1"
+    " --study steady-state --set workload.conversations=120 --set workload.rate=0.2"
+    " --set pool.device_blocks=300 --out made/compare-steady --json",
+    "fit": "trace fit made/generate/out.jsonl -o made/fit/mine.yaml",
+}
 
-def commands() -> None:
-    """Run every command; what it prints is beside what it writes."""
+
+def commands(*, small: bool) -> None:
+    """Run every command; what it prints is beside what it writes. Exits if one of them fails."""
     lines = (json.dumps(row) + "\n" for row in points())
     Path("points.jsonl").write_text("".join(lines), encoding="utf-8")
     Path("sweep.yaml").write_text(json.dumps(SWEEP), encoding="utf-8")
     Path("search.yaml").write_text(json.dumps(SEARCH), encoding="utf-8")
-    for name, line in COMMANDS.items():
+    for name, line in (COMMANDS if small else {**COMMANDS, **LONG}).items():
         Path("made", name).mkdir(parents=True, exist_ok=True)
         sys.argv = ["fastswitch", *line.split()]
-        code = 0
         with contextlib.redirect_stdout(io.StringIO()) as text:
-            try:
-                fastswitch.main(line.split(), standalone_mode=False)
-            except click.exceptions.Exit as stopped:
-                code = stopped.exit_code
+            code = fastswitch.main(line.split(), standalone_mode=False)
+        if code:
+            sys.exit(f"fastswitch {line}: exit code {code}")
         Path("printed").mkdir(exist_ok=True)
-        Path("printed", f"{name}.txt").write_text(
-            f"{text.getvalue()}exit code {code}\n", encoding="utf-8"
-        )
+        Path("printed", f"{name}.txt").write_text(text.getvalue(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    runs(json.load(sys.stdin))
-    commands()
+    question = json.load(sys.stdin)
+    runs(question)
+    commands(small=question["size"] == 1)
