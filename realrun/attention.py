@@ -10,13 +10,14 @@ heads, K key heads, D head size. `keys` and `values` are a layer's, `[blocks, bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from realrun.device_ops import Decode, Kernels
 from realrun.kvstore import Tier
 
 #: Programs that keep a GPU of about a hundred multiprocessors busy. Not measured.
@@ -34,35 +35,6 @@ class Segment(NamedTuple):
     past: int
     new: int
     table: Sequence[int]
-
-
-class Decode(Protocol):
-    """Attention of one new token for each of B requests; made once a step, called once a layer.
-
-    `table_BN`: block ids, whatever behind a row's length; `lengths_B`: keys of each row, the new one
-    included, 0 for padding. Both int64. Slots behind a length may hold anything, NaN too, and never
-    show in a result; a row without keys gets zeros.
-    """
-
-    def __call__(
-        self, q_BHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, /
-    ) -> torch.Tensor:
-        """`out_BHD`."""
-
-
-class Kernels(NamedTuple):
-    """How a kind of device does it.
-
-    `store(keys, values, blocks_T, offsets_T, k_TKD, v_TKD)` writes new K and V to their slots;
-    `decode(table_BN, lengths_B, block_size, splits)` makes a Decode, with every row's keys cut into
-    `splits` parts if `has_splits`: a row's result then depends on its own keys and on their number.
-    """
-
-    store: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None
-    ]
-    decode: Callable[[torch.Tensor, torch.Tensor, int, int], Decode]
-    has_splits: bool
 
 
 def store(

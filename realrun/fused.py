@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from realrun import kernels
-from realrun.model import Ops
+from realrun.device_ops import Ops
 from realrun.rope import Angles
 from realrun.splitkv import OPTIONS
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from realrun.attention import DecodeAttention, Kernels, kernels_for, splits_for
+from realrun.attention import DecodeAttention, kernels_for, splits_for
+from realrun.device_ops import Kernels
 from realrun.kvstore import Tier
 from realrun.model import Decoder
 from realrun.sampling import greedy

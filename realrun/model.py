@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,6 +24,7 @@ from realrun import config as configs
 from realrun import tokenizer as tokenizers
 from realrun import weights as loader
 from realrun.config import PRESETS, ModelConfig
+from realrun.device_ops import Ops
 from realrun.rope import Angles, angles, inverse_frequencies, rotate
 from realrun.tokenizer import Tokenizer
 from realrun.weights import Weights
@@ -39,21 +39,6 @@ class Attend(Protocol):
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, /
     ) -> torch.Tensor:
         """Store K and V of the step's tokens, then attend. Returns `out_THD`."""
-
-
-class Ops(NamedTuple):
-    """The element-wise work between matrix products, so that fused kernels can take its place.
-
-    `norm(x_TM, weight_M, eps)`, `add_norm(x_TM, delta_TM, weight_M, eps) -> (normed, x + delta)`,
-    `turn(qk_THD, weight_HD or None, eps, angles)`, `gate(gate_up_TF) -> silu(gate) * up`.
-    """
-
-    norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-    add_norm: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]
-    ]
-    turn: Callable[[torch.Tensor, torch.Tensor | None, float, Angles], torch.Tensor]
-    gate: Callable[[torch.Tensor], torch.Tensor]
 
 
 def norm(x_TM: torch.Tensor, weight_M: torch.Tensor, eps: float) -> torch.Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from realrun.attention import Kernels, Segment, StepAttention, kernels_for
+from realrun.attention import Segment, StepAttention, kernels_for
+from realrun.device_ops import Kernels
 from realrun.graphs import Capture, DecodeGraphs, Work, capture_for
 from realrun.kvstore import Tier
 from realrun.model import Decoder

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from realrun import kernels
-from realrun.attention import Kernels
+from realrun.device_ops import Kernels
 
 #: Products of matrix units are at least this wide.
 _MIN_DOT = 16
@@ -50,7 +50,7 @@ def _padded(size: int) -> int:
 
 
 class SplitDecode:
-    """See `realrun.attention.Decode`. The table and the lengths are read when it is called."""
+    """See `realrun.device_ops.Decode`. The table and the lengths are read when it is called."""
 
     def __init__(
         self, table_BN: torch.Tensor, lengths_B: torch.Tensor, block_size: int, splits: int

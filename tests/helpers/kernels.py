@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from realrun import attention
-from realrun.attention import Kernels
 from realrun.config import PRESETS, ModelConfig
+from realrun.device_ops import Kernels
 from realrun.kvstore import Tier
 
 IMPLEMENTATIONS = ("torch", "triton")

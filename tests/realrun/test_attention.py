@@ -14,12 +14,12 @@ from realrun.attention import (
     MIN_SPLIT_TOKENS,
     PROGRAMS,
     DecodeAttention,
-    Kernels,
     Segment,
     StepAttention,
     kernels_for,
     splits_for,
 )
+from realrun.device_ops import Kernels
 from tests.helpers.kernels import (
     IMPLEMENTATIONS,
     TOLERANCES,

@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 pytest.importorskip("tokenizers", reason="the executor needs tokenizers")
 pytest.importorskip("gguf", reason="the executor needs gguf")
 
+from realrun.device_ops import Ops
 from realrun.kvstore import KVStore
-from realrun.model import PLAIN, Decoder, Ops, load_model, ops_for
+from realrun.model import PLAIN, Decoder, load_model, ops_for
 from realrun.rope import Angles
 from realrun.runner import Runner, Work
 from tests.helpers.kernels import (
