@@ -117,7 +117,6 @@ class Found:
 
 
 def asked(*, small: bool) -> dict[str, Any]:
-    """What a tree is asked."""
     orders = ORDERS if small else {**ORDERS, **MORE_ORDERS}
     systems: list[tuple[str, str, list[Any]]] = []
     for order, name in itertools.product(orders, SYSTEMS):

@@ -108,7 +108,6 @@ class Tally:
         self.interval(mean, half, len(values))
 
     def interval(self, mean: float, half: float, count: int) -> None:
-        """A study's interval."""
         self.means.append(mean)
         self.halves.append(half)
         self.counts.append(count)

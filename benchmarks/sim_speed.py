@@ -73,7 +73,6 @@ def base(conversations: int) -> dict[str, Any]:
 
 
 def scenario_for(point: str, system: str, conversations: int) -> Scenario:
-    """One cell of the table."""
     values = dict(POINTS[point], system=system)
     if point == "saturated" and not system.startswith("vllm"):
         values["workload.rate"] = GROUPS_CAPACITY
@@ -179,7 +178,6 @@ def one(size: int) -> None:
 
 
 def profile(system: str, point: str, conversations: int) -> None:
-    """Where the time goes."""
     profiler = cProfile.Profile()
     scenario = scenario_for(point, system, conversations)
     profiler.enable()

@@ -68,7 +68,6 @@ class Plan:
 
     @property
     def is_late(self) -> bool:
-        """Nothing new is begun."""
         return time.monotonic() > self.deadline
 
     def runs(self) -> Iterator[tuple[int, str, str, Path]]:
@@ -81,7 +80,6 @@ class Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """See above."""
     plan = _plan(arguments)
     plan.out.mkdir(parents=True, exist_ok=True)
     left = carry_out(plan)

@@ -53,7 +53,6 @@ class _Lines:
         self._file: IO[str] | None = None if path is None else path.open("w", encoding="utf-8")
 
     def write(self, value: Any) -> None:
-        """One line of JSON."""
         line = json.dumps(value, separators=(",", ":"))
         if self._file is None:
             self.kept.append(line)
@@ -61,7 +60,6 @@ class _Lines:
             self._file.write(line + "\n")
 
     def close(self) -> None:
-        """No line comes any more."""
         if self._file is not None:
             self._file.close()
 

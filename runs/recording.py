@@ -140,7 +140,6 @@ class _Sink:
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, arrays: list[pa.Array]) -> None:
-        """One chunk."""
         self._chunks.append(pa.record_batch(arrays, schema=self.schema))
         if self._path is not None and len(self._chunks) >= CHUNKS_PER_GROUP:
             self._write_group(self._path)

@@ -127,7 +127,6 @@ class RateSpec(Section):
     prefill_ns_per_token: Positive = 100_000
 
     def start(self) -> Rates:
-        """Fresh rates."""
         return Rates(
             step_ns=self.step_ns,
             load_ns_per_block=self.load_ns_per_block,
@@ -187,7 +186,6 @@ class Scenario(Section):
         return system
 
     def order_settings(self) -> OrderSettings:
-        """Numbers for the built-in orders."""
         return OrderSettings(
             markov_share=self.priority.share,
             markov_stay=self.priority.stay,

@@ -136,7 +136,6 @@ class CopyCosts:
         self._curve = None if profile.corrections is None else profile.corrections.copy_piece
 
     def cost(self, copy: Copy) -> CopyCost:
-        """The cost of one job."""
         found = self._by_formula(copy)
         if self._curve is None:
             return found

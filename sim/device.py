@@ -70,7 +70,6 @@ class Device:
         return (self._at_none + self._per_token * self.kv_tokens) >> DECODE_SHIFT
 
     def prefill_ns(self, plan: Plan) -> int:
-        """Duration of a prefill step."""
         return self._costs.prefill_ns(self._prompts(plan))
 
     def mixed_ns(self, plan: Plan, batch: Batch) -> int:
@@ -124,7 +123,6 @@ class Device:
         served.produced -= 1
 
     def produced(self, served: Served) -> int:
-        """Output tokens so far."""
         if served.decodes_since < 0:
             return served.produced
         return served.produced + self.count - served.decodes_since

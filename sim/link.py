@@ -57,7 +57,6 @@ class Job:
         self.waited = False
 
     def record(self) -> CopyRecord:
-        """For the recording."""
         copy = self.copy
         return CopyRecord(
             copy.copy_id,
@@ -235,7 +234,6 @@ class HostLink:
             self.on_end.succeed()
 
     def other(self, direction: _Direction) -> _Direction:
-        """The opposite direction."""
         first, second = self._directions.values()
         return second if direction is first else first
 

@@ -328,7 +328,6 @@ class RecordedTurns(TurnDriver):
         super().__init__(Workload.of(turns, Header(timing="open")))
 
     def due(self, now_ns: int) -> list[Arrival]:
-        """See TurnDriver."""
         return [a._replace(is_last=a.request_id in self._known_last) for a in super().due(now_ns)]
 
     def _set_next(self) -> None:
@@ -361,17 +360,14 @@ class RecordedDevice(Device):
         self._tape = tape
 
     def decode_ns(self, batch: Batch) -> int:
-        """See Device."""
         super().decode_ns(batch)
         return self._tape.duration
 
     def prefill_ns(self, plan: Plan) -> int:
-        """See Device."""
         super().prefill_ns(plan)
         return self._tape.duration
 
     def mixed_ns(self, plan: Plan, batch: Batch) -> int:
-        """See Device."""
         super().mixed_ns(plan, batch)
         return self._tape.duration
 
@@ -399,7 +395,6 @@ class RecordedLink:
         return self._ended
 
     def submit(self, copy: Copy, submitter_free_ns: int) -> Job:
-        """See HostLink."""
         job = Job(copy, self._FREE, self._clock.now, self._clock.event())
         job.submitted_ns = submitter_free_ns
         self.in_flight[copy.copy_id] = job

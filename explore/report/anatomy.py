@@ -60,7 +60,6 @@ class Parts:
 
     @property
     def count(self) -> int:
-        """How many were added."""
         return len(self._ids)
 
     def slowest(self) -> list[Slow]:
@@ -112,7 +111,6 @@ class Gaps:
                 heapq.heappushpop(self._longest, entry)
 
     def longest(self) -> list[Late]:
-        """The longest first."""
         return [late for _, late in sorted(self._longest, reverse=True)]
 
 

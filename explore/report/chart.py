@@ -42,7 +42,6 @@ class Axis:
         return _decades(self.low, self.high) if self.is_log else _round(self.low, self.high)
 
     def text(self, value: float) -> str:
-        """A tick's label."""
         return f"{value * self.factor:.6g}{self.unit}"
 
 
@@ -155,7 +154,6 @@ def stacked(label: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]])
 
 
 def legend(labels: Sequence[str], *, dots: bool = False) -> str:
-    """What each look stands for."""
     mark = '<circle class="dot c{0}" cx="14" cy="6" r="4"/>' if dots else ""
     entries = "".join(
         '<li><svg class="key" viewBox="0 0 28 12" aria-hidden="true">'

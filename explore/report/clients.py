@@ -28,7 +28,6 @@ class Spread:
         self.count = 0
 
     def add(self, values: Ints) -> None:
-        """Count samples in."""
         if values.size:
             places = np.log(np.maximum(values, 1)) / _RATIO
             low = int(places.min())
@@ -63,12 +62,10 @@ class Exact:
         self._values = array("q")
 
     def add(self, value: int) -> None:
-        """Count one in."""
         self._values.append(value)
 
     @property
     def count(self) -> int:
-        """How many."""
         return len(self._values)
 
     def percentile(self, q: float) -> float | None:
@@ -77,7 +74,6 @@ class Exact:
         return None if found is None else found / 1e9
 
     def tail(self) -> list[tuple[float, float]]:
-        """As Spread's."""
         ordered = np.sort(np.array(self._values, dtype=np.int64))
         shares = [share for share in TAIL if (1 - share) * self.count >= 1]
         ranks = [min(int(share * self.count), self.count - 1) for share in shares]

@@ -94,7 +94,6 @@ def ratio_cell(found: Ratio) -> Cell:
 
 
 def estimate_cell(found: Estimate, metric: str) -> Cell:
-    """A mean with its interval."""
     return Cell(words.estimate(found, metric), "small" if found.value is None else "")
 
 

@@ -104,13 +104,11 @@ def figure(picture: str, caption: str) -> str:
 
 
 def image(png: bytes, alternative: str) -> str:
-    """A PNG inside the page."""
     coded = base64.b64encode(png).decode()
     return f'<img src="data:image/png;base64,{coded}" alt="{escape(alternative)}">'
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 

@@ -62,7 +62,6 @@ class _Run:
         self.clients = Clients(self.requests["client_id"])
 
     def page(self, progress: Callable[[], None] | None) -> str:
-        """Gather, then write."""
         self._gather(progress)
         data, lane_section = self._lanes()
         sections = [

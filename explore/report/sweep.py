@@ -67,7 +67,6 @@ class _Page:
         self.ratios = list(self._ratios())
 
     def text(self) -> str:
-        """All of it."""
         sections = [
             ("", self._finding()),
             ("Latency against throughput", self._frontiers()),

@@ -33,7 +33,6 @@ def stall_share(values: Ints, stalls: Ints, weights: Ints, q: float = 99.0) -> f
 
 
 def of_steps(steps: dict[str, Any]) -> float | None:
-    """`stall_share_p99_steps`."""
     length = steps["end_ns"] - steps["start_ns"]
     return stall_share(length, steps["stall_ns"], np.ones_like(length))
 
