@@ -32,20 +32,21 @@ check: $(BIN)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tracing costs more time than `make test` has: it traces policy/ alone, in the tests that are about it, and
-# `make test-full` everything in all tests, where policy/ must be covered to the last branch.
+# Tracing costs more time than `make test` has: it traces policy/ alone, in the tests that are about it
+# (tests/conftest.py), and `make test-full` everything in all tests. Either way policy/ is covered to the last branch.
 # One thread of torch for each process: a second one would spin for the core of its neighbour.
 test test-full: export OMP_NUM_THREADS := 1
-PYTEST := -m pytest -m 'not full' -n auto --dist worksteal -q
-OF_POLICY := tests/unit/policy tests/traps tests/unit/test_integrity.py
+PARALLEL := -n auto --dist worksteal -q
+PYTEST := -m pytest -m 'not full' $(PARALLEL)
 test: check
 	$(BIN)/coverage erase
-	HYPOTHESIS_PROFILE=ci $(BIN)/coverage run --source=policy $(PYTEST) $(OF_POLICY)
+	HYPOTHESIS_PROFILE=ci FASTSWITCH_COVERAGE=policy $(BIN)/python $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policy/*' --fail-under=100
-	HYPOTHESIS_PROFILE=ci $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(OF_POLICY))
 
-# The long ones: everything of `test`, the release's own package, Python 3.12 without torch, reports in a browser.
+# The long ones: everything of `test`; many more random runs, from a number that is printed and may be given again
+# as SEED=...; the release's own package, Python 3.12 without torch, reports in a browser.
+SEED ?= $(shell date +%s)
 test-full: check $(BIN)/test-full
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 	  || { apt-get update --quiet && apt-get install --yes --quiet chromium; } \
@@ -61,7 +62,10 @@ test-full: check $(BIN)/test-full
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policy/*' --fail-under=100
 	$(BIN)/coverage report --omit='policy/*'
-	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -m full -q
+	@echo 'Random runs from SEED=$(SEED)'
+	HYPOTHESIS_PROFILE=full FASTSWITCH_SEED=$(SEED) $(BIN)/python -m pytest -m 'counted and not full' $(PARALLEL) \
+	  --hypothesis-seed=$(SEED)
+	HYPOTHESIS_PROFILE=full FASTSWITCH_SEED=$(SEED) $(BIN)/python -m pytest -m full -q --hypothesis-seed=$(SEED)
 	test ! -e $(OTHER)/test || \
 	  HYPOTHESIS_PROFILE=ci $(OTHER)/bin/python $(PYTEST)
 

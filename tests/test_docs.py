@@ -10,6 +10,9 @@ import click
 import pytest
 
 import fastswitch
+from explore.words import HEADINGS
+from policy.orders.catalog import ORDERS
+from policy.systems import SYSTEMS
 from runs.recording import SCHEMAS
 from runs.scenario import Scenario
 
@@ -84,3 +87,11 @@ def test_every_table_of_a_recording_and_section_of_a_scenario_is_documented() ->
     identity = {"name", "description"}
     fields = [name for name in Scenario.model_fields if name not in identity]
     assert [name for name in fields if f"`{name}`" not in text] == []
+
+
+def test_every_name_that_a_page_can_show_is_in_the_glossary() -> None:
+    text = (ROOT / "docs/glossary.md").read_text()
+    named = [f"`{name}`" for name in (*SYSTEMS, *ORDERS, *HEADINGS)]
+    assert [name for name in named if name not in text] == []
+    headings = [title for title, _, _ in HEADINGS.values()]
+    assert [title for title in headings if title not in text] == []

@@ -151,12 +151,15 @@ def test_pools_are_aged_and_clocks_tick_as_they_did(overlap: str, aging: str) ->
     assert_equal(replay(recording, found), recording)
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("part", range(4))
-def test_a_machine_with_times_of_its_own_is_replayed(part: int, full: bool, tmp_path: Path) -> None:
+def test_a_machine_with_times_of_its_own_is_replayed(
+    part: int, seeds: Callable[[int, int], range], tmp_path: Path
+) -> None:
     """Late plans, late looks at copies, failed copies, replies that stop early, stopped runs."""
     seen = dict.fromkeys(("finished", "cancelled", "unfinished", "rejected"), 0)
     unnumbered = failed = 0
-    for seed in range(part, 800 if full else 80, 4):
+    for seed in seeds(80, 800)[part::4]:
         rng = random.Random(seed)
         by_clock = {"priority": {"period_s": 0.2}} if rng.random() < 0.3 else {}
         found = scenario(

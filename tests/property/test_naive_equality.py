@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,13 @@ def write_workload(rng: random.Random, folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("part", range(4))
-def test_fast_and_naive_recordings_are_identical(part: int, full: bool, tmp_path: Path) -> None:
+def test_fast_and_naive_recordings_are_identical(
+    part: int, seeds: Callable[[int, int], range], tmp_path: Path
+) -> None:
     rows = dict.fromkeys(TABLES, 0)
-    for seed in range(500 if full else 60):
+    for seed in seeds(15, 500):
         rng = random.Random(seed * 4 + part)
         failing = rng.choice([0.0, 0.0, 0.1])
         for name, count in assert_same(random_scenario(rng, tmp_path), seed, failing).items():

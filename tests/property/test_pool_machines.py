@@ -26,7 +26,7 @@ from policy.pools.free_runs import BuddyRuns, FreeRuns
 from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 
-STEPS = {"ci": 30_000, "full": 90_000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 2_000)
+STEPS = {"ci": 7_500, "full": 90_000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 2_000)
 STEPS_PER_RUN = 200
 
 COUNTS = st.integers(0, 9)
@@ -343,6 +343,7 @@ class BuddyMachine(GroupMachine):
         return {start for start, length in runs if length == best}
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("machine", [PagedMachine, GroupMachine, BuddyMachine])
 def test_a_pool_does_what_its_naive_model_does(machine: type[PoolMachine]) -> None:
     machine.steps = 0
