@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from policy.choices.host_eviction import HOST_EVICTIONS
 from policy.errors import ConfigError
 
 RELEASE = "vllm-0.3.3"
@@ -37,7 +38,7 @@ class SwapOptions:
     displacement: Literal["order", "gap", "never"] = "order"
     shape: Literal["prefill_only", "chunked"] = "prefill_only"
     movement: Literal["none", "write_through", "incremental", "proactive"] = "none"
-    host_eviction: Literal["priority", "lru", "arc", "isolated_lru"] = "priority"
+    host_eviction: str = "priority"
     contamination: Literal["whole", "tail"] = "whole"
     prefix_sharing: bool = False
     protects_leader: bool = True
@@ -64,18 +65,22 @@ class Transport:
         return None if self.dispatch == "main_thread" else self.threads
 
 
-def _choices(kind: type) -> dict[str, tuple[object, ...]]:
-    """What the switches of a class may be, but for numbers."""
+def _choices(kind: type) -> dict[str, Collection[object]]:
+    """What the switches of a class may be, but for numbers and names of a catalog."""
     hints = get_type_hints(kind)
     return {
         name: (False, True) if hint is bool else get_args(hint)
         for name, hint in hints.items()
-        if hint is not int
+        if hint not in (int, str)
     }
 
 
 #: Every switch and what it may be.
-CHOICES: dict[str, tuple[object, ...]] = {**_choices(SwapOptions), **_choices(Transport)}
+CHOICES: dict[str, Collection[object]] = {
+    **_choices(SwapOptions),
+    "host_eviction": HOST_EVICTIONS,
+    **_choices(Transport),
+}
 
 
 @dataclass(frozen=True, slots=True)
