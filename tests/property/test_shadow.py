@@ -69,4 +69,4 @@ def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(
         seen["evicted"] += sharing.tree.num_evicted
         seen["lost copies"] += sharing.num_lost_copies
     assert min(seen["hits"], seen["evicted"]) > 5 * len(runs), seen
-    assert seen["lost copies"] > len(runs) // 200, seen
+    assert seen["lost copies"] >= len(runs) // 200, seen
