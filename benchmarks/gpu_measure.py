@@ -51,7 +51,7 @@ SERVE_METRICS = (
     "finished",
     "output_tokens",
     "makespan_s",
-    "throughput_makespan_tok_s",
+    "throughput_live_tok_s",
     "ttft_p50_s",
     "ttft_p95_s",
     "ttft_p99_s",

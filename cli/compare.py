@@ -10,6 +10,7 @@ import click
 
 from cli.options import heed, json_option, load, order_option, say_aliases, set_option
 from cli.progress import progress
+from cli.show import refuse_nothing_served
 from policy.errors import ConfigError
 
 DEFAULT_SCENARIO = "paper-8b-a10"
@@ -63,6 +64,7 @@ def compare_command(
     names = [name.strip() for name in systems.split(",")] if systems else None
     from explore.studies import compare as module
     from explore.studies import output, tables
+    from runs.metrics.served import is_nothing_but_rejected
 
     say_aliases(names or loaded.systems, loaded.order_name if own is None else own.name)
     compared = [
@@ -86,3 +88,5 @@ def compare_command(
         command = "fastswitch " + " ".join(sys.argv[1:])
         output.write(found, out, command)
         click.echo(f"\nwritten: {out / 'compare.html'} and what it is made of", err=True)
+    if all(is_nothing_but_rejected(metrics) for metrics in found.all_metrics):
+        refuse_nothing_served(found.results[found.systems[0]][0])

@@ -7,20 +7,36 @@ from typing import Any
 
 import click
 
+from policy.errors import InputError
+
 
 def show_run(summary: dict[str, Any], *, as_json: bool) -> None:
-    """What a run came to, on stdout; its warnings on stderr. Exit code 5 with a verdict."""
+    """What a run came to, on stdout; its warnings on stderr. Exit code 5 with a verdict, 3 where every
+    turn was rejected."""
     for line in summary["warnings"]:
         click.echo(f"warning: {line}", err=True)
     click.echo(json.dumps(summary, indent=1) if as_json else _run_as_text(summary))
     if summary["verdict"]:
         click.echo(f"verdict: {summary['verdict']}", err=True)
         raise click.exceptions.Exit(5)
+    refuse_nothing_served(summary)
+
+
+def refuse_nothing_served(summary: dict[str, Any]) -> None:
+    """A run whose turns were all rejected answers nothing: exit code 3, why on stderr."""
+    from runs.metrics.served import is_nothing_but_rejected
+
+    if is_nothing_but_rejected(summary["metrics"]):
+        because = summary.get("rejected_because") or "no reason was given"
+        rows = summary["metrics"]["rows"]
+        click.echo(f"error: all {rows} turns were rejected: {because}", err=True)
+        raise click.exceptions.Exit(InputError.exit_code)
 
 
 def _run_as_text(summary: dict[str, Any]) -> str:
     """A run in a few lines."""
-    from explore.words import HEADINGS, TOO_SMALL, significant
+    from explore import words
+    from runs.metrics.served import little_served
 
     metrics = summary["metrics"]
     machine = (
@@ -28,14 +44,15 @@ def _run_as_text(summary: dict[str, Any]) -> str:
         if summary["machine"] == "real"
         else f"{summary['profile_kind']} profile {summary['profile']}"
     )
-    lines = [
+    little = little_served(metrics, summary.get("rejected_because"))
+    lines = [] if little is None else [little]
+    lines += [
         f"{summary['scenario']}, {summary['system']} under {summary['order']}"
         f" ({summary['planner']} planner), {machine}",
         f"  rows {metrics['rows']}: {metrics['finished']} finished, {metrics['rejected']} rejected,"
         f" {metrics['cancelled']} cancelled, {metrics['unfinished']} unfinished",
     ]
-    for name, (title, unit, factor) in HEADINGS.items():
-        value = metrics.get(name)
-        text = TOO_SMALL if value is None else f"{significant(value * factor)} {unit}".strip()
-        lines.append(f"  {title}: {text}")
+    for name in words.shown(list(words.HEADINGS), [metrics]):
+        lines.append(f"  {words.HEADINGS[name][0]}: {words.value(metrics, name)}")
+    lines += [f"  {line}" for line in words.explained(list(words.HEADINGS))]
     return "\n".join(lines)

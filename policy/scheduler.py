@@ -97,6 +97,7 @@ class Scheduler:
         if request.request_id in self.desk.live:
             raise InvariantError(f"{request.request_id} is live already")
         self.desk.now_ns = now_ns
+        self._updates.arrived(now_ns)
         self.engine.enter(request)
         self._seen |= Event.ARRIVED
 

@@ -335,7 +335,7 @@ class Engine:
     def _arrive(self, now: int) -> None:
         for arrival in self.driver.due(now):
             served = self._serve(arrival)
-            self.recorder.arrived(served.turn)
+            self.recorder.arrived(served.turn, arrival.due_ns)
             self._served[arrival.request_id] = served
             why = unservable(served.turn)
             if why is not None:
@@ -393,6 +393,7 @@ class Engine:
             served.arrival_ns,
             served.request,
             status=status,
+            end_ns=self._clock() if finish_ns is None else finish_ns,
             reason=reason,
             output_tokens=served.produced,
             first_token_ns=served.first_token_ns,
@@ -430,3 +431,5 @@ class Engine:
             self.swap.wait_for_news(nap)
         else:
             time.sleep(nap)
+        if self.scheduler.num_live:
+            self.recorder.waited(self.scheduler.step + 1, now, self._clock())

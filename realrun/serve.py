@@ -25,6 +25,7 @@ from realrun.runtime import Runtime, runtime_for
 from realrun.sampling import SamplingParams, draws, sample
 from realrun.swap import TIMEOUT_S, SwapManager
 from runs import recording
+from runs.metrics.served import rejected_because
 from runs.metrics.summary import summarise
 from runs.provenance import provenance
 from runs.recorder import Recorder
@@ -183,6 +184,7 @@ def _serve(
             journal.close()
         recorded = recorder.close(_facts(machine, engine, rates))
     recorded.summary["metrics"] = summarise(recorded)
+    recorded.summary["rejected_because"] = rejected_because(recorded)
     recorded.summary["provenance"] = {
         **provenance(scenario, None, own),
         "torch": torch.__version__,
@@ -355,7 +357,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
     """What the tables do not say about a run."""
     serving, options = machine.serving, machine.options
     return {
-        "format": "fastswitch-run/1",
+        "format": recording.FORMAT,
         "machine": "real",
         "scenario": serving.scenario.name,
         "system": serving.system.name,
@@ -369,8 +371,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
             "source": serving.workload.header.source,
             "composed_from": list(serving.workload.header.composed_from),
             "rows": engine.driver.num_rows,
-            "waited_for_parent": engine.driver.num_waited,
-            "waited_for_parent_s": engine.driver.waited_ns / 1e9,
+            "resampled": serving.scenario.workload.resample,
         },
         "profile": None,
         "profile_kind": None,

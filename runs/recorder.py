@@ -37,12 +37,16 @@ class CopyRecord(NamedTuple):
 class _Story:
     """One live request's spans so far. `since`: decode ordinal from which it decodes, -1 if not."""
 
-    __slots__ = ("request_id", "since", "spans")
+    __slots__ = ("due_ns", "parkings", "preemptions", "request_id", "seen_spans", "since", "spans")
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, due_ns: int) -> None:
         self.request_id = request_id
+        self.due_ns = due_ns
         self.spans: list[tuple[Any, ...]] = []  # rows of spans.parquet
         self.since = -1
+        self.seen_spans = 0  # when it was last taken off the device
+        self.preemptions = 0
+        self.parkings = 0
 
 
 class _Lines:
@@ -83,6 +87,7 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._tables = {name: Table(name, folder) for name in SCHEMAS if name != "steps"}
+        self._wait: tuple[int, int, int] | None = None  # a row of waits.parquet that may grow
         self._step_table = IntTable("steps", folder)
         self._steps = self._step_table.append
         self._stories: dict[str, _Story] = {}
@@ -116,7 +121,8 @@ class Recorder:
     def planned(self, plan: Plan, step: int) -> None:
         """A plan that is not the one before it was handed out for `step`."""
         for request_id, mode in plan.preempt:
-            self._tables["preemptions"].append((request_id, step, mode.value))
+            was = self._taken_off(self._stories[request_id])
+            self._tables["preemptions"].append((request_id, step, mode.value, was))
         batch = plan.batch
         if batch is None:
             return
@@ -131,6 +137,16 @@ class Recorder:
                     self._leave(story)
             for request_id in batch.joined:
                 self._stories[request_id].since = self._ordinal
+
+    def _taken_off(self, story: _Story) -> str:
+        """A request lost the device. `running`: it had computed since it came there, so this is a
+        preemption; `waiting`: it only held KV there, and was parked."""
+        self._leave(story)
+        was_running = len(story.spans) > story.seen_spans
+        story.seen_spans = len(story.spans)
+        story.preemptions += was_running
+        story.parkings += not was_running
+        return "running" if was_running else "waiting"
 
     def decided(self, plan: Plan, step: int, now_ns: int, free: tuple[int, int]) -> None:
         """Write the line of decisions.jsonl; call for every numbered step."""
@@ -178,6 +194,18 @@ class Recorder:
         """A numbered step in which nobody decoded."""
         self._steps(row)
 
+    def waited(self, before_step: int, start_ns: int, end_ns: int) -> None:
+        """Somebody was live and nothing could run but for a copy under way, before step
+        `before_step`. Stretches that meet are one row."""
+        last = self._wait
+        if end_ns <= start_ns:
+            return
+        if last is not None and last[0] == before_step and last[2] == start_ns:
+            start_ns = last[1]
+        elif last is not None:
+            self._tables["waits"].append(last)
+        self._wait = (before_step, start_ns, end_ns)
+
     def prefilled(self, request_id: str, step: int, tokens: int, *, produced: bool) -> None:
         """A prompt, or what had to be recomputed, went through; with it the next token."""
         story = self._stories[request_id]
@@ -195,10 +223,11 @@ class Recorder:
 
     # ------------------------------------------------------------------ requests and copies
 
-    def arrived(self, turn: Turn) -> None:
-        """A row of the workload is being served."""
+    def arrived(self, turn: Turn, due_ns: int) -> None:
+        """A row of the workload is being served; it was due at `due_ns`, and may have had to wait
+        for its parent's end."""
         self._noted = None
-        self._stories[turn.request_id] = _Story(turn.request_id)
+        self._stories[turn.request_id] = _Story(turn.request_id, due_ns)
         self._tables["workload"].append(
             (
                 turn.request_id,
@@ -224,6 +253,7 @@ class Recorder:
         request: Request | None,
         *,
         status: str,
+        end_ns: int,
         reason: str = "",
         output_tokens: int = 0,
         first_token_ns: int | None = None,
@@ -231,8 +261,8 @@ class Recorder:
         cancel_ns: int | None = None,
         cancel_seen_step: int | None = None,
     ) -> tuple[Any, ...]:
-        """A turn finished, was rejected or cancelled, or the run ended before it did. Returns its
-        row of requests.parquet."""
+        """A turn finished, was rejected or cancelled, or the run ended before it did: the engine let
+        go of it at `end_ns`. Returns its row of requests.parquet."""
         story = self._stories.pop(turn.request_id)
         self._leave(story)
         if self._notes is not None and request is not None:
@@ -243,6 +273,7 @@ class Recorder:
             turn.session_id,
             turn.turn,
             turn.client_id,
+            story.due_ns,
             arrival_ns,
             turn.input_tokens,
             0 if request is None else request.cached_tokens,
@@ -251,7 +282,9 @@ class Recorder:
             finish_ns,
             cancel_ns,
             cancel_seen_step,
-            0 if request is None else request.num_preemptions,
+            end_ns,
+            story.preemptions,
+            story.parkings,
             status,
             reason,
         )
@@ -283,6 +316,8 @@ class Recorder:
     def close(self, summary: dict[str, Any]) -> Recording:
         """The recording; its tables are on disk if there is a folder."""
         self._close_lines()
+        if self._wait is not None:
+            self._tables["waits"].append(self._wait)
         notes = [] if self._notes is None else self._notes.kept
         tables = {name: table.close() for name, table in self._tables.items()}
         tables["steps"] = self._step_table.close()

@@ -5,7 +5,8 @@
     workload.parquet       the rows served
     decisions.jsonl        one line per step, when asked for
     replay.jsonl           what a replay needs beyond the tables, with decisions.jsonl
-    requests.parquet  steps.parquet  spans.parquet  preemptions.parquet  copies.parquet
+    requests.parquet  steps.parquet  waits.parquet  spans.parquet  preemptions.parquet
+    copies.parquet
 
 Times are integer nanoseconds. Rows are flushed in chunks of constant size, so memory does not grow
 with output tokens; a span stands for all tokens between two interruptions.
@@ -36,6 +37,9 @@ from traces.strict import quoted, reason, shown, shown_path
 CHUNK_ROWS = 1 << 12
 CHUNKS_PER_GROUP = 16
 
+#: Of run.json. Raised whenever tables gain or lose a column, or a column another meaning.
+FORMAT = "fastswitch-run/2"
+
 _INT = pa.int64()
 _STR = pa.string()
 
@@ -46,6 +50,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("session_id", _STR),
             ("turn", _INT),
             ("client_id", _STR),
+            ("due_ns", _INT),
             ("arrival_ns", _INT),
             ("input_tokens", _INT),
             ("cached_tokens", _INT),
@@ -54,7 +59,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("finish_ns", _INT),
             ("cancel_ns", _INT),
             ("cancel_seen_step", _INT),
+            ("end_ns", _INT),
             ("preemptions", _INT),
+            ("parkings", _INT),
             ("status", _STR),
             ("reason", _STR),
         ]
@@ -83,7 +90,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("tokens", _INT),
         ]
     ),
-    "preemptions": pa.schema([("request_id", _STR), ("step", _INT), ("mode", _STR)]),
+    "waits": pa.schema([("before_step", _INT), ("start_ns", _INT), ("end_ns", _INT)]),
+    "preemptions": pa.schema([("request_id", _STR), ("step", _INT), ("mode", _STR), ("was", _STR)]),
     "copies": pa.schema(
         [
             ("copy_id", _INT),
@@ -313,6 +321,12 @@ def load(folder: Path) -> Recording:
         raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
     if not isinstance(summary, dict):
         raise InputError(f"{shown_path(path)}: {quoted(summary)} is not a JSON object")
+    made = summary.get("format", FORMAT)
+    if made != FORMAT:
+        raise InputError(
+            f"{shown_path(path)}: its format is {quoted(made)}, this program reads {FORMAT}; make the"
+            " run again with the scenario.yaml beside it"
+        )
     return Recording(summary, folder)
 
 

@@ -1,7 +1,7 @@
 """Who arrives when: open loop, closed loop with think time, or start-to-start gaps.
 
-Shared by every machine. A turn that would arrive before its parent has ended waits for it, and that
-wait is counted.
+Shared by every machine. A turn that would arrive before its parent has ended waits for it; when it
+was due is told with it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ NEVER = 1 << 62
 
 class Arrival(NamedTuple):
     """A turn that has arrived. `parent_id`: the request whose context it extends. `is_last`: the
-    workload is known to have no turn after it (never so in open loop)."""
+    workload is known to have no turn after it (never so in open loop). `due_ns`: when it would have
+    come, had it not had to wait for its parent's end."""
 
     arrival_ns: int
     request_id: str
     turn: Turn
     parent_id: str | None
-    is_last: bool
+    due_ns: int
+    is_last: bool = False
 
 
 class TurnDriver:
@@ -48,8 +50,6 @@ class TurnDriver:
         self.num_unsaid = (
             0  # later turns that do not say what they repeat of their parent's context
         )
-        self.num_waited = 0  # turns that were due before their parent had ended
-        self.waited_ns = 0
         self.next_ns = NEVER
         self._read(-1)
 
@@ -131,11 +131,11 @@ class TurnDriver:
             wanted = parent_began + turn.gap_ns
         if wanted is None:
             raise InputError(f"{turn.request_id}: neither arrival, think time nor gap is known")
-        if wanted < parent_ended:
-            self.num_waited += 1
-            self.waited_ns += parent_ended - wanted
-        self._push(max(wanted, parent_ended), turn, parent)
+        self._push(max(wanted, parent_ended), turn, parent, wanted)
 
-    def _push(self, arrival_ns: int, turn: Turn, parent: str | None) -> None:
+    def _push(
+        self, arrival_ns: int, turn: Turn, parent: str | None, due_ns: int | None = None
+    ) -> None:
         self._began[turn.request_id] = arrival_ns
-        heappush(self._due, Arrival(arrival_ns, turn.request_id, turn, parent, is_last=False))
+        due_ns = arrival_ns if due_ns is None else due_ns
+        heappush(self._due, Arrival(arrival_ns, turn.request_id, turn, parent, due_ns))

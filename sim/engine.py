@@ -295,7 +295,7 @@ class Engine:
 
     def _arrive(self, now: int) -> None:
         for arrival in self.driver.due(now):
-            self.recorder.arrived(arrival.turn)
+            self.recorder.arrived(arrival.turn, arrival.due_ns)
             why = unservable(arrival.turn)
             request = make_request(
                 arrival,
@@ -342,6 +342,7 @@ class Engine:
             served.arrival_ns,
             served.request,
             status=status,
+            end_ns=self.env.now,
             reason=reason,
             output_tokens=served.produced,
             first_token_ns=served.first_token_ns,
@@ -368,8 +369,8 @@ class Engine:
 
     def _idle(self, plan: Plan) -> Process:
         """Nothing runs until a copy ends, a turn arrives or a client leaves."""
-        env = self.env
-        self.recorder.unnumbered(plan, self.scheduler.step + 1, env.now)
+        env, begin = self.env, self.env.now
+        self.recorder.unnumbered(plan, self.scheduler.step + 1, begin)
         events: list[simpy.Event] = []
         if self.link.in_flight and not self.link.ended_jobs:
             self.link.on_end = env.event()
@@ -383,3 +384,5 @@ class Engine:
             yield simpy.AnyOf(env, events)
             # Whatever else happens at this instant happens before the next plan.
             yield self._step_end.after(0)
+        if self.scheduler.num_live:
+            self.recorder.waited(self.scheduler.step + 1, begin, env.now)

@@ -14,6 +14,7 @@ from calibrate.profile import Profile
 from policy.scheduler import Scheduler
 from runs import recording
 from runs.lineages import names_for
+from runs.metrics.served import rejected_because
 from runs.metrics.summary import summarise
 from runs.obeyed import unread
 from runs.provenance import provenance
@@ -117,6 +118,7 @@ def _record(
             engine.env.run(until=engine.env.process(engine.run()))
         recorded = recorder.close(_facts(setup, scheduler, engine))
     recorded.summary["metrics"] = summarise(recorded)
+    recorded.summary["rejected_because"] = rejected_because(recorded)
     recorded.summary["provenance"] = provenance(setup.scenario, setup.profile, own)
     return recorded
 
@@ -169,7 +171,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
     transfer = setup.profile.transfer
     device = engine.device
     return {
-        "format": "fastswitch-run/1",
+        "format": recording.FORMAT,
         "machine": "simulated",
         "scenario": setup.scenario.name,
         "system": setup.system.name,
@@ -180,8 +182,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "source": setup.workload.header.source,
             "composed_from": list(setup.workload.header.composed_from),
             "rows": engine.driver.num_rows,
-            "waited_for_parent": engine.driver.num_waited,
-            "waited_for_parent_s": engine.driver.waited_ns / 1e9,
+            "resampled": setup.scenario.workload.resample,
         },
         "profile": setup.profile.name,
         "profile_kind": f"{'changed ' * bool(setup.scenario.profile_values)}{setup.profile.kind}",

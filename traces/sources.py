@@ -10,6 +10,7 @@ from traces.generators.catalog import arrivals_of, make_generator, priorities_of
 from traces.randomness import Streams
 from traces.readers.catalog import read_workload
 from traces.shaping.compose import begins, with_priorities, with_times
+from traces.shaping.resample import resampled
 from traces.strict import shown_path
 from traces.workload import Workload
 from traces.workload_spec import ArrivalSpec, WorkloadSpec
@@ -27,6 +28,8 @@ def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
     if spec.think is not None:
         think = think_of(spec.think, spec.think_mean_s)
     workload = with_times(workload, streams, arrivals, think)
+    if spec.resample:
+        workload = resampled(workload, streams)
     priorities = priorities_of(spec.priority)
     if priorities is not None:
         workload = with_priorities(workload, streams, priorities)

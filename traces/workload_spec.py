@@ -102,6 +102,7 @@ class WorkloadSpec(Section):
     For a file, `rate`, `arrivals` and `think` fill in session arrivals and think times that it
     lacks, and `priority` gives priorities. `priority_process` names the order that the workload is
     meant for. `context_cap` is the generator's own when not given; `uncapped` takes it away.
+    `resample`: a file's sessions are drawn anew for every run (`traces.shaping.resample`).
     """
 
     file: str | None = None
@@ -122,6 +123,7 @@ class WorkloadSpec(Section):
     hash_block: Annotated[int, Field(ge=1, le=MAX_BLOCK_SIZE)] | None = None
     priority: PriorityShares | None = None
     priority_process: Process | None = None
+    resample: bool = False
 
     @field_validator("generator")
     @classmethod
@@ -151,6 +153,8 @@ class WorkloadSpec(Section):
             if self.arrivals is not None and self.rate is None:
                 return "arrivals needs rate, in sessions per second"
             return None
+        if self.resample:
+            return "resample draws a file's sessions anew; a generator makes new ones in every run"
         files = ("format", "columns", "turns", "block_size")
         given = [name for name in files if getattr(self, name) is not None]
         if given or self.companions:

@@ -1,8 +1,8 @@
 """Per-request records as in AIPerf's profile_export.jsonl: one JSON object a line, units beside values.
 
 AIPerf's `inter_token_latency` is the mean of one request (TPOT here); its `inter_chunk_latency` are the
-gaps (TBT here). Times in `metadata` are nanoseconds since the run began, not since 1970; when a rejection was made is not
-recorded, so it has no end. Source: AIPerf 0.13.0, docs/tutorials/working-with-profile-exports.md.
+gaps (TBT here). Times in `metadata` are nanoseconds since the run began, not since 1970. `fastswitch_due_ns` is before
+`request_start_ns` where a turn had to wait for its conversation's turn before. Source: AIPerf 0.13.0, docs/tutorials/working-with-profile-exports.md.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def _metadata(row: dict[str, Any], number: int) -> dict[str, Any]:
         "x_correlation_id": None,
         "conversation_id": row["session_id"],
         "turn_index": row["turn"] - 1,
+        "fastswitch_due_ns": row["due_ns"],
         "request_start_ns": row["arrival_ns"],
         "request_ack_ns": None,
-        "request_end_ns": row["cancel_ns"] if cancelled else row["finish_ns"],
+        "request_end_ns": row["cancel_ns"] if cancelled else row["end_ns"],
         "worker_id": "fastswitch",
         "record_processor_id": "fastswitch",
         "benchmark_phase": "profiling",

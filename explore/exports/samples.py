@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runs.metrics.columns import columns_of, rows_of, rows_where
+from runs.metrics.gaps import pooled, token_gaps
 from runs.metrics.stats import MIN_SAMPLES, Ints, percentile
-from runs.metrics.summary import columns_of, token_gaps
+from runs.metrics.throughput import makespan_ns
 from runs.recording import Recording
 
 
@@ -62,9 +64,10 @@ def _samples(values: Ints, weights: Ints | None = None) -> Samples:
 
 @dataclass(frozen=True)
 class Finished:
-    """Of the requests that finished: times in nanoseconds, lengths in tokens.
+    """Of the requests that finished, as those reports count: times in nanoseconds, lengths in tokens.
 
-    `itl`: every gap between consecutive tokens of a request, of all that got two (TBT, vLLM's `itl`).
+    `itl`: every gap between consecutive tokens of a request (vLLM's `itl`). Our own metrics are of all
+    turns that were not rejected, so the two differ where clients left (`runs.metrics.summary`).
     `tpot`: (E2E - TTFT) / (tokens - 1) of those with several. `ntpot`: E2E / tokens.
     """
 
@@ -82,7 +85,7 @@ class Finished:
 
     @property
     def seconds(self) -> float | None:
-        """First arrival to the end of the last step; None if nothing ran."""
+        """First arrival to the end of the last turn; None if nothing ran."""
         return self.makespan_ns / 1e9 if self.makespan_ns else None
 
     def rate(self, amount: int) -> float | None:
@@ -100,12 +103,9 @@ def finished_of(recording: Recording) -> Finished:
     e2e = requests["finish_ns"][done] - arrival
     tokens = requests["output_tokens"][done]
     several = tokens > 1
-    (values, weights), parked = token_gaps(
-        steps, columns_of(recording, "spans"), columns_of(recording, "preemptions")
-    )
-    gaps = np.concatenate([values, parked])
-    repeats = np.concatenate([weights, np.ones(parked.size, dtype=np.int64)])
-    ends, arrivals = steps["end_ns"], requests["arrival_ns"]
+    theirs = set(rows_where(requests, done)["request_id"])
+    spans = rows_of(columns_of(recording, "spans"), theirs)
+    gaps, repeats = pooled(token_gaps(steps, spans, columns_of(recording, "preemptions")))
     return Finished(
         total=len(status),
         rejected=sum(name == "rejected" for name in status),
@@ -117,5 +117,5 @@ def finished_of(recording: Recording) -> Finished:
         itl=_samples(gaps, repeats),
         input_tokens=_samples(requests["input_tokens"][done]),
         output_tokens=_samples(tokens),
-        makespan_ns=int(ends[-1] - arrivals.min()) if ends.size and arrivals.size else 0,
+        makespan_ns=makespan_ns(requests),
     )

@@ -31,6 +31,10 @@ _MISSING = (
 )
 
 
+#: Beside vLLM's: turns that had to wait for their conversation's turn before, which no latency counts.
+_OURS = ("waited_for_parent", "waited_for_parent_s", "preemptions", "parkings")
+
+
 def pieces(recording: Recording) -> Iterator[str]:
     """The file's text, in pieces: gaps between tokens are many."""
     facts = {**_aggregates(recording), **_per_request(list(recording.rows("requests")))}
@@ -54,6 +58,7 @@ def _aggregates(recording: Recording) -> dict[str, Any]:
         "num_prompts": done.total,
         **dict.fromkeys(_MISSING),
         **{f"fastswitch_{name}": summary.get(name) for name in ("scenario", "system", "order")},
+        **{f"fastswitch_{name}": summary.get("metrics", {}).get(name) for name in _OURS},
         "duration": done.seconds,
         "completed": done.ttft.count,
         "failed": done.total - done.ttft.count,

@@ -12,7 +12,8 @@ import numpy as np
 
 from explore.report.chart import COLOURS
 from explore.studies.series import TAIL
-from runs.metrics.stats import MIN_SAMPLES, Ints, percentile
+from runs.metrics.latency import censored
+from runs.metrics.stats import MIN_SAMPLES, Ints
 
 #: Neighbouring buckets differ by 0.2 %, so a value read from one is off by 0.1 % at most.
 _RATIO = math.log(1.002)
@@ -35,13 +36,13 @@ class Spread:
             self._counts[low : low + found.size] += found
             self.count += int(values.size)
 
-    def percentile(self, q: float) -> float | None:
-        """In seconds; None with too few samples."""
+    def percentile(self, q: float) -> tuple[float | None, None]:
+        """In seconds, and what it is above: nothing. (None, None) with too few samples."""
         if self.count < MIN_SAMPLES.get(q, 1):
-            return None
+            return None, None
         position = (self.count - 1) * q / 100
         low, high = self._at([math.floor(position), math.ceil(position)])
-        return low + (high - low) * (position - math.floor(position))
+        return low + (high - low) * (position - math.floor(position)), None
 
     def tail(self) -> list[tuple[float, float]]:
         """(seconds, share of samples that take longer), as far as the samples tell them apart."""
@@ -60,24 +61,40 @@ class Exact:
 
     def __init__(self) -> None:
         self._values = array("q")
+        self._left = array("q")
 
     def add(self, value: int) -> None:
         self._values.append(value)
 
+    def add_left(self, wait: int) -> None:
+        """Count one in that left after so long: longer than all others, by how much nobody knows."""
+        self._left.append(wait)
+
     @property
     def count(self) -> int:
-        return len(self._values)
+        """How many."""
+        return len(self._values) + len(self._left)
 
-    def percentile(self, q: float) -> float | None:
-        """In seconds; None with too few samples."""
-        found = percentile(np.array(self._values, dtype=np.int64), q)
-        return None if found is None else found / 1e9
+    def percentile(self, q: float) -> tuple[float | None, float | None]:
+        """In seconds, as `runs.metrics.latency.censored`."""
+        values, left = (np.array(one, dtype=np.int64) for one in (self._values, self._left))
+        value, above = censored(values, left, q)
+        return _seconds(value), _seconds(above)
 
     def tail(self) -> list[tuple[float, float]]:
+        """As Spread's, as far as values are known."""
         ordered = np.sort(np.array(self._values, dtype=np.int64))
         shares = [share for share in TAIL if (1 - share) * self.count >= 1]
         ranks = [min(int(share * self.count), self.count - 1) for share in shares]
-        return [(int(ordered[i]) / 1e9, 1 - s) for i, s in zip(ranks, shares, strict=True)]
+        return [
+            (int(ordered[i]) / 1e9, 1 - s)
+            for i, s in zip(ranks, shares, strict=True)
+            if i < ordered.size
+        ]
+
+
+def _seconds(nanoseconds: float | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 class Clients:
@@ -98,14 +115,19 @@ class Clients:
         self.tbt = {name: Spread() for name in groups}
 
     def add(self, row: dict[str, Any], times: Ints) -> None:
-        """Count a request and the times of its tokens in. TTFT is that of finished requests."""
+        """Count a request and the times of its tokens in, unless it was rejected."""
+        if row["status"] == "rejected":
+            return
         name = UNNAMED if row["client_id"] is None else row["client_id"]
         group = _told(name) if name in self._shown else OTHERS
         gaps = np.diff(times)
         for key in (ALL, group) if self.num_clients > 1 else (ALL,):
             self.tbt[key].add(gaps)
-            if row["finish_ns"] is not None and row["first_token_ns"] is not None:
+            if row["first_token_ns"] is not None:
                 self.ttft[key].add(row["first_token_ns"] - row["arrival_ns"])
+            else:
+                left = row["end_ns"] if row["cancel_ns"] is None else row["cancel_ns"]
+                self.ttft[key].add_left(left - row["arrival_ns"])
 
 
 def _told(name: str) -> str:

@@ -49,25 +49,37 @@ def verdict(comparison: Comparison) -> str:
         return f"{len(comparison.systems)} systems, no baseline among them to compare with."
     baseline = baselines[0]
     parts = []
-    for metric in ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s", "throughput_tok_s"):
-        found = comparison.speedup(ours, baseline, metric)
-        if found.value is None:
-            continue
-        parts.append(f"{words.HEADINGS[metric][0]} {words.ratio(found)}")
-    how = (
-        "one run, no interval" if comparison.runs < 2 else f"95 % intervals, n = {comparison.runs}"
-    )
-    return f"{ours} against {baseline}, times better ({how}): " + ", ".join(parts) + "."
+    for is_better, word in ((True, "surely better"), (False, "surely worse")):
+        told = [
+            f"{words.HEADINGS[metric][0]} {words.ratio(found)}"
+            for metric in HEADLINE
+            if (found := comparison.speedup(ours, baseline, metric)).is_sure
+            and found.is_better == is_better
+        ]
+        parts += [f"{word} in {', '.join(told)}"] if told else []
+    fixed = ", ".join(words.HEADINGS[metric][0] for metric in HEADLINE)
+    if comparison.is_one_run:
+        return f"{ours} against {baseline} in {fixed}: without an interval no difference is sure."
+    how = f"times better, 95 % intervals, n = {comparison.runs}; looked at: {fixed}"
+    return f"{ours} against {baseline}: {'; '.join(parts) or 'no difference is sure'} ({how})."
+
+
+#: What the first sentence looks at, fixed before any run.
+HEADLINE = ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s", "throughput_tok_s")
 
 
 def _metric_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    for title, metrics in words.TABLES:
+    for title, listed in words.TABLES:
+        metrics = words.shown(listed, comparison.all_metrics)
         rows: list[Row] = [
             [name, *(estimate_cell(comparison.estimate(name, m), m) for m in metrics)]
             for name in comparison.systems
         ]
         caption = f"Means of {comparison.runs} runs"
-        yield title, document.table(caption, ["system", *map(words.heading, metrics)], rows)
+        if comparison.is_one_run:
+            caption = "One run, no interval"
+        table = document.table(caption, ["system", *map(words.heading, metrics)], rows)
+        yield title, table + document.items(words.explained(metrics))
 
 
 def _speedup_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
@@ -83,14 +95,14 @@ def _speedup_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
             rows.append(cells)
         if rows:
             header = ["system", *(words.HEADINGS[m][0] for m in SPEEDUPS)]
-            caption = "Above one is better; coloured where the difference is sure (Holm)"
+            caption = f"Above one is better; {words.SURE} and coloured where the difference is sure (Holm)"
             yield f"Times better than {baseline}", document.table(caption, header, rows)
 
 
 def ratio_cell(found: Ratio) -> Cell:
     """Coloured where it is surely better or worse, or where there is no number."""
     kind = "better" if found.is_better else "worse" if found.is_worse else ""
-    return Cell(words.ratio(found), kind or ("small" if found.value is None else ""))
+    return Cell(words.marked(found), kind or ("small" if found.value is None else ""))
 
 
 def estimate_cell(found: Estimate, metric: str) -> Cell:
@@ -198,8 +210,8 @@ def _fine_print(comparison: Comparison, command: str) -> str:
     )
     return (
         document.paragraph(
-            "Means over runs, with half of the 95 % t interval; ratios are geometric means of ratios"
-            " paired by run, with their interval. Better or worse is said where a paired t test,"
+            "Means over runs with their 95 % t interval, made on the logarithm; ratios are geometric means"
+            " of ratios paired by run, with theirs. Better or worse is said where a paired t test,"
             " corrected by Holm for all systems of a table, says so at 5 %. Same workload, priority"
             f" trace and random streams for every system. A {comparison.study} study."
         )

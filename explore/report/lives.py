@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from runs.metrics.columns import columns_of
 from runs.metrics.stats import Ints
-from runs.metrics.summary import columns_of
 from runs.recording import Recording
 
 

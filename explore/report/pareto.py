@@ -11,7 +11,7 @@ from explore.report.chart import Axis, Point
 from explore.studies.estimates import Estimate
 
 #: The first that all have is taken: of the steady window before the whole run, the far tail before a nearer.
-THROUGHPUTS = ("throughput_tok_s", "throughput_makespan_tok_s")
+THROUGHPUTS = ("throughput_tok_s", "throughput_live_tok_s")
 LATENCIES = (("ttft_p99_s", "ttft_p95_s", "ttft_p50_s"), ("tbt_p999_s", "tbt_p99_s"))
 METRICS = (*THROUGHPUTS, *(name for names in LATENCIES for name in names))
 
@@ -105,5 +105,5 @@ def _point(one: Candidate, rate: str, latency: str, *, is_faded: bool) -> Point:
 
 def _span(found: Estimate) -> tuple[float, float, float]:
     assert found.value is not None
-    half = found.half or 0.0
-    return found.value, found.value - half, found.value + half
+    low, high = found.interval or (found.value, found.value)
+    return found.value, low, high

@@ -13,7 +13,7 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
       top: Math.max(...['waiting', 'running', 'swapped'].map((name) => table.series.tops[name])),
       names: [['running', 'running'], ['waiting', 'waiting'], ['swapped', 'swapped']],
     },
-    { title: table.jain.length ? `fairness of clients with work, Jain over ${table.window / 1e6} s` : `fairness: in no window of ${table.window / 1e6} s had two clients work throughout`, top: 1, names: [] },
+    { title: table.jain.length ? `fairness of clients with turns due, Jain over ${table.window / 1e6} s` : `fairness: in no window of ${table.window / 1e6} s were turns of two clients due`, top: 1, names: [] },
   ];
   let colours = {}, size = {}, waiting = false, pointer = null;
 
@@ -156,8 +156,8 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
 
   function drawFairness(context, bottom, height) {
     context.strokeStyle = context.fillStyle = colours.lines[0];
-    for (const [number, jain] of table.jain) {
-      const from = across(number * table.window), to = across((number + 1) * table.window);
+    for (const [begin, jain] of table.jain) {
+      const from = across(begin), to = across(begin + table.window);
       if (jain === null || to < 0 || from > size.width) continue;
       const y = bottom - jain * height;
       context.beginPath();
@@ -219,7 +219,8 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
       const value = mean(name, from, to);
       return `${label} ${panel.top === 1 ? Math.round(value * 100) + ' %' : value.toPrecision(2).replace(/\.0$/, '')}`;
     }));
-    const window_ = table.jain.find(([number]) => Math.floor(timeAt(pointer.x) / table.window) === number);
+    const at = timeAt(pointer.x);
+    const window_ = table.jain.find(([begin]) => at >= begin && at < begin + table.window);
     if (window_ && window_[1] !== null) told.push(`Jain ${window_[1].toFixed(2)}, gap ${window_[2]} tokens`);
     const under = hit(pointer.x, pointer.y);
     const who = under ? `; ${table.request_id[under.owner]}: ${states[under.kind]}` : '';

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from explore import words
 from explore.report import document, lanes, levels, origin, tails, viewer
 from explore.report.anatomy import Gaps, Parts, means_of
@@ -16,13 +14,15 @@ from explore.report.lanes import STATES
 from explore.report.lives import Lives
 from policy.errors import ConfigError
 from runs.metrics import fairness
+from runs.metrics.columns import columns_of
+from runs.metrics.gaps import pooled, token_gaps
+from runs.metrics.served import little_served
 from runs.metrics.stats import percentile
-from runs.metrics.summary import columns_of, token_gaps
 from runs.recording import Recording
 from traces.strict import shown_path
 
 #: Metrics of the first sentence.
-_TOLD = ("ttft_p50_s", "ttft_p99_s", "tbt_p99_s", "tbt_p999_s", "throughput_makespan_tok_s")
+_TOLD = ("ttft_p50_s", "ttft_p99_s", "tbt_p99_s", "tbt_p999_s", "throughput_tok_s")
 
 #: What each number is counted over, where that is not the run as a whole.
 _SAMPLES = {"ttft": "ttft_samples", "tbt": "tbt_samples", "tbt_preempted": "tbt_preempted_samples"}
@@ -94,9 +94,8 @@ class _Run:
     def _long_gap(self) -> float:
         """The gap that 99 % of all gaps do not exceed; endless with too few of them."""
         preemptions = columns_of(self.recording, "preemptions")
-        (values, weights), parked = token_gaps(self.steps, self.spans, preemptions)
-        pooled = np.concatenate([values, parked])
-        found = percentile(pooled, 99.0, np.append(weights, np.ones_like(parked)))
+        values, weights = pooled(token_gaps(self.steps, self.spans, preemptions))
+        found = percentile(values, 99.0, weights)
         return float("inf") if found is None else found
 
     # ------------------------------------------------------------------ words
@@ -110,14 +109,17 @@ class _Run:
     def _finding(self) -> str:
         facts, metrics = self.facts, self.metrics
         parts = [
-            f"{words.HEADINGS[name][0]} {_value(name, metrics[name])}"
+            f"{words.HEADINGS[name][0]} {words.value(metrics, name)}"
             for name in _TOLD
-            if metrics.get(name) is not None
+            if words.is_told(metrics, name)
         ]
         lead = (
             f"{facts.get('system')} served {metrics.get('finished')} of {metrics.get('rows')} turns under"
             f" {facts.get('order')}: {', '.join(parts) or 'too few to say more'}."
         )
+        little = little_served(metrics, facts.get("rejected_because"))
+        if little is not None:
+            lead = f"{little} {lead}"
         return (
             document.paragraph(lead, "lead")
             + document.paragraph(self._why(), "lead")
@@ -151,12 +153,12 @@ class _Run:
         found = []
         for title, names in words.TABLES:
             rows = []
-            for name in names:
-                value = self.metrics.get(name)
-                kind = "small" if value is None else ""
-                told = words.HEADINGS[name][0], Cell(_value(name, value), kind), self._samples(name)
-                rows.append(told)
-            found.append(document.table(title, ["metric", "value", "n"], rows))
+            for name in words.shown(names, [self.metrics]):
+                kind = "" if words.is_told(self.metrics, name) else "small"
+                value = Cell(words.value(self.metrics, name), kind)
+                rows.append((words.HEADINGS[name][0], value, self._samples(name)))
+            table = document.table(title, ["metric", "value", "n"], rows)
+            found.append(table + document.items(words.explained(names)))
         return f'<div class="pair">{"".join(found)}</div>'
 
     def _samples(self, name: str) -> str:
@@ -177,13 +179,14 @@ class _Run:
         copies = self.lives.copies
         series = levels.series_of(self.recording, self.levels, self.steps, copies)
         shares, scale = levels.packed(series, self.levels.edges)
-        windows = fairness.windows(self.requests, self.steps, self.spans)
+        workload = columns_of(self.recording, "workload")
+        windows = fairness.windows(workload, self.requests, self.steps, self.spans)
         facts = {
             "states": STATES,
             "series": scale,
             "window": fairness.WINDOW_NS // 1000,
             "jain": [
-                [one.number, None if one.jain is None else round(one.jain, 4), one.gap]
+                [one.begin_ns // 1000, None if one.jain is None else round(one.jain, 4), one.gap]
                 for one in windows
             ],
         }
@@ -207,15 +210,6 @@ class _Run:
 
 
 _ENDS = ("finish_ns", "cancel_ns", "arrival_ns")
-
-
-def _value(name: str, value: float | None) -> str:
-    """A metric with its unit; a count of few as it is."""
-    _, unit, factor = words.HEADINGS[name]
-    if value is None:
-        return words.TOO_SMALL
-    is_count = isinstance(value, int) and factor == 1
-    return f"{value if is_count else words.significant(value * factor)} {unit}".strip()
 
 
 def _turns(count: int) -> str:

@@ -89,7 +89,7 @@ class _Page:
         for row in _rows(self.made.texts[sweep_tables.ESTIMATES]):
             key = int(row["point"]), row["system"]
             found.setdefault(key, {})[row["metric"]] = Estimate(
-                _number(row["mean"]), _number(row["half"])
+                _number(row["mean"]), _number(row["half"]), _number(row["above"])
             )
             runs[key] = int(row["runs"])
         for (point, system), estimates in found.items():
@@ -104,7 +104,7 @@ class _Page:
         for row in _rows(self.made.texts[sweep_tables.RATIOS]):
             key = int(row["point"]), row["system"], row["against"]
             found.setdefault(key, {})[row["metric"]] = Ratio(
-                _number(row["ratio"]), _number(row["factor"])
+                *(_number(row[name]) for name in ("ratio", "factor", "p", "above", "below"))
             )
         yield from ((*key, ratios) for key, ratios in found.items())
 
@@ -135,7 +135,7 @@ class _Page:
         )
 
     def _where_better(self, metric: str) -> str:
-        """At how many points a system is better, its whole interval counted, and where it is most."""
+        """At how many points a system is surely better (Holm over the point's systems), and where most."""
         parts = []
         for system in self.systems[1:]:
             mine = [
@@ -148,13 +148,15 @@ class _Page:
                 continue
             better = sum(one[0].is_better for one in known)
             worse = sum(one[0].is_worse for one in known)
-            most = max(known, key=lambda one: one[0].value or 0.0)
-            parts.append(
-                f"{system} against {most[2]}: better at {better} of {len(known)} points, worse at {worse};"
-                f" most at {self._told(most[1])}: {words.ratio(most[0])}"
-            )
+            told = f"{system} against {known[0][2]}: better at {better} of {len(known)} points, worse at {worse}"
+            if better:
+                most = max(
+                    (one for one in known if one[0].is_better), key=lambda one: one[0].value or 0.0
+                )
+                told += f"; most at {self._told(most[1])}: {words.ratio(most[0])}"
+            parts.append(told)
         return (
-            f"{words.HEADINGS[metric][0]}, times better (95 % intervals): {'. '.join(parts)}."
+            f"{words.HEADINGS[metric][0]}, times better (counted where sure): {'. '.join(parts)}."
             if parts
             else ""
         )

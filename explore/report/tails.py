@@ -137,7 +137,7 @@ def latency(clients: Clients) -> str:
     return (
         document.paragraph(told)
         + f'<div class="pair">{"".join(parts)}</div>'
-        + document.table("Latency of finished turns, gaps of all", header, rows)
+        + document.table("Latency of turns that were not rejected", header, rows)
     )
 
 
@@ -153,5 +153,7 @@ def _curves(title: str, what: str, spreads: dict[str, Exact] | dict[str, Spread]
 
 
 def _percentile(spread: Exact | Spread, q: float) -> Cell:
-    value = spread.percentile(q)
-    return Cell(words.TOO_SMALL, "small") if value is None else Cell(words.significant(value))
+    value, above = spread.percentile(q)
+    if value is not None:
+        return Cell(words.significant(value))
+    return Cell(words.TOO_SMALL if above is None else f"> {words.significant(above)}", "small")

@@ -140,11 +140,12 @@ def state_of(ratio: Ratio, low: float, high: float) -> State:
 
 
 def _state_of_value(claim: Claim, found: Estimate) -> State:
-    if found.value is None or found.half is None:
+    if found.interval is None:
         return "few"
-    if found.value + found.half < claim.low:
+    low, high = found.interval
+    if high < claim.low:
         return "less"
-    return "more" if found.value - found.half > claim.high else "holds"
+    return "more" if low > claim.high else "holds"
 
 
 def _verdict(claim: Claim, cells: Sequence[Cell]) -> tuple[Word, str]:

@@ -12,7 +12,7 @@ from explore.reproduce.study import Found
 from explore.reproduce.tables import Table, all_tables
 from explore.studies.estimates import Estimate, Ratio
 from explore.studies.tables import text_table
-from explore.words import HEADINGS, TOO_SMALL, ratio, significant
+from explore.words import HEADINGS, TOO_SMALL, ratio, scaled
 
 #: Start of a metric's name, where its number of samples is, and what these are.
 SAMPLES = (
@@ -163,10 +163,7 @@ def value(cell: Cell, show: str) -> str:
     if cell.ratio is not None:
         return ratio(cell.ratio) if show == "times" else _percent(cell.ratio, show)
     found = cell.estimate or Estimate(None)
-    if found.value is None:
-        return TOO_SMALL
-    half = "" if found.half is None else f" ±{significant(100 * found.half, 2)}"
-    return f"{significant(100 * found.value)}{half} %"
+    return TOO_SMALL if found.value is None else f"{scaled(found, 100)} %"
 
 
 def _percent(found: Ratio, show: str) -> str:

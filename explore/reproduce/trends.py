@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from explore.reproduce.data import Claim
 from explore.reproduce.study import Found, Place, Result
-from explore.studies.estimates import Ratio, speedup_of
-from explore.words import HEADINGS, significant
-from runs.metrics.stats import ratio_and_factor
+from explore.studies.estimates import Ratio, ratio_of, speedup_of
+from explore.words import HEADINGS, ratio
 
 #: Differences within this factor are flat even where they are shown.
 FLAT, NEARLY_FLAT = 1.05, 1.25
@@ -93,20 +92,16 @@ def grows(claim: Claim, found: Found) -> tuple[Word, str]:
 def _gain_of_gains(
     first: tuple[list[Result], list[Result]], last: tuple[list[Result], list[Result]], metric: str
 ) -> Ratio:
-    ratios = []
+    gains, gained = [], []
     for runs in zip(*first, *last, strict=True):
         values = [run["metrics"].get(metric) for run in runs]
         if not all(values):
             return Ratio(None)
         ours, theirs, our_last, their_last = map(float, values)
-        ratios.append(their_last / our_last / (theirs / ours))
-    return Ratio(*ratio_and_factor(ratios))
+        gains.append(their_last / our_last)
+        gained.append(theirs / ours)
+    return replace(ratio_of(gains, gained), p=None)
 
 
 def _told(point: Point) -> str:
-    value, factor = point.ratio.value, point.ratio.factor
-    if value is None:
-        return f"{HEADINGS[point.metric][0]} n too small"
-    low, high = value / (factor or 1.0), value * (factor or 1.0)
-    interval = f" ({significant(low, 2)}-{significant(high, 2)})" if factor else ""
-    return f"{HEADINGS[point.metric][0]} {significant(value)}x{interval}"
+    return f"{HEADINGS[point.metric][0]} {ratio(point.ratio)}"

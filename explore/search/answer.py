@@ -20,7 +20,7 @@ from explore.search.spec import Search
 from explore.studies.estimates import Estimate
 from explore.studies.store import Store
 from explore.studies.tables import text_table
-from explore.words import HEADINGS, TOO_SMALL, significant
+from explore.words import HEADINGS, in_words
 
 FORMAT = "fastswitch-search/1"
 ANSWER, POINTS, WORDS = "search.json", "search.csv", "search.txt"
@@ -217,10 +217,7 @@ def _count(points: Sequence[Point]) -> str:
 
 
 def _number(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return TOO_SMALL
-    half = "" if estimate.half is None else f" ±{significant(estimate.half, 2)}"
-    return significant(estimate.value) + half
+    return in_words(estimate)
 
 
 def _table(found: Answer) -> str:

@@ -51,10 +51,10 @@ class Bound(Section):
 
     def holds_surely(self, found: Estimate) -> bool:
         """Whether the whole interval keeps the limit."""
-        if found.value is None or found.half is None:
+        if found.interval is None:
             return False
-        worst = found.value + found.half if self.at_most is not None else found.value - found.half
-        return self.excess(worst) <= 0
+        low, high = found.interval
+        return self.excess(high if self.at_most is not None else low) <= 0
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from explore.studies.estimates import Estimate, Ratio, estimate_of, speedup_of
+from explore.studies.estimates import Estimate, Ratio, estimate_of, ratio_of, speedup_of
 from explore.studies.sweep_tables import cell
 from policy.errors import ConfigError
-from runs.metrics.stats import mean_and_half_width, ratio_and_factor
+from runs.metrics.stats import mean_and_half_width
 from traces.strict import shown
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def ratio_of_runs(ours: Iterable[float], theirs: Iterable[float]) -> Ratio:
     pairs = [(float(one), float(other)) for one, other in zip(ours, theirs, strict=True)]
     if not pairs or not all(one > 0 and other > 0 for one, other in pairs):
         return Ratio(None)
-    return Ratio(*ratio_and_factor([one / other for one, other in pairs]))
+    return ratio_of([one for one, _ in pairs], [other for _, other in pairs])
 
 
 def _crossing(
@@ -133,11 +133,11 @@ def _runs(
     if chosen["run"].duplicated().any():
         raise ConfigError(f"{where}: several trials of one run; say more with `at`")
     chosen = chosen.sort_values("run")
-    values = chosen[metric]
-    told = values.astype(object).where(values.notna(), None)  # a column may have no number at all
+    rows = chosen.drop(columns="run").astype(object)
+    told = rows.where(rows.notna(), None)  # a column may have no number at all
     return {
-        int(run): {"metrics": {metric: value}}
-        for run, value in zip(chosen["run"], told, strict=True)
+        int(run): {"metrics": row, "workload": {"resampled": row.get("resampled") == "yes"}}
+        for run, row in zip(chosen["run"], told.to_dict("records"), strict=True)
     }
 
 

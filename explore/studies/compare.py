@@ -17,6 +17,7 @@ from explore.studies import precision, warm_up
 from explore.studies.estimates import (
     Estimate,
     Ratio,
+    are_identical,
     difference_of,
     estimate_of,
     family_of,
@@ -28,6 +29,7 @@ from explore.studies.warm_up import WarmUp
 from policy.errors import ConfigError
 from policy.systems import BASELINE_NAMES, BASELINES, named_system
 from runs.metrics.goodput import Slo
+from runs.metrics.served import little_served
 from runs.obeyed import UNREAD
 from runs.provenance import provenance
 from runs.scenario import Scenario
@@ -72,6 +74,16 @@ class Comparison:
     measure: Measure = WHOLE_RUN
     warm_up: WarmUp | None = None
     until_precise: bool = False
+
+    @property
+    def all_metrics(self) -> list[dict[str, Any]]:
+        """Of every run of every system."""
+        return [result["metrics"] for runs in self.results.values() for result in runs]
+
+    @property
+    def is_one_run(self) -> bool:
+        """Of every system all runs are the same: there is no interval."""
+        return all(len(runs) < 2 or are_identical(runs) for runs in self.results.values())
 
     @property
     def study(self) -> str:
@@ -314,11 +326,14 @@ def _notes(comparison: Comparison) -> list[str]:
                 f"ATTENTION: {name} never preempts here. Speed-ups over it say nothing about"
                 " swapping."
             )
+        if (told := _little(comparison, name)) is not None:
+            notes.insert(0, told)
     for result in comparison.results[comparison.systems[0]][:1]:
         heeded = (
             line for line in result["warnings"] if UNREAD not in line
         )  # by one of the systems
         notes.extend(f"Warning: {line}." for line in heeded)
+    notes.extend(_replay_notes(comparison))
     if comparison.until_precise:
         notes.append(_precision_note(comparison))
     if comparison.warm_up is not None:
@@ -328,11 +343,44 @@ def _notes(comparison: Comparison) -> list[str]:
             f" {cut.runs} runs, the same cut for all systems), nor are those after the last session"
             " came. Swapping, utilisation and fairness are of the whole runs."
         )
-    if comparison.runs < 5:
+    if comparison.runs == 1:
+        notes.append("One run, no interval: which system is better cannot be said.")
+    elif comparison.runs < 5 and not comparison.is_one_run:
         notes.append(
             f"{comparison.runs} runs: intervals are wide and P99.9 of TTFT rests on few turns."
         )
     return notes
+
+
+def _little(comparison: Comparison, name: str) -> str | None:
+    """Where a system served nothing, or little, in its worst run."""
+    results = comparison.results[name]
+    worst = min(results, key=lambda result: result["metrics"].get("finished") or 0)
+    told = little_served(worst["metrics"], worst.get("rejected_because"))
+    return None if told is None else f"{name}: {told}"
+
+
+def _replay_notes(comparison: Comparison) -> list[str]:
+    """What several runs over one file say, and what they do not."""
+    scenario = comparison.scenario
+    if comparison.runs < 2 or scenario.workload.file is None:
+        return []
+    if scenario.workload.resample:
+        return [
+            f"One trace, resampled: every run draws {scenario.workload.file}'s sessions anew, so intervals"
+            " say how far another trace of the same kind may be off."
+        ]
+    if comparison.is_one_run:
+        return [
+            f"One trace, no interval: all {comparison.runs} runs are the same run of"
+            f" {scenario.workload.file}, since nothing in them is drawn. workload.resample draws its"
+            " sessions anew for every run."
+        ]
+    return [
+        f"One trace: the runs redraw priorities and the like, not {scenario.workload.file}, so intervals"
+        " say how far those draws matter, and nothing of other traces. workload.resample draws its"
+        " sessions anew."
+    ]
 
 
 def _precision_note(comparison: Comparison) -> str:

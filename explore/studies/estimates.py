@@ -1,8 +1,13 @@
 """Means, ratios and differences over replications, paired by run.
 
-Every number is a mean over runs with the half width of its 95 % t interval; every ratio is the
-geometric mean of ratios paired by run. The `p` of a ratio is that of the paired t test on logarithms;
-where several ratios are told together it is corrected by Holm over their family.
+Every number is a mean over runs with its 95 % t interval; every ratio is the geometric mean of ratios
+paired by run. Metrics are amounts that cannot be negative, so their intervals are made on the
+logarithm (the delta method) and reach further up than down; those of differences reach equally far.
+Runs that agree in everything are one run and tell no spread, so no interval. Runs over sessions that were drawn
+anew from one trace (`traces.shaping.resample`) spread as traces would, and their mean is as far off as
+that trace is: their interval is that of one trace, sqrt(1 + n) times as wide as the mean's. The `p` of a ratio is that of the
+paired t test on logarithms; where several ratios are told together it is corrected by Holm over
+their family.
 """
 
 from __future__ import annotations
@@ -39,27 +44,57 @@ MORE_IS_BETTER = frozenset(
 NOTABLE = 1.02
 #: A difference is told as one if it would come by chance less often than this.
 LEVEL = 0.05
+#: A larger relative half width says nothing that this one does not.
+_MOST = 50.0
 
 Results = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs. `half` is half of its 95 % interval, None for one run; `value` None: some
-    run had too few samples."""
+    """A mean over runs. `half` is t times its standard error, None without an interval. `value` None:
+    some run had too few samples; or `above` is known, which the mean is larger than, since in some
+    run the percentile fell among turns whose clients had left. `signed`: a difference."""
 
     value: float | None
     half: float | None = None
+    above: float | None = None
+    signed: bool = False
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval, if there is one."""
+        if self.value is None or self.half is None:
+            return None
+        if self.signed or self.value <= 0:
+            return self.value - self.half, self.value + self.half
+        factor = math.exp(min(self.half / self.value, _MOST))
+        return self.value / factor, self.value * factor
+
+    def as_json(self) -> dict[str, float | None]:
+        """For files."""
+        low, high = self.interval or (None, None)
+        told = {"value": self.value, "half": self.half, "low": low, "high": high}
+        return told if self.above is None else {**told, "above": self.above}
 
 
 @dataclass(frozen=True)
 class Ratio:
     """How many times better, and the factor its 95 % interval spans up and down. `p`: of the paired
-    t test that there is no difference, corrected for the family it is told in; None for one run."""
+    t test that there is no difference, corrected for the family it is told in; both None without an
+    interval. `value` None: n too small; or `above` or `below` is known, since a percentile of theirs
+    or of ours fell among turns whose clients had left."""
 
     value: float | None
     factor: float | None = None
     p: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Better or worse, and worth naming."""
+        return self.is_better or self.is_worse
 
     @property
     def is_better(self) -> bool:
@@ -69,7 +104,7 @@ class Ratio:
             and self.factor
             and self.value / self.factor > 1
             and self.value >= NOTABLE
-            and self._is_sure
+            and self._is_shown
         )
 
     @property
@@ -80,11 +115,11 @@ class Ratio:
             and self.factor
             and self.value * self.factor < 1
             and self.value <= 1 / NOTABLE
-            and self._is_sure
+            and self._is_shown
         )
 
     @property
-    def _is_sure(self) -> bool:
+    def _is_shown(self) -> bool:
         return self.p is None or self.p < LEVEL
 
 
@@ -92,20 +127,65 @@ def estimate_of(results: Results, metric: str) -> Estimate:
     """Mean of a metric over the runs of one system."""
     values = [result["metrics"].get(metric) for result in results]
     if any(value is None for value in values):
-        return Estimate(None)
-    return Estimate(*mean_and_half_width([float(value) for value in values]))
+        bounds = [_bound(result, metric) for result in results]
+        known = [bound for bound in bounds if bound is not None]
+        return Estimate(
+            None, above=math.fsum(known) / len(known) if len(known) == len(bounds) else None
+        )
+    mean, half = mean_and_half_width([float(value) for value in values])
+    if half is None or are_identical(results):
+        return Estimate(mean)
+    return Estimate(mean, half * wider_of(results))
+
+
+def wider_of(results: Results) -> float:
+    """By how much the intervals of these runs are wider than that of a mean of independent ones."""
+    is_one_trace = any((result.get("workload") or {}).get("resampled") for result in results)
+    return math.sqrt(1 + len(results)) if is_one_trace else 1.0
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float], wider: float = 1.0) -> Ratio:
+    """Geometric mean of ours over theirs, paired."""
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    value, factor = ratio_and_factor(ratios)
+    if factor is None:
+        return Ratio(value)
+    logs = [math.log(ratio) for ratio in ratios]
+    return Ratio(value, factor**wider, p_of_zero_mean(logs, wider))
+
+
+def are_identical(results: Results) -> bool:
+    """Several runs that agree in everything are one run."""
+    return len(results) > 1 and all(r["metrics"] == results[0]["metrics"] for r in results[1:])
+
+
+def _bound(result: Mapping[str, Any], metric: str) -> float | None:
+    """A run's value, or what it is above."""
+    value = result["metrics"].get(metric)
+    if value is None and metric.endswith("_s"):
+        value = result["metrics"].get(f"{metric.removesuffix('_s')}_above_s")
+    return None if value is None else float(value)
 
 
 def speedup_of(ours: Results, theirs: Results, metric: str) -> Ratio:
     """How many times better our runs are than theirs, paired in their order; its `p` stands alone."""
-    ratios = []
-    for our, their in zip(ours, theirs, strict=True):
-        mine, other = our["metrics"].get(metric), their["metrics"].get(metric)
-        if not mine or not other:
-            return Ratio(None)
-        ratios.append(mine / other if metric in MORE_IS_BETTER else other / mine)
-    p = p_of_zero_mean([math.log(ratio) for ratio in ratios])
-    return Ratio(*ratio_and_factor(ratios), p)
+    both = list(zip(ours, theirs, strict=True))
+    mine = [_bound(our, metric) for our, _ in both]
+    other = [_bound(their, metric) for _, their in both]
+    first = [value for value in mine if value]
+    second = [value for value in other if value]
+    if len(first) < len(both) or len(second) < len(both):
+        return Ratio(None)
+    pair = (first, second) if metric in MORE_IS_BETTER else (second, first)
+    found = ratio_of(*pair, wider_of(ours))
+    if are_identical(ours) and are_identical(theirs):
+        found = Ratio(found.value)
+    are_known = [all(r["metrics"].get(metric) is not None for r in side) for side in (ours, theirs)]
+    if all(are_known):
+        return found
+    if any(are_known):
+        return Ratio(None, **{"below" if are_known[1] else "above": found.value})
+    return Ratio(None)
 
 
 def family_of(ratios: Sequence[Ratio]) -> list[Ratio]:
@@ -122,4 +202,7 @@ def difference_of(ours: Results, theirs: Results, metric: str) -> Estimate:
     ]
     if any(mine is None or other is None for mine, other in pairs):
         return Estimate(None)
-    return Estimate(*mean_and_half_width([float(mine - other) for mine, other in pairs]))
+    mean, half = mean_and_half_width([float(mine - other) for mine, other in pairs])
+    if half is None or (are_identical(ours) and are_identical(theirs)):
+        return Estimate(mean, signed=True)
+    return Estimate(mean, half * wider_of(ours), signed=True)

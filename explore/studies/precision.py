@@ -1,4 +1,5 @@
-"""Enough runs: replications are added until every interval is narrow beside its mean.
+"""Enough runs: replications are added until every interval is narrow beside its mean. Runs that are all
+the same (a trace without draws) have no interval to narrow, so two are enough to see it.
 
 Targets are half widths of 95 % t intervals over replications, relative to the mean: 5 % of a mean or
 median, 10 % of a P95 or P99, 20 % of a P99.9. A metric of which some run has too few samples is not
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explore.studies.estimates import SPEEDUPS, estimate_of
+from explore.studies.estimates import SPEEDUPS, are_identical, estimate_of
 
 #: Runs before anything is judged, runs added at a time, and most of them.
 FIRST, STEP, MOST = 10, 5, 50
@@ -58,6 +59,8 @@ def next_runs(results: Mapping[str, Results]) -> int:
     """How many runs of each system there should be, given those there are: as many if that is
     enough, or the most there may be."""
     count = min(map(len, results.values()))
+    if all(are_identical(runs) for runs in results.values()):
+        return count
     if count < FIRST:
         return FIRST
     if count >= MOST or not any(width.is_wide for width in widths(results)):

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from runs.metrics.columns import columns_of, rows_of, rows_where
+from runs.metrics.gaps import pooled, token_gaps
+from runs.metrics.latency import accepted, answered
 from runs.metrics.stats import Ints
-from runs.metrics.summary import columns_of, token_gaps
 from runs.recording import Recording
 
 #: Shares of samples at which quantile curves are drawn: 0 to 99.99 %, dense in the tail.
@@ -19,50 +21,58 @@ def series_of(recording: Recording, *, with_timeline: bool) -> dict[str, Any]:
     """Quantiles of TTFT and TBT in seconds, and optionally the timeline."""
     requests = columns_of(recording, "requests")
     steps = columns_of(recording, "steps")
-    finished = requests["finish_ns"] >= 0
-    ttft = (requests["first_token_ns"] - requests["arrival_ns"])[finished]
-    (values, weights), parked = token_gaps(
-        steps, columns_of(recording, "spans"), columns_of(recording, "preemptions")
-    )
-    gaps = np.concatenate([values, parked])
-    repeats = np.concatenate([weights, np.ones(parked.size, dtype=np.int64)])
+    got = answered(requests)
+    ttft = (requests["first_token_ns"] - requests["arrival_ns"])[got]
+    left = int((accepted(requests) & ~got).sum())
+    spans = rows_where(requests, got)["request_id"]
+    theirs = rows_of(columns_of(recording, "spans"), set(spans))
+    gaps, repeats = pooled(token_gaps(steps, theirs, columns_of(recording, "preemptions")))
     series: dict[str, Any] = {
-        "ttft_s": _quantiles(ttft, np.ones(ttft.size, dtype=np.int64)),
+        "ttft_s": _quantiles(ttft, np.ones(ttft.size, dtype=np.int64), left),
         "tbt_s": _quantiles(gaps, repeats),
     }
     if with_timeline:
-        series["timeline"] = _timeline(steps, columns_of(recording, "copies"), recording.summary)
+        origin = int(requests["arrival_ns"].min(initial=_LATE))
+        copies = columns_of(recording, "copies")
+        series["timeline"] = _timeline(steps, copies, recording.summary, origin)
     return series
 
 
 def waits_of(recording: Recording) -> dict[str, list[int]]:
-    """When each finished turn came and its TTFT, in nanoseconds and in order of arrival, up to the
-    last session's: what comes after it finds the machine running empty."""
+    """When each answered turn came after the first arrival and its TTFT, in nanoseconds and in order
+    of arrival, up to the last session's: what comes after it finds the machine running empty."""
     requests = columns_of(recording, "requests")
     last = requests["arrival_ns"][requests["turn"] == 1].max(initial=0)
-    finished = (requests["finish_ns"] >= 0) & (requests["arrival_ns"] <= last)
-    arrival = requests["arrival_ns"][finished]
+    got = answered(requests) & (requests["arrival_ns"] <= last)
+    arrival = requests["arrival_ns"][got]
     order = np.argsort(arrival, kind="stable")
-    ttft = (requests["first_token_ns"][finished] - arrival)[order]
-    return {"arrival_ns": arrival[order].tolist(), "ttft_ns": ttft.tolist()}
+    ttft = (requests["first_token_ns"][got] - arrival)[order]
+    since = arrival[order] - requests["arrival_ns"].min(initial=_LATE)
+    return {"arrival_ns": since.tolist(), "ttft_ns": ttft.tolist()}
 
 
-def _quantiles(values: Ints, weights: Ints) -> list[float]:
-    """Nearest-rank quantiles at TAIL, in seconds; as many as the samples can tell apart."""
-    total = int(weights.sum())
-    if not total:
+_LATE = 1 << 62
+
+
+def _quantiles(values: Ints, weights: Ints, left: int = 0) -> list[float]:
+    """Nearest-rank quantiles at TAIL, in seconds; as many as the samples can tell apart, and as are not
+    of the `left` ones, who rank last and whose values nobody knows."""
+    known = int(weights.sum())
+    total = known + left
+    if not known:
         return []
     order = np.argsort(values, kind="stable")
     ends = np.cumsum(weights[order])
     ranks = [min(int(share * total), total - 1) for share in TAIL if (1 - share) * total >= 1]
+    ranks = [rank for rank in ranks if rank < known]
     found = values[order][np.searchsorted(ends, np.array(ranks), side="right")]
     return [round(float(value) / 1e9, 9) for value in found]
 
 
 def _timeline(
-    steps: dict[str, Any], copies: dict[str, Any], facts: dict[str, Any]
+    steps: dict[str, Any], copies: dict[str, Any], facts: dict[str, Any], origin: int
 ) -> dict[str, Any]:
-    """Means over BINS equal bins of time: pool occupancy, batch, share of time a direction moves."""
+    """Means over BINS equal bins of time since the first arrival: pool occupancy, batch, share of time a direction moves."""
     starts, ends = steps["start_ns"], steps["end_ns"]
     if not starts.size:
         return {}
@@ -77,7 +87,7 @@ def _timeline(
         return [round(float(value), 4) for value in shares]
 
     timeline = {
-        "time_s": [round(float(edge) / 1e9, 3) for edge in edges[:-1]],
+        "time_s": [round(float(edge - origin) / 1e9, 3) for edge in edges[:-1]],
         "device": mean(1 - steps["free_blocks"] / facts["device_blocks"]),
         "host": mean(1 - steps["free_host_blocks"] / max(1, facts["host_blocks"])),
         "batch": mean(steps["batch"]),

@@ -1,10 +1,11 @@
 """Tables of a sweep, made anew from its results in the order of its plan.
 
 results.csv    one row per trial: what was swept, status, verdict, every metric
-estimates.csv  one row per point, system and metric: mean over runs, half of its 95 % interval
+estimates.csv  one row per point, system and metric: mean over runs, t times its standard error, its
+               95 % interval, and what it is above where a percentile fell among clients that left
 ratios.csv     one row per point, system and metric: times better than the point's first system,
-               paired by run, the factor its 95 % interval spans up and down, and the p of the
-             paired t test, corrected by Holm for the point's systems
+               paired by run, the factor its 95 % interval spans up and down, the p of the
+               paired t test, corrected by Holm for the point's systems, and what it is above or below
 """
 
 from __future__ import annotations
@@ -96,30 +97,55 @@ def results_of(plan: Plan, store: Store) -> dict[int, dict[str, list[dict[str, A
 def _results(
     plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
 ) -> Iterator[Sequence[Any]]:
-    yield [*_head(plan), "system", "run", "status", "reason", "verdict", "warnings", *metrics]
+    yield [
+        *_head(plan),
+        "system",
+        "run",
+        "status",
+        "reason",
+        "verdict",
+        "warnings",
+        "resampled",
+        *metrics,
+    ]
     for trial in trials:
         start = [*_place(plan, trial), trial.system, trial.run]
         result = found.results.get(trial.key)
         if result is None:
-            yield [*start, "failed", found.failures[trial.key], "", "", *("" for _ in metrics)]
+            yield [*start, "failed", found.failures[trial.key], "", "", "", *("" for _ in metrics)]
             continue
         values = (result["metrics"].get(name) for name in metrics)
-        yield [*start, "ok", "", result["verdict"], "; ".join(result["warnings"]), *values]
+        drawn = "yes" if (result.get("workload") or {}).get("resampled") else ""
+        warned = "; ".join(result["warnings"])
+        yield [*start, "ok", "", result["verdict"], warned, drawn, *values]
 
 
 def _estimates(
     plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
 ) -> Iterator[Sequence[Any]]:
-    yield [*_head(plan), "system", "metric", "mean", "half", "runs"]
+    yield [*_head(plan), "system", "metric", "mean", "half", "low", "high", "above", "runs"]
     for start, system, runs in _groups(plan, trials, found):
         for metric in metrics:
             estimate = Estimate(None) if runs is None else estimate_of(runs, metric)
             count = 0 if runs is None else len(runs)
-            yield [*start, system, metric, estimate.value, estimate.half, count]
+            low, high = estimate.interval or (None, None)
+            told = [estimate.value, estimate.half, low, high, estimate.above]
+            yield [*start, system, metric, *told, count]
 
 
 def _ratios(plan: Plan, trials: Sequence[Trial], found: _Found) -> Iterator[Sequence[Any]]:
-    yield [*_head(plan), "system", "against", "metric", "ratio", "factor", "p", "runs"]
+    yield [
+        *_head(plan),
+        "system",
+        "against",
+        "metric",
+        "ratio",
+        "factor",
+        "p",
+        "above",
+        "below",
+        "runs",
+    ]
     groups = itertools.groupby(_groups(plan, trials, found), key=lambda group: group[0][0])
     for _, of_point in groups:
         (_, baseline, theirs), *others = of_point
@@ -131,7 +157,7 @@ def _ratios(plan: Plan, trials: Sequence[Trial], found: _Found) -> Iterator[Sequ
             count = len(ours) if ours is not None and theirs is not None else 0
             for metric in SPEEDUPS:
                 ratio = families[metric][index]
-                told = [ratio.value, ratio.factor, ratio.p]
+                told = [ratio.value, ratio.factor, ratio.p, ratio.above, ratio.below]
                 yield [*start, system, baseline, metric, *told, count]
 
 

@@ -34,10 +34,15 @@ def as_text(comparison: Comparison) -> str:
     """Everything a terminal should see."""
     parts = [words.provenance(comparison), words.composition(comparison), words.load(comparison)]
     for title, metrics in words.TABLES:
-        parts.append(f"\n{title}\n" + _metric_table(comparison, metrics))
+        names = words.shown(metrics, comparison.all_metrics)
+        parts.append(f"\n{title}\n" + _metric_table(comparison, names))
+        parts.extend(f"  {line}" for line in words.explained(names))
     for baseline in comparison.baselines:
         if len(comparison.systems) > 1:
             parts.append(f"\nTimes better than {baseline}\n" + speedup_table(comparison, baseline))
+            parts.append(
+                f"  {words.SURE} the difference is sure: paired t test, Holm over the systems"
+            )
     found = worth(comparison)
     if found:
         parts.append("\nWhat each mechanism is worth")
@@ -60,7 +65,7 @@ def _metric_table(comparison: Comparison, metrics: Sequence[str]) -> str:
 def speedup_table(comparison: Comparison, baseline: str) -> str:
     """Paired speed-ups with intervals."""
     rows = [
-        [name, *(words.ratio(comparison.speedup(name, baseline, m)) for m in _IN_TERMINALS)]
+        [name, *(words.marked(comparison.speedup(name, baseline, m)) for m in _IN_TERMINALS)]
         for name in comparison.systems
         if name != baseline
     ]
@@ -71,7 +76,7 @@ def speedup_table(comparison: Comparison, baseline: str) -> str:
 _IN_TERMINALS = tuple(m for m in SPEEDUPS if m not in ("ttft_p50_s", "tbt_p99_s"))
 
 
-FORMAT = "fastswitch-compare/2"
+FORMAT = "fastswitch-compare/3"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -84,13 +89,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "switches": results[0]["switches"],
             "planner": results[0]["planner"],
             "verdict": comparison.verdict(name),
-            "estimates": {m: asdict(comparison.estimate(name, m)) for m in metrics},
+            "estimates": {m: comparison.estimate(name, m).as_json() for m in metrics},
             "runs": [
                 {key: value for key, value in result.items() if key != "provenance"}
                 for result in results
             ],
             "differences": {
-                baseline: {m: asdict(comparison.difference(name, baseline, m)) for m in SPEEDUPS}
+                baseline: {m: comparison.difference(name, baseline, m).as_json() for m in SPEEDUPS}
                 for baseline in comparison.baselines
                 if baseline != name
             },

@@ -80,7 +80,7 @@ def _worth_in_words(ratios: dict[str, Ratio]) -> str:
     if better:
         return f"mixed: better in {better}; worse in {worse}"
     if all(ratio.factor is None for ratio in ratios.values()):
-        return "one run, so no interval: nothing can be said"
+        return "no interval, so nothing can be said"
     return "no difference shown with these runs"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from runs.metrics.summary import columns_of
+from runs.metrics.columns import columns_of
 from runs.recording import Recording
 
 

@@ -41,7 +41,7 @@ METRICS = (
     "tbt_p95_s",
     "tbt_p99_s",
     "tbt_p999_s",
-    "throughput_makespan_tok_s",
+    "throughput_live_tok_s",
     "stall_share",
     "preemptions",
     "blocks_out",

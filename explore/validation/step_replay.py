@@ -18,7 +18,7 @@ import numpy.typing as npt
 from calibrate.profile import Profile
 from policy.plan import Copy, Direction
 from policy.systems import System
-from runs.metrics.summary import columns_of
+from runs.metrics.columns import columns_of
 from runs.recording import Recording
 from sim.costs import CopyCosts, StepCosts
 

@@ -13,7 +13,8 @@ from policy.settings import Settings
 
 
 class UpdateClock:
-    """`count`: priority updates so far. Never due for an order that does not refresh."""
+    """`count`: priority updates so far. Never due for an order that does not refresh. Periods are
+    counted from the first arrival, so it does not matter when a workload begins."""
 
     def __init__(self, settings: Settings, order: Order) -> None:
         self.count = 0
@@ -23,7 +24,13 @@ class UpdateClock:
         self._next_step = None
         if order.refreshes and settings.update_every is not None:
             self._next_step = ceil(settings.update_every)
-        self._next_ns = settings.update_every_ns if order.refreshes else None
+        self._by_time = settings.update_every_ns is not None and order.refreshes
+        self._next_ns: int | None = None
+
+    def arrived(self, now_ns: int) -> None:
+        """A turn has come."""
+        if self._by_time and self._next_ns is None:
+            self._next_ns = now_ns + self._period_ns
 
     def is_due(self, step: int, now_ns: int) -> bool:
         """Whether an update begins before this step is decided; if so the order is told of it. By the

@@ -3,7 +3,7 @@
 stall_share_p99_gaps   of the gaps between tokens around the 99th percentile of TBT (from the 98.5th to the
                        99.5th): time in which their steps waited for copies / their length
 stall_share_p99_steps  the same of steps around the 99th percentile of their length
-stall_ns_per_block     context-switch overhead: time steps wait for copies / blocks moved, both ways
+stall_ns_per_block     context-switch overhead: time waited for copies / blocks moved, both ways
 io_utilisation         both directions together: bytes / what they could move at their peak rates while
                        their queues were not empty
 runs_out               runs of blocks swapped out: what one merged copy moves, over all layers
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from runs.metrics.columns import NS, Columns, is_one
 from runs.metrics.stats import MIN_SAMPLES, Ints, percentile
 
 #: The band around a percentile whose members stand for it, in percentiles on both sides.
@@ -32,22 +33,20 @@ def stall_share(values: Ints, stalls: Ints, weights: Ints, q: float = 99.0) -> f
     return round(int((stalls[band] * weights[band]).sum()) / length, 6) if length else None
 
 
-def of_steps(steps: dict[str, Any]) -> float | None:
-    length = steps["end_ns"] - steps["start_ns"]
-    return stall_share(length, steps["stall_ns"], np.ones_like(length))
+def of_steps(lengths: Ints, stalls: Ints) -> float | None:
+    return stall_share(lengths, stalls, np.ones_like(lengths))
 
 
 def of_copies(
-    steps: dict[str, Any], copies: dict[str, Any], busy_ns: dict[str, int], rates: dict[str, float]
+    stalled: int, copies: Columns, busy_ns: dict[str, int], rates: dict[str, float]
 ) -> dict[str, Any]:
-    """What copies cost, moved and could have moved. `busy_ns`: by direction, how long its queue was
-    not empty; `rates`: bytes per second."""
+    """What copies cost, moved and could have moved. `stalled`: nanoseconds waited for them;
+    `busy_ns`: by direction, how long its queue was not empty; `rates`: bytes per second."""
     blocks = int(copies["blocks"].sum())
-    out = np.array([way == "d2h" for way in copies["direction"]], dtype=bool)
-    possible = sum(rates[way] * busy_ns[way] / 1e9 for way in busy_ns)
+    possible = sum(rates[way] * busy_ns[way] / NS for way in busy_ns)
     moved = int(copies["bytes"].sum())
     return {
-        "stall_ns_per_block": round(int(steps["stall_ns"].sum()) / blocks, 3) if blocks else None,
+        "stall_ns_per_block": round(stalled / blocks, 3) if blocks else None,
         "io_utilisation": round(moved / possible, 6) if possible else None,
-        "runs_out": int(copies["runs"][out].sum()),
+        "runs_out": int(copies["runs"][is_one(copies["direction"], "d2h")].sum()),
     }

@@ -80,14 +80,15 @@ def p_of_t(t: float, degrees: int) -> float:
     return max(0.0, 1 - inside)
 
 
-def p_of_zero_mean(values: Sequence[float]) -> float | None:
-    """Two-sided p of the t test that the mean is zero; None for fewer than two values."""
+def p_of_zero_mean(values: Sequence[float], wider: float = 1.0) -> float | None:
+    """Two-sided p of the t test that the mean is zero; None for fewer than two values. `wider`: times
+    the standard error of a mean of independent values."""
     if len(values) < 2:
         return None
     mean, half = mean_and_half_width(values)
     if not half:
         return 0.0 if mean else 1.0
-    return p_of_t(mean / half * t95(len(values) - 1), len(values) - 1)
+    return p_of_t(mean / (half * wider) * t95(len(values) - 1), len(values) - 1)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -39,7 +39,7 @@ def test_calibrate_and_validate_tells_its_story_with_pictures(
     [table] = [
         one["data"]["text/markdown"] for one in outputs if "text/markdown" in one.get("data", {})
     ]
-    assert "| fastswitch / vllm-0.3.3 | throughput_makespan_tok_s |" in table
+    assert "| fastswitch / vllm-0.3.3 | throughput_live_tok_s |" in table
 
 
 def executed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **size: str) -> Any:

@@ -100,13 +100,24 @@ class NaiveRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__(decisions=True)
         self.events: dict[str, list[tuple[str, int, int]]] = {}
+        self.computed: dict[str, bool] = {}  # since it came to the device
 
-    def arrived(self, turn: Turn) -> None:
-        super().arrived(turn)
+    def arrived(self, turn: Turn, due_ns: int) -> None:
+        super().arrived(turn, due_ns)
         self.events[turn.request_id] = []
+        self.computed[turn.request_id] = False
+
+    def took_off(self, request_id: str, step: int, mode: str) -> None:
+        """Lost the device: preempted if it had computed since it came there, else parked."""
+        was_running, self.computed[request_id] = self.computed[request_id], False
+        self._stories[request_id].preemptions += was_running
+        self._stories[request_id].parkings += not was_running
+        was = "running" if was_running else "waiting"
+        self._tables["preemptions"].append((request_id, step, mode, was))
 
     def saw(self, request_id: str, kind: str, step: int, tokens: int) -> None:
         self.events[request_id].append((kind, step, tokens))
+        self.computed[request_id] = True
 
     def ended(self, turn: Turn, *rest: Any, **more: Any) -> None:
         spans: list[list[Any]] = []
@@ -154,7 +165,7 @@ class NaiveEngine(Engine):
         start, step, recorder = self.env.now, self.scheduler.step, self.recorder
         if plan.is_numbered:
             for request_id, mode in plan.preempt:
-                recorder._tables["preemptions"].append((request_id, step, mode.value))
+                recorder.took_off(request_id, step, mode.value)
             recorder._decisions.append(decision_line(plan, step, start, free))
         for copy_id in plan.cancel:
             self.link.cancel(copy_id)

@@ -243,7 +243,7 @@ class RoughMachine:
             request = make_request(arrival, last_turn_known=self.serving.scenario.last_turn_known)
             target = output_target(turn, self.serving.settings.max_model_len)
             served = Served(turn, arrival.arrival_ns, request, target)
-            self.recorder.arrived(turn)
+            self.recorder.arrived(turn, arrival.due_ns)
             self.served[arrival.request_id] = served
             if unservable(turn) is not None:
                 self.end(served, "rejected", now)
@@ -265,6 +265,7 @@ class RoughMachine:
             served.arrival_ns,
             served.request,
             status=status,
+            end_ns=now,
             output_tokens=served.produced,
             finish_ns=now if status == "finished" else None,
             cancel_ns=cancel_ns,

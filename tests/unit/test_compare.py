@@ -38,7 +38,7 @@ def only(system: str, **metrics: Any) -> Change:
 def test_an_estimate_is_the_mean_over_runs_with_its_interval() -> None:
     found = compared(OURS, runs=3, change=lambda _s, run: {"ttft_p95_s": float(run + 1)})
     estimate = found.estimate(OURS, "ttft_p95_s")
-    assert estimate.value == 2.0
+    assert estimate.value == pytest.approx(2.0)
     assert estimate.half == pytest.approx(4.303 / math.sqrt(3))
 
 
@@ -231,10 +231,16 @@ def test_an_extrapolated_profile_is_warned_of_once() -> None:
     assert found.notes == ["Warning: batch reached 300."]
 
 
-@pytest.mark.parametrize(("runs", "warns"), [(1, True), (4, True), (5, False)])
+@pytest.mark.parametrize(("runs", "warns"), [(2, True), (4, True), (5, False)])
 def test_few_runs_are_called_few(runs: int, warns: bool) -> None:
     notes = compared(KEEP, OURS, runs=runs).notes
     assert any(note.startswith(f"{runs} runs: intervals are wide") for note in notes) == warns
+
+
+def test_one_run_is_called_one() -> None:
+    assert compared(KEEP, OURS, runs=1).notes == [
+        "One run, no interval: which system is better cannot be said."
+    ]
 
 
 # ---------------------------------------------------------------------- what a mechanism is worth
@@ -275,7 +281,7 @@ def test_a_difference_too_small_to_name_is_none() -> None:
 
 def test_one_run_says_nothing_about_a_mechanism() -> None:
     (found,) = worth(compared("+groups", "+reuse", runs=1, change=only("+reuse", ttft_p95_s=0.1)))
-    assert found.words == "one run, so no interval: nothing can be said"
+    assert found.words == "no interval, so nothing can be said"
 
 
 def test_only_pairs_that_were_run_are_judged() -> None:

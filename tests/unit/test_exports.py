@@ -21,8 +21,8 @@ from runs.metrics.summary import summarise
 from runs.recording import Recording
 from runs.scenario import build
 from sim.simulate import simulate
+from tests.helpers.hand import SECOND, Hand
 from tests.unit.test_cli import SMALL, run
-from tests.unit.test_metrics import SECOND, Hand
 
 S = SECOND
 
@@ -156,6 +156,7 @@ def test_aiperf_metadata_are_nanoseconds_and_turns_count_from_zero() -> None:
         "x_correlation_id": None,
         "conversation_id": "talk",
         "turn_index": 2,
+        "fastswitch_due_ns": 0,
         "request_start_ns": 0,
         "request_ack_ns": None,
         "request_end_ns": 5_000_000_000,
@@ -165,7 +166,7 @@ def test_aiperf_metadata_are_nanoseconds_and_turns_count_from_zero() -> None:
         "was_cancelled": False,
         "cancellation_time_ns": None,
     }
-    assert (rejected["request_start_ns"], rejected["request_end_ns"]) == (3_000_000_000, None)
+    assert (rejected["request_start_ns"], rejected["request_end_ns"]) == (3_000_000_000,) * 2
     assert cancelled["was_cancelled"] is True
     assert cancelled["cancellation_time_ns"] == cancelled["request_end_ns"] == 4_500_000_000
 

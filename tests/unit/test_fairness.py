@@ -17,36 +17,56 @@ MINUTE = 60
 
 
 class Minutes:
-    """Steps of a second each, requests and what they got."""
+    """Steps of a second each from `begin` on, requests and what they got."""
 
-    def __init__(self, minutes: int) -> None:
+    def __init__(self, minutes: int, begin: int = 0) -> None:
         self.seconds = minutes * MINUTE
+        self.begin = begin
         self.requests: list[dict[str, Any]] = []
+        self.workload: list[dict[str, Any]] = []
         self.spans: list[tuple[str, str, int, int, int]] = []
         self.long: dict[str, int] = {}  # prompts that went through in chunks
 
     def request(
         self,
         name: str,
-        arrival: float,
+        due: float | None,
         end: float | None,
         *,
         client: str | None = None,
         session: str | None = None,
-        first_token: float | None = None,
+        turn: int = 1,
+        think: float | None = None,
+        arrival: float | None = None,
         cancelled: bool = False,
+        asks: bool = True,
     ) -> Minutes:
-        over = -1 if end is None else round(end * SECOND)
+        """`due`: as the workload has it; it comes then, or at `arrival`."""
+        came = due if arrival is None else arrival
+        assert came is not None
+        begin = round((came + self.begin) * SECOND)
+        over = begin if end is None else round((end + self.begin) * SECOND)
+        known = {"request_id": name, "client_id": client, "session_id": session or name}
         self.requests.append(
             {
-                "request_id": name,
-                "client_id": client,
-                "session_id": session or name,
-                "turn": 1,
-                "arrival_ns": round(arrival * SECOND),
-                "finish_ns": -1 if cancelled else over,
+                **known,
+                "turn": turn,
+                "arrival_ns": begin,
+                "finish_ns": -1 if cancelled or end is None else over,
                 "cancel_ns": over if cancelled else -1,
-                "first_token_ns": -1 if first_token is None else round(first_token * SECOND),
+                "end_ns": over,
+            }
+        )
+        self.workload.append(
+            {
+                **known,
+                "turn": turn,
+                "input_tokens": 9 * asks,
+                "output_tokens": 9,
+                "arrival_s": None if due is None else due + self.begin,
+                "think_s": think,
+                "gap_s": None,
+                "parent_id": None,
             }
         )
         return self
@@ -64,9 +84,8 @@ class Minutes:
         steps = np.arange(self.seconds, dtype=np.int64)
         keys = ("request_id", "kind", "first_step", "last_step", "tokens")
         spans: dict[str, Any] = {key: [row[i] for row in self.spans] for i, key in enumerate(keys)}
-        requests: dict[str, Any] = {
-            key: [row[key] for row in self.requests] for key in self.requests[0]
-        }
+        requests: dict[str, Any] = {k: [row[k] for row in self.requests] for k in self.requests[0]}
+        workload: dict[str, Any] = {k: [row[k] for row in self.workload] for k in self.workload[0]}
         prompts: dict[str, int] = {}
         for name, kind, _, _, count in self.spans:
             if kind == "prefill":
@@ -76,23 +95,36 @@ class Minutes:
             self.long.get(n, k) for n, k in zip(requests["request_id"], lengths, strict=True)
         ]
         requests["cached_tokens"] = [0] * len(lengths)
-        for table in (spans, requests):
+        for table in (spans, requests, workload):
             for key, column in table.items():
-                if key not in ("request_id", "kind", "client_id", "session_id"):
+                if key not in _TEXTS:
                     table[key] = np.array(column, dtype=np.int64)
-        ends = {"step": steps, "end_ns": steps * SECOND + SECOND // 2}
-        return fairness.summarise(requests, ends, spans)
+        ends = {"step": steps, "end_ns": (steps + self.begin) * SECOND + SECOND // 2}
+        return fairness.summarise(workload, requests, ends, spans)
+
+
+_TEXTS = {
+    "request_id",
+    "kind",
+    "client_id",
+    "session_id",
+    "arrival_s",
+    "think_s",
+    "gap_s",
+    "parent_id",
+}
 
 
 def test_equal_service_is_an_index_of_one_and_no_gap() -> None:
-    run = Minutes(2).request("a", 0, 120).request("b", 0, 120)
-    found = run.tokens("a", 0, 119).tokens("b", 0, 119).found()
-    assert (found["jain"], found["service_gap_max"], found["fairness_windows"]) == (1.0, 0, 2)
+    run = Minutes(1).request("a", 0, 60).request("b", 0, 60)
+    found = run.tokens("a", 0, 59).tokens("b", 0, 59).found()
+    assert (found["jain"], found["service_gap_max"], found["fairness_windows"]) == (1.0, 0, 1)
 
 
 def test_each_window_counts_by_itself_and_a_span_is_cut_where_windows_meet() -> None:
-    """Both are served in the first minute, one alone in the second: 1 and 1/2."""
+    """Turns of both are due in both minutes; both are served in the first, one alone in the second."""
     run = Minutes(2).request("a", 0, 120).request("b", 0, 120)
+    run.request("a2", 70, 120, session="a", turn=2).request("b2", 80, 120, session="b", turn=2)
     found = run.tokens("a", 0, 119).tokens("b", 0, 59).found()
     assert (found["jain"], found["fairness_windows"]) == (0.75, 2)
     assert (found["service_gap_max"], found["service_gap_mean"]) == (2 * 60, 60.0)
@@ -124,37 +156,43 @@ def test_chunks_of_a_prompt_are_served_until_it_is_whole_and_not_again() -> None
     assert run.prompt("b", 4, 52).found()["service_gap_max"] == 0
 
 
-def test_only_clients_with_work_all_through_a_window_are_compared() -> None:
-    """c came a second late and is out of the first minute; b left a second early."""
-    run = Minutes(2).request("a", 0, 120).request("b", 0, 119).request("c", 1, 120)
-    run.tokens("a", 0, 119).tokens("b", 0, 29).tokens("c", 60, 119)
-    found = run.found()
-    # First minute: a has 120, b 60. Second: a and c have 120 each.
-    assert found["fairness_windows"] == 2
-    assert found["jain"] == pytest.approx((180**2 / (2 * (120**2 + 60**2)) + 1) / 2, abs=1e-6)
-    assert (found["service_gap_max"], found["service_gap_mean"]) == (60, 30.0)
+def test_clients_are_those_with_a_turn_due_in_the_window_however_late_it_is_served() -> None:
+    """b's turn is due in the first minute and is served in the third; c's is due in the second, alone."""
+    run = Minutes(3).request("a", 0, 60).request("b", 59, 180).request("c", 61, 180)
+    found = run.tokens("a", 0, 29).tokens("b", 120, 149).tokens("c", 61, 149).found()
+    assert (found["fairness_windows"], found["jain"], found["service_gap_max"]) == (1, 0.5, 60)
 
 
-def test_a_client_with_one_request_after_another_has_work_all_the_time() -> None:
-    run = Minutes(1).request("a", 0, 60)
-    run.request("b1", 0, 20, client="b").request("b2", 15, 45, client="b")
-    run.request("b3", 45, 60, client="b")
-    found = run.tokens("a", 0, 59).tokens("b1", 0, 19).tokens("b3", 45, 54).found()
-    assert (found["fairness_windows"], found["service_gap_max"]) == (1, 60)
+@pytest.mark.parametrize("late", [0, 40, 200])
+def test_windows_do_not_hang_on_how_slow_a_system_is(late: int) -> None:
+    """Closed loop: b's second turn would be due at 65 s, were the first reply there at once."""
+    run = Minutes(6).request("a", 0, 60).request("a2", 65, 300, session="a", turn=2)
+    run.request("b", 0, 30 + late)
+    run.request("b2", None, 300, session="b", turn=2, think=65, arrival=95 + late)
+    assert run.tokens("a", 0, 59).found()["fairness_windows"] == 2
 
 
-def test_a_moment_without_work_takes_a_client_out_of_the_window() -> None:
-    run = Minutes(1).request("a", 0, 60)
-    run.request("b1", 0, 20, client="b").request("b2", 21, 60, client="b")
-    found = run.tokens("a", 0, 59).found()
-    assert (found["fairness_windows"], found["jain"], found["service_gap_max"]) == (0, None, None)
+@pytest.mark.parametrize("begin", [0, 7, 1302, 59_999])
+def test_windows_are_counted_from_the_first_turn_due(begin: int) -> None:
+    run = Minutes(2, begin).request("a", 0, 120).request("b", 5, 120)
+    run.request("a2", 70, 120, session="a", turn=2).request("b2", 80, 120, session="b", turn=2)
+    found = run.tokens("a", 0, 119).tokens("b", 5, 59).found()
+    assert (found["fairness_windows"], found["service_gap_max"]) == (2, 120)
+    assert found["jain"] == pytest.approx((115**2 / (2 * (60**2 + 55**2)) + 0.5) / 2, abs=1e-6)
 
 
 def test_turns_of_a_session_are_one_client_when_none_is_named() -> None:
     run = Minutes(1).request("a", 0, 60)
-    run.request("b1", 0, 30, session="b").request("b2", 30, 60, session="b")
+    run.request("b1", 0, 30, session="b").request("b2", 30, 60, session="b", turn=2)
     found = run.tokens("a", 0, 59).tokens("b2", 30, 59).found()
     assert (found["fairness_windows"], found["service_gap_max"]) == (1, 60)
+
+
+def test_a_named_client_is_one_over_all_its_sessions() -> None:
+    run = Minutes(1).request("a", 0, 60, client="k").request("b", 0, 60, client="k")
+    run.request("c", 0, 60, client="l")
+    found = run.tokens("a", 0, 29).tokens("b", 30, 59).tokens("c", 0, 59).found()
+    assert (found["jain"], found["service_gap_max"]) == (1.0, 0)
 
 
 def test_one_client_alone_is_compared_with_nobody() -> None:
@@ -163,32 +201,40 @@ def test_one_client_alone_is_compared_with_nobody() -> None:
 
 
 def test_a_minute_in_which_nobody_is_served_has_a_gap_and_no_index() -> None:
-    found = Minutes(1).request("a", 0, 60).request("b", 0, 60).tokens("a", 0, 0).found()
-    assert found["jain"] == 0.5
-    nothing = Minutes(2).request("a", 60, 120).request("b", 60, 120).tokens("a", 0, 0).found()
+    nothing = Minutes(2).request("a", 0, 120).request("b", 10, 120).tokens("a", 100, 119).found()
     assert (nothing["jain"], nothing["service_gap_max"]) == (None, 0)
 
 
-def test_a_client_who_left_had_work_until_then_and_a_rejected_one_never() -> None:
+def test_a_client_who_left_asked_for_service_and_a_row_nobody_can_serve_did_not() -> None:
     run = Minutes(1).request("a", 0, 60).request("gone", 0, 60, cancelled=True)
-    run.request("rejected", 0, None)
+    run.request("empty", 0, None, asks=False)
     found = run.tokens("a", 0, 59).found()
     assert (found["jain"], found["fairness_windows"]) == (0.5, 1)
 
 
 def test_starvation_is_the_longest_wait_for_a_first_or_a_next_token() -> None:
-    run = Minutes(1).request("a", 0, 60, first_token=4.5).request("b", 2, 60, first_token=3.5)
+    run = Minutes(1).request("a", 0, 21).request("b", 2, 31)
     run.tokens("a", 4, 10).tokens("a", 18, 20).tokens("b", 3, 30)
     assert run.found()["starvation_age_s"] == 8.0
-    late = Minutes(1).request("a", 0, 60, first_token=30.5).tokens("a", 30, 40)
+    late = Minutes(1).request("a", 0, 40.5).tokens("a", 30, 40)
     assert late.found()["starvation_age_s"] == 30.5
 
 
+def test_who_was_never_served_starved_until_the_client_left() -> None:
+    run = Minutes(1).request("a", 0, 40.5).tokens("a", 1, 40)
+    assert run.request("never", 1, 51, cancelled=True).found()["starvation_age_s"] == 50.0
+
+
+def test_who_got_tokens_and_then_none_until_the_client_left_starved_too() -> None:
+    run = Minutes(1).request("a", 0, 50.5, cancelled=True).tokens("a", 1, 10)
+    assert run.found()["starvation_age_s"] == 40.0
+
+
 def test_from_one_request_to_the_next_nobody_starves() -> None:
-    run = Minutes(1).request("a", 0, 5, first_token=1.5).request("b", 50, 60, first_token=50.5)
+    run = Minutes(1).request("a", 0, 4.5).request("b", 50, 59.5)
     assert run.tokens("a", 1, 4).tokens("b", 50, 59).found()["starvation_age_s"] == 1.5
 
 
-def test_without_steps_there_is_nothing_to_say() -> None:
-    found = Minutes(0).request("a", 0, None).found()
+def test_without_turns_that_ask_for_anything_there_is_nothing_to_say() -> None:
+    found = Minutes(0).request("a", 0, None, asks=False).found()
     assert set(found.values()) == {None, 0}

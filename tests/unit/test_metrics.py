@@ -2,124 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from runs.metrics import breakdown
-from runs.metrics import summary as metrics
-from runs.metrics.summary import columns_of, summarise, token_gaps, tokens_per_step, window_of
-from runs.recording import SCHEMAS, Recording
-
-SECOND = 1_000_000_000
-
-
-class Hand:
-    """Tables row by row. Step i runs from one of `ends` to the next; it decodes `batch`."""
-
-    def __init__(self, *ends: int, stalls: dict[int, int] | None = None, batch: int = 0) -> None:
-        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
-        begin = 0
-        for step, end in enumerate(ends):
-            stall = (stalls or {}).get(step, 0)
-            row = {"step": step, "start_ns": begin, "end_ns": end, "stall_ns": stall}
-            more = {"prefill_tokens": 0, "kv_tokens": 0, "free_blocks": 0, "free_host_blocks": 0}
-            self.rows["steps"].append({**row, **more, "batch": batch})
-            begin = end
-
-    def request(
-        self,
-        name: str,
-        arrival: int,
-        first: int | None = None,
-        finish: int | None = None,
-        outputs: int = 1,
-        **more: Any,
-    ) -> Hand:
-        turn = more.pop("turn", 1)
-        row = {
-            "request_id": name,
-            "session_id": more.pop("session", name),
-            "turn": turn,
-            "arrival_ns": arrival,
-            "input_tokens": 10,
-            "cached_tokens": more.pop("cached", 0),
-            "output_tokens": outputs,
-            "first_token_ns": first,
-            "finish_ns": finish,
-            "preemptions": 0,
-            "status": more.pop("status", "rejected" if finish is None else "finished"),
-            "reason": "",
-            **more,
-        }
-        self.rows["requests"].append(row)
-        return self
-
-    def tokens(self, name: str, *spans: tuple[int, int]) -> Hand:
-        """Tokens at the end of every step of these spans."""
-        for first, last in spans:
-            self._span(name, "token", first, last, last - first + 1)
-        return self
-
-    def prompt(self, name: str, step: int, tokens: int) -> Hand:
-        self._span(name, "prefill", step, step, tokens)
-        return self
-
-    def preempted(self, name: str, step: int, mode: str = "swap") -> Hand:
-        self.rows["preemptions"].append({"request_id": name, "step": step, "mode": mode})
-        return self
-
-    def copy(self, way: str, submit: int, end: int, blocks: int = 1, **more: Any) -> Hand:
-        row = {
-            "copy_id": len(self.rows["copies"]),
-            "request_id": "r",
-            "direction": way,
-            "blocks": blocks,
-            "runs": 1,
-            "calls": 1,
-            "bytes": 100 * blocks,
-            "submit_ns": submit,
-            "start_ns": submit,
-            "end_ns": end,
-            "ok": True,
-            "waited_for": False,
-        }
-        self.rows["copies"].append({**row, **more})
-        return self
-
-    def wanted(self, session: str, turn: int, outputs: int, **times: float) -> Hand:
-        """A row of the workload."""
-        row = {"request_id": f"{session}{turn}", "session_id": session, "turn": turn}
-        self.rows["workload"].append({**row, "output_tokens": outputs, **times})
-        return self
-
-    def _span(self, name: str, kind: str, first: int, last: int, tokens: int) -> None:
-        row = {"request_id": name, "kind": kind, "first_step": first, "last_step": last}
-        self.rows["spans"].append({**row, "tokens": tokens})
-
-    def recording(self) -> Recording:
-        tables = {
-            name: pa.Table.from_pylist(rows, schema=SCHEMAS[name])
-            for name, rows in self.rows.items()
-        }
-        return Recording({"link_bytes_per_s": {"h2d": 1e9, "d2h": 2e9}}, tables=tables)
-
-    def found(self) -> dict[str, Any]:
-        return summarise(self.recording())
-
-    def gaps(self) -> tuple[list[int], list[int]]:
-        """Every gap in the batch, and every one with a preemption inside, sorted."""
-        made = self.recording()
-        names = ("steps", "spans", "preemptions")
-        (values, weights), parked = token_gaps(*(columns_of(made, name) for name in names))
-        return sorted(np.repeat(values, weights).tolist()), sorted(parked.tolist())
-
-
-def every(period: int, count: int) -> list[int]:
-    return [period * (i + 1) for i in range(count)]
-
+from runs.metrics import breakdown, throughput
+from runs.metrics.columns import columns_of
+from runs.metrics.throughput import tokens_per_step, window_of
+from tests.helpers.hand import SECOND, Hand, every
 
 # ---------------------------------------------------------------------- latency
 
@@ -151,13 +40,76 @@ def test_one_token_has_no_time_per_token() -> None:
     assert found["ttft_p50_s"] == 9.0
 
 
-def test_only_finished_turns_have_a_latency() -> None:
-    hand = six(Hand()).request("refused", 0)
+def test_rejected_turns_have_no_latency_and_are_counted_apart() -> None:
+    found = six(Hand()).request("refused", 0).found()
+    assert (found["ttft_p50_s"], found["ttft_samples"], found["ttft_censored"]) == (3.5, 6, 0)
+    statuses = ("rows", "finished", "rejected", "cancelled", "unfinished")
+    assert [found[name] for name in statuses] == [7, 6, 1, 0, 0]
+
+
+def test_a_turn_whose_client_left_after_its_first_token_has_a_ttft_and_no_e2e() -> None:
+    """Seven turns of TTFT 1 to 6 and 50 s; of the E2E times, 3 to 18 s, one is longer than all."""
+    hand = six(Hand())
     hand.request("left", 0, 50 * SECOND, None, status="cancelled", cancel_ns=60 * SECOND)
     found = hand.found()
-    assert (found["ttft_p50_s"], found["ttft_samples"]) == (3.5, 6)
-    statuses = ("rows", "finished", "rejected", "cancelled", "unfinished")
-    assert [found[name] for name in statuses] == [8, 6, 1, 1, 0]
+    assert (found["ttft_p50_s"], found["ttft_samples"], found["ttft_censored"]) == (4.0, 7, 0)
+    assert (found["e2e_p50_s"], found["e2e_censored"]) == (12.0, 1)
+
+
+def test_who_left_before_a_token_ranks_after_everybody_and_is_told_as_a_bound() -> None:
+    """72 turns: 68 answered after a second, four left after 5 to 20 s; P95 is the 68.45th of them,
+    between the last answered and the first who left: longer than the shorter of both."""
+    hand = Hand()
+    for i in range(68):
+        hand.request(f"a{i}", 0, SECOND, 2 * SECOND)
+    for i, wait in enumerate((20, 5, 9, 7)):
+        hand.request(f"l{i}", 0, None, None, status="cancelled", cancel_ns=wait * SECOND)
+    found = hand.found()
+    assert (found["ttft_p50_s"], found["ttft_samples"], found["ttft_censored"]) == (1.0, 72, 4)
+    assert (found["ttft_p95_s"], found["ttft_p95_above_s"]) == (None, 1.0)
+    hand.request("l5", 0, None, None, status="cancelled", cancel_ns=6 * SECOND)
+    found = hand.found()  # the 69.35th of 73
+    assert (found["ttft_p95_s"], found["ttft_p95_above_s"]) == (None, 5.0)
+    assert found["ttft_p50_above_s"] is None
+
+
+def test_a_turn_that_the_run_left_unfinished_is_censored_at_its_end() -> None:
+    hand = Hand()
+    for i in range(6):
+        hand.request(f"u{i}", SECOND, None, None, status="unfinished", end=(10 + i) * SECOND)
+    found = hand.found()
+    assert (found["ttft_p50_s"], found["ttft_p50_above_s"]) == (None, 9.0)
+    assert (found["e2e_p50_above_s"], found["e2e_censored"]) == (9.0, 6)
+
+
+def test_gaps_are_of_the_turns_that_ttft_is_of() -> None:
+    """A turn rejected after it had tokens is in neither; one whose client left is in both."""
+    hand = Hand(*every(SECOND, 9)).tokens("r", (0, 3)).tokens("c", (0, 2)).tokens("f", (0, 4))
+    hand.request("r", 0, SECOND, None, 4, status="rejected", end=4 * SECOND)
+    hand.request("c", 0, SECOND, None, 3, status="cancelled", cancel_ns=4 * SECOND)
+    hand.request("f", 0, SECOND, 5 * SECOND, 5)
+    found = hand.found()
+    assert (found["ttft_samples"], found["tbt_samples"]) == (2, 2 + 4)
+
+
+def test_the_time_per_token_of_who_left_is_that_until_the_last_token() -> None:
+    hand = Hand(*every(SECOND, 9))
+    for i in range(6):
+        hand.tokens(f"c{i}", (0, 4))
+        hand.request(f"c{i}", 0, SECOND, None, 5, status="cancelled", cancel_ns=9 * SECOND)
+    assert hand.found()["tpot_p50_s"] == 1.0
+
+
+def test_waiting_for_the_parents_end_is_counted_from_when_the_turn_was_due() -> None:
+    """The shipped case: due at 1.0 s, started at 13.5 s, TTFT 0.06 s."""
+    hand = Hand()
+    for i in range(6):
+        begin = 13_500_000_000
+        hand.request(f"w{i}", begin, begin + 60_000_000, begin + SECOND, due=SECOND, turn=2)
+    found = hand.request("first", 0, SECOND, SECOND).found()
+    assert (found["ttft_p50_s"], found["ttft_due_p50_s"]) == (0.06, 12.56)
+    assert (found["waited_for_parent"], found["waited_for_parent_s"]) == (6, 75.0)
+    assert found["waited_for_parent_longest_s"] == 12.5
 
 
 def test_a_percentile_of_too_few_is_none() -> None:
@@ -266,22 +218,22 @@ def test_throughput_counts_the_tokens_that_end_inside_the_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The window is (0, 4 s]; tokens come at 1, 2, ... 8 s, two of them at each of 3 and 4 s."""
-    monkeypatch.setattr(metrics, "WINDOW_STEPS", 4)
+    monkeypatch.setattr(throughput, "WINDOW_STEPS", 4)
     hand = Hand(*every(SECOND, 8)).tokens("a", (0, 7)).tokens("b", (2, 3))
     hand.request("a", 0, SECOND, 8 * SECOND).request("b", 4 * SECOND, 4 * SECOND, 4 * SECOND)
     found = hand.found()
     assert (found["window_s"], found["throughput_tok_s"]) == (4.0, 6 / 4)
     assert (found["turns_per_s"], found["output_tokens"]) == (1 / 4, 10)
-    assert (found["makespan_s"], found["throughput_makespan_tok_s"]) == (8.0, 10 / 8)
+    assert (found["makespan_s"], found["throughput_live_tok_s"]) == (8.0, 10 / 8)
 
 
 def test_a_window_of_few_steps_tells_no_throughput() -> None:
     """Of 120 steps 99 or 100 end in the window; the whole run's throughput is told either way."""
-    for last, expected in ((metrics.WINDOW_STEPS - 1, None), (metrics.WINDOW_STEPS, 1.0)):
+    for last, expected in ((throughput.WINDOW_STEPS - 1, None), (throughput.WINDOW_STEPS, 1.0)):
         hand = Hand(*every(SECOND, 120)).tokens("a", (0, 119))
         hand.request("a", 0, SECOND, 120 * SECOND).request("b", last * SECOND)
         found = hand.found()
-        assert (found["throughput_tok_s"], found["throughput_makespan_tok_s"]) == (expected, 1.0)
+        assert (found["throughput_tok_s"], found["throughput_live_tok_s"]) == (expected, 1.0)
 
 
 def test_the_offered_load_lets_every_turn_come_when_its_user_has_thought() -> None:
@@ -344,22 +296,66 @@ def test_token_efficiency_is_tokens_over_step_and_stall_time() -> None:
 def test_the_stall_share_is_time_waited_for_copies_by_everybody_over_time_lived() -> None:
     """Three wait 2 s together (two decode, one is prefilled), and one 3 s for its own load."""
     hand = Hand(*every(10 * SECOND, 4), stalls={1: 2 * SECOND}, batch=2)
-    hand.request("a", 0, SECOND, 40 * SECOND).request("b", 0, SECOND, 40 * SECOND)
-    hand.request("c", 10 * SECOND, 20 * SECOND, 30 * SECOND).prompt("c", 1, 5)
-    hand.copy("h2d", 5 * SECOND, 8 * SECOND)
+    hand.request("a", 0, 10 * SECOND, 40 * SECOND).tokens("a", (0, 3))
+    hand.request("b", 0, 10 * SECOND, 40 * SECOND).tokens("b", (0, 3))
+    hand.request("c", 10 * SECOND, 20 * SECOND, 30 * SECOND).prompt("c", 1, 5).tokens("c", (1, 2))
+    hand.request("d", 0, 40 * SECOND, 40 * SECOND).prompt("d", 3, 5).tokens("d", (3, 3))
+    hand.copy("h2d", 25 * SECOND, 28 * SECOND, of="d")
     found = hand.found()
-    assert found["stall_share"] == round((3 * 2 + 3) / (40 + 40 + 20), 6)
+    assert found["stall_share"] == round((3 * 2 + 3) / (40 + 40 + 20 + 40), 6)
     assert (found["stall_s"], found["longest_stall_s"]) == (2.0, 2.0)
+
+
+def test_who_would_decode_waits_through_the_copies_of_a_step_of_prompts_alone() -> None:
+    """a has its token in step 0, waits through step 1 (b's prompt, of which 4 s are copies) and
+    decodes in step 2; c is preempted before step 1 and waits for its turn, not for the copy."""
+    hand = Hand(*every(10 * SECOND, 3), stalls={1: 4 * SECOND})
+    hand.request("a", 0, 10 * SECOND, 30 * SECOND, 2).prompt("a", 0, 5).tokens("a", (0, 0), (2, 2))
+    hand.request("b", 5 * SECOND, 20 * SECOND, 30 * SECOND, 2).prompt("b", 1, 5)
+    hand.tokens("b", (1, 2))
+    hand.request("c", 0, 10 * SECOND, None, 1, status="unfinished", end=30 * SECOND)
+    hand.prompt("c", 0, 5).tokens("c", (0, 0)).preempted("c", 1)
+    assert hand.found()["stall_share"] == round((4 + 4) / (30 + 25 + 30), 6)
+
+
+def test_an_engine_that_is_idle_for_a_copy_stalls_though_it_makes_no_step() -> None:
+    """a decodes to 10 s and is preempted there (step 1 runs nothing); for 5 s nothing runs, while its
+    KV goes and comes back; b queues all the time and is prefilled last."""
+    hand = Hand(10 * SECOND, 10 * SECOND, batch=1)
+    hand.rows["steps"][1]["batch"] = 0
+    for step, begin, end in ((2, 15, 20), (3, 20, 30)):
+        row = {**hand.rows["steps"][0], "step": step, "batch": 3 - step, "prefill_tokens": step - 2}
+        hand.rows["steps"].append({**row, "start_ns": begin * SECOND, "end_ns": end * SECOND})
+    hand.waited(2, 10 * SECOND, 15 * SECOND)
+    hand.request("a", 0, 10 * SECOND, 20 * SECOND, 2).tokens("a", (0, 0), (2, 2))
+    hand.preempted("a", 1).copy("h2d", 11 * SECOND, 15 * SECOND, of="a")
+    hand.request("b", 0, 30 * SECOND, 30 * SECOND).prompt("b", 3, 5).tokens("b", (3, 3))
+    found = hand.found()
+    assert (found["stall_s"], found["longest_stall_s"]) == (5.0, 5.0)
+    assert found["stall_share"] == round(5 / (20 + 30), 6)
+    assert found["token_efficiency_tok_s"] == round(3 / 30, 6)
+
+
+def test_stores_after_the_last_turn_lengthen_nothing_and_stall_nobody() -> None:
+    """Two steps of ten seconds, then one that only stores for 80 s with nobody there."""
+    hand = Hand(10 * SECOND, 20 * SECOND, 100 * SECOND, stalls={2: 80 * SECOND})
+    found = hand.request("a", 0, 10 * SECOND, 20 * SECOND, 2).tokens("a", (0, 1)).found()
+    assert (found["makespan_s"], found["live_s"]) == (20.0, 20.0)
+    assert found["throughput_live_tok_s"] == 0.1
+    assert (found["stall_s"], found["stall_share"]) == (0.0, 0.0)
+    assert found["token_efficiency_tok_s"] == 0.1
 
 
 @pytest.mark.parametrize(
     "copy", [("d2h", {}), ("h2d", {"waited_for": True}), ("h2d", {"ok": False})]
 )
-def test_nobody_stalls_for_a_store_nor_twice_for_a_load(copy: tuple[str, dict[str, bool]]) -> None:
-    """A load that a step waited for is in the step's stall already."""
+def test_a_turn_waits_for_its_own_loads_whether_they_end_well_and_never_for_stores(
+    copy: tuple[str, dict[str, bool]],
+) -> None:
     way, more = copy
-    hand = Hand(*every(SECOND, 4)).request("a", 0, SECOND, 4 * SECOND)
-    assert hand.copy(way, 0, SECOND, **more).found()["stall_share"] == 0.0
+    hand = Hand(*every(SECOND, 4)).request("a", 0, 4 * SECOND, 4 * SECOND).tokens("a", (3, 3))
+    found = hand.copy(way, 0, SECOND, of="a", **more).found()
+    assert found["stall_share"] == (0.25 if way == "h2d" else 0.0)
 
 
 def test_the_accelerator_is_used_while_it_computes_out_of_the_time_with_work() -> None:
@@ -370,6 +366,22 @@ def test_the_accelerator_is_used_while_it_computes_out_of_the_time_with_work() -
     hand.request("a", 0, SECOND, 4 * SECOND).request("b", 1 * SECOND, 2 * SECOND, 3 * SECOND)
     hand.request("c", 6 * SECOND, 7 * SECOND, 10 * SECOND)
     assert hand.found()["gpu_utilisation"] == 6 / 8
+
+
+def test_what_was_rejected_late_lived_until_then_so_nothing_is_used_beyond_all_of_it() -> None:
+    """Once 107.66 %: the machine computed for a request that was rejected in the end."""
+    hand = Hand(*every(SECOND, 4), batch=1).tokens("r", (0, 3))
+    hand.request("r", 0, SECOND, None, 4, status="rejected", end=4 * SECOND)
+    found = hand.request("a", 0, SECOND, 2 * SECOND).found()
+    assert (found["gpu_utilisation"], found["live_s"]) == (1.0, 4.0)
+
+
+def test_the_link_is_busy_a_share_of_the_time_in_which_anybody_is_there() -> None:
+    hand = Hand(10 * SECOND).request("a", 0, SECOND, 10 * SECOND)
+    hand.copy("h2d", 0, 2 * SECOND).copy("d2h", 9 * SECOND, 14 * SECOND)
+    found = hand.found()
+    assert (found["link_busy_h2d"], found["link_busy_d2h"]) == (0.2, 0.1)
+    assert (found["io_busy_h2d_s"], found["io_busy_d2h_s"]) == (2.0, 5.0)
 
 
 def test_the_link_is_used_as_bytes_over_what_it_could_move_while_it_had_work() -> None:
@@ -391,7 +403,7 @@ def test_both_directions_together_are_used_as_bytes_over_what_both_could_move() 
 
 def test_the_overhead_of_a_switch_is_the_time_steps_wait_per_block_moved() -> None:
     hand = Hand(*every(SECOND, 3), stalls={0: 400, 2: 200})
-    hand.copy("h2d", 0, 1, blocks=4).copy("d2h", 0, 1, blocks=6, runs=3)
+    hand.copy("h2d", 0, 1, blocks=4).copy("d2h", 0, 1, blocks=6, runs=3).tokens("a", (0, 2))
     found = hand.copy("d2h", 0, 1, blocks=2, runs=2).found()
     assert (found["stall_ns_per_block"], found["runs_out"]) == (50.0, 5)
 
@@ -426,13 +438,17 @@ def test_a_preempted_gap_has_the_stalls_of_all_its_steps() -> None:
 
 def test_swaps_and_recomputes_blocks_and_calls_are_counted() -> None:
     hand = Hand(SECOND).preempted("a", 0).preempted("b", 0).preempted("c", 0, "recompute")
-    hand.copy("d2h", 0, 1, 6, runs=2, calls=12).copy("h2d", 0, 1, 4, runs=3, calls=5)
+    hand.preempted("d", 0, was="waiting").preempted("d", 0, "recompute", was="waiting")
+    hand.copy("d2h", 0, 1, 6, runs=2, calls=12, of="a").copy("h2d", 0, 1, 4, runs=3, calls=5)
     hand.request("a", 0, cached=7).request("b", 0, cached=8)
     found = hand.found()
     expected = {
         "preemptions": 3,
         "preemptions_swap": 2,
         "preemptions_recompute": 1,
+        "parkings": 3,
+        "parkings_waiting": 2,
+        "parkings_idle": 1,
         "blocks_out": 6,
         "blocks_in": 4,
         "copy_jobs": 2,

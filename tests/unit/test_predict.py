@@ -107,7 +107,7 @@ def test_a_machine_with_slower_steps_is_outside_and_the_cost_of_steps_is_blamed(
     assert tbt.error < -0.4
     assert tbt.is_within is False
     blamed = {cause.metric: cause.responsible for cause in found.causes}
-    assert blamed["tbt_p50_s"] == blamed["throughput_makespan_tok_s"] == "steps"
+    assert blamed["tbt_p50_s"] == blamed["throughput_live_tok_s"] == "steps"
     decode = next(one for one in found.costs["fastswitch"] if one.kind == "decode")
     assert -0.6 < decode.bias < -0.4
 

@@ -41,7 +41,7 @@ class Script:
     def arrive(self, *names: str) -> Script:
         for name in names:
             self.naive[name] = []
-            self.recorder.arrived(Turn(name, name, 1, 10, 5, arrival_ns=0))
+            self.recorder.arrived(Turn(name, name, 1, 10, 5, arrival_ns=0), 0)
         return self
 
     def prefill(
@@ -89,7 +89,7 @@ class Script:
     def end(self, *names: str, **how: Any) -> Script:
         for name in names:
             turn = Turn(name, name, 1, 10, 5, arrival_ns=0)
-            self.recorder.ended(turn, 0, None, **{"status": "finished", **how})
+            self.recorder.ended(turn, 0, None, **{"status": "finished", "end_ns": 0, **how})
             self.spans += [(name, *span) for span in self.naive.pop(name)]
         return self
 
@@ -126,6 +126,30 @@ class Script:
 def test_a_prefill_and_the_decode_steps_after_it_are_two_spans() -> None:
     script = Script().arrive("a").prefill("a", tokens=7).decode("a", times=5).end("a")
     assert script.recorded() == [("a", "prefill", 0, 0, 7), ("a", "token", 0, 5, 6)]
+
+
+def test_who_computed_since_it_came_is_preempted_and_who_did_not_is_parked() -> None:
+    """a decodes, is preempted, comes back and is put out before it computes, then once more after."""
+    script = Script().arrive("a", "b").prefill("a").decode("a", times=3)
+    script.prefill("b", preempt=["a"]).prefill(preempt=["a"])
+    script.decode("a", "b", times=2, back=["a"]).decode("b", preempt=["a"]).end("a", "b")
+    recorded = script.close()
+    rows = recorded.table("preemptions").to_pylist()
+    assert [(row["step"], row["was"]) for row in rows] == [
+        (4, "running"),
+        (5, "waiting"),
+        (8, "running"),
+    ]
+    counts = recorded.table("requests").select(["request_id", "preemptions", "parkings"])
+    assert [tuple(row.values()) for row in counts.to_pylist()] == [("a", 2, 1), ("b", 0, 0)]
+
+
+def test_stretches_of_waiting_that_meet_are_one_row_and_nothing_is_none() -> None:
+    recorder = Recorder()
+    for stretch in ((3, 10, 20), (3, 20, 25), (3, 30, 31), (4, 31, 40), (4, 40, 40)):
+        recorder.waited(*stretch)
+    rows = [tuple(row.values()) for row in recorder.close(SUMMARY).table("waits").to_pylist()]
+    assert rows == [(3, 10, 25), (3, 30, 31), (4, 31, 40)]
 
 
 def test_a_turn_of_one_token_ends_with_its_prefill() -> None:
@@ -314,13 +338,14 @@ def test_a_turn_is_written_down_as_it_came_and_as_it_ended() -> None:
         cancel_ns=60_000_000_000,
     )
     request = Request("s/2", arrival_ns=70, input_tokens=500)
-    request.cached_tokens, request.num_preemptions = 290, 2
-    recorder.arrived(turn)
+    request.cached_tokens = 290
+    recorder.arrived(turn, 60)
     recorder.ended(
         turn,
         70,
         request,
         status="cancelled",
+        end_ns=125,
         reason="client left",
         output_tokens=11,
         first_token_ns=90,
@@ -334,6 +359,7 @@ def test_a_turn_is_written_down_as_it_came_and_as_it_ended() -> None:
             "session_id": "s",
             "turn": 2,
             "client_id": "k",
+            "due_ns": 60,
             "arrival_ns": 70,
             "input_tokens": 500,
             "cached_tokens": 290,
@@ -342,7 +368,9 @@ def test_a_turn_is_written_down_as_it_came_and_as_it_ended() -> None:
             "finish_ns": None,
             "cancel_ns": 120,
             "cancel_seen_step": 5,
-            "preemptions": 2,
+            "end_ns": 125,
+            "preemptions": 0,
+            "parkings": 0,
             "status": "cancelled",
             "reason": "client left",
         }
@@ -368,6 +396,9 @@ def test_a_turn_is_written_down_as_it_came_and_as_it_ended() -> None:
 
 def test_a_step_a_preemption_and_a_copy_are_a_row_each() -> None:
     recorder = Recorder()
+    for name in "ab":
+        recorder.arrived(Turn(name, name, 1, 10, 5, arrival_ns=0), 0)
+    recorder.prefilled("b", 3, 10, produced=True)
     modes = (("a", PreemptionMode.SWAP), ("b", PreemptionMode.RECOMPUTE))
     recorder.planned(Plan(preempt=modes), 4)
     recorder.stepped((4, 10, 20, 3, 0, 0, 0, 7, 8, IntTable.NULL, 0))
@@ -375,8 +406,8 @@ def test_a_step_a_preemption_and_a_copy_are_a_row_each() -> None:
     recorder.copied(copy, 6)
     recorded = recorder.close(SUMMARY)
     assert [tuple(row.values()) for row in recorded.table("preemptions").to_pylist()] == [
-        ("a", 4, "swap"),
-        ("b", 4, "recompute"),
+        ("a", 4, "swap", "waiting"),
+        ("b", 4, "recompute", "running"),
     ]
     assert recorded.table("steps").to_pylist() == [
         {
@@ -507,6 +538,7 @@ def play_into(folder: Path | None, seed: int, steps: int) -> Recording:
     for copy_id in range(steps):
         copy = CopyRecord(copy_id, "a", "h2d", 1, 1, 1, 9, 0, 1, 2, copy_id % 2 == 0, True)
         recorder.copied(copy, copy_id)
+        recorder.waited(copy_id, 5, 6)
         recorder.flush_if_full()
     return script.close()
 
@@ -554,7 +586,7 @@ def test_full_chunks_leave_memory_while_the_run_goes_on(
     monkeypatch.setattr(recording, "CHUNKS_PER_GROUP", 2)
     table, cells = recording.Table("preemptions", tmp_path), IntTable("steps", tmp_path)
     for step in range(100):
-        table.append((f"request {step}", step, "swap"))
+        table.append((f"request {step}", step, "swap", "running"))
         cells.append(range(step, step + len(SCHEMAS["steps"])))
         table.flush_if_full()
         cells.flush_if_full()

@@ -251,6 +251,15 @@ def test_a_broken_summary_is_refused_by_name(tmp_path: Path, data: bytes | None)
         broken(tmp_path / "run", "run.json", data)
 
 
+def test_a_recording_of_an_older_version_is_refused_in_words(tmp_path: Path) -> None:
+    older = json.dumps({"format": "fastswitch-run/1"}).encode()
+    with pytest.raises(
+        InputError, match=r"its format is .*fastswitch-run/1.* reads .*make the"
+    ) as e:
+        broken(tmp_path / "run", "run.json", older)
+    assert len(str(e.value).splitlines()) == 1
+
+
 def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere/run\.json: cannot be read"):
         load(tmp_path / "nowhere")

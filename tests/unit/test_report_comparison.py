@@ -71,8 +71,8 @@ def test_the_page_says_what_the_tables_say(made: str) -> None:
     texts = [text for _, text in read.cells]
     for metric in ("ttft_p95_s", "throughput_tok_s", "stall_share"):
         assert words.estimate(found.estimate(OURS, metric), metric) in texts
-    assert ("better", words.ratio(found.speedup(OURS, KEEP, "ttft_p95_s"))) in read.cells
-    assert ("worse", words.ratio(found.speedup(OURS, KEEP, "tbt_p99_s"))) in read.cells
+    assert ("better", words.marked(found.speedup(OURS, KEEP, "ttft_p95_s"))) in read.cells
+    assert ("worse", words.marked(found.speedup(OURS, KEEP, "tbt_p99_s"))) in read.cells
     assert words.load(found) in read.text and words.provenance(found) in read.text
     assert "fastswitch compare x" in read.text and "why" in read.text
 
@@ -88,14 +88,32 @@ def test_every_assumption_is_listed_with_its_range(made: str) -> None:
 def test_the_finding_is_the_first_sentence() -> None:
     found = compared(BOTH, KEEP, OURS, change=change)
     sentence = verdict(found)
-    assert sentence.startswith(
-        "fastswitch against vllm-0.3.3-keep, times better (95 % intervals, n = 5): TTFT P95 2.00x (2.0-2.0)"
+    assert sentence == (
+        "fastswitch against vllm-0.3.3-keep: surely better in TTFT P95 2.00x (times better, 95 %"
+        " intervals, n = 5; looked at: TTFT P95, TTFT P99, TBT P99.9, throughput)."
     )
     assert f'<p class="lead">{sentence}</p>' in page(found, "c")
 
 
 def test_without_fastswitch_the_last_system_is_the_finding() -> None:
-    assert verdict(compared(BOTH, "+groups")).startswith("+groups against vllm-0.3.3, times better")
+    assert verdict(compared(BOTH, "+groups")).startswith(
+        "+groups against vllm-0.3.3: no difference is sure (times better"
+    )
+
+
+def test_the_finding_tells_no_difference_that_its_table_does_not_call_sure() -> None:
+    """Twice as good on the mean, and by chance: one run is a hundred times better."""
+    noisy = compared(
+        KEEP, OURS, change=lambda s, r: {"ttft_p95_s": 0.01 if (s, r) == (OURS, 2) else 1.0 + r / 9}
+    )
+    found = noisy.speedup(OURS, KEEP, "ttft_p95_s")
+    assert found.value is not None and found.value > 2 and not found.is_sure
+    assert "no difference is sure" in verdict(noisy)
+    alone = compared(KEEP, OURS, runs=1, change=change)
+    assert verdict(alone) == (
+        "fastswitch against vllm-0.3.3-keep in TTFT P95, TTFT P99, TBT P99.9, throughput: without an"
+        " interval no difference is sure."
+    )
 
 
 def test_without_a_baseline_there_is_no_finding() -> None:

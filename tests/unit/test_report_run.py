@@ -20,14 +20,15 @@ from explore.report.lives import Lives
 from explore.report.run import page
 from policy.errors import ConfigError
 from runs.metrics import fairness
+from runs.metrics.columns import columns_of
 from runs.metrics.stats import percentile
-from runs.metrics.summary import columns_of, summarise
+from runs.metrics.summary import summarise
 from runs.recording import Recording
 from runs.scenario import build
 from sim.simulate import simulate
+from tests.helpers.hand import Hand, every
 from tests.helpers.pages import EVIL, Reader, block, problems, requests_of, slices_of
 from tests.unit.test_cli import SMALL
-from tests.unit.test_metrics import Hand, every
 
 MS = 1_000_000
 TIGHT = {**SMALL, "pool": {"device_blocks": 45, "host_blocks": 120, "aging": "none"}}
@@ -194,12 +195,18 @@ def test_pools_by_hand() -> None:
 
 def test_fairness_over_time_is_what_the_metric_is_a_mean_of() -> None:
     hand = Hand(*every(30_000 * MS, 8), batch=2)
-    for name, spans in (("a", ((0, 7),)), ("b", ((0, 0), (7, 7)))):
-        hand.prompt(name, 0, 10).tokens(name, *spans)
-        hand.request(name, 0, 30_000 * MS, 240_000 * MS, 4)
+    for turn in range(4):
+        begin, first, end = (60_000 * MS * turn + ms * MS for ms in (0, 30_000, 59_000))
+        for name, last in (("a", 2 * turn + 1), ("b", 2 * turn)):
+            request = f"{name}{turn}"
+            if name == "b" and turn in (1, 2):
+                hand.request(request, begin, session=name, status="cancelled", cancel_ns=end)
+                continue
+            hand.prompt(request, 2 * turn, 10).tokens(request, (2 * turn, last))
+            hand.request(request, begin, first, end, 2, session=name)
     found = whole(hand)
     told = requests_of(page(found))["jain"]
-    columns = [columns_of(found, name) for name in ("requests", "steps", "spans")]
+    columns = [columns_of(found, name) for name in ("workload", "requests", "steps", "spans")]
     assert [tuple(one[1:]) for one in told] == [
         (round(one.jain or 0, 4), one.gap) for one in fairness.windows(*columns)
     ]
@@ -262,14 +269,17 @@ def test_percentiles_of_buckets_are_those_of_the_samples_within_a_thousandth() -
     for q in (50.0, 95.0, 99.0, 99.9):
         want = percentile(values, q)
         assert want is not None
-        assert exact.percentile(q) == want / 1e9
-        assert spread.percentile(q) == pytest.approx(want / 1e9, rel=1.1e-3)
+        assert exact.percentile(q) == (want / 1e9, None)
+        assert spread.percentile(q)[0] == pytest.approx(want / 1e9, rel=1.1e-3)
     assert len(spread.tail()) == len(exact.tail()) > 60
     for (x, share), (y, same) in zip(spread.tail(), exact.tail(), strict=True):
         assert share == same and x == pytest.approx(y, rel=1.1e-3)
     few = Spread()
     few.add(values[:300])
-    assert few.percentile(99.0) is None
+    assert few.percentile(99.0) == (None, None)
+    for _ in range(60):
+        exact.add_left(7_000_000_000)  # longer than all, though they left so early
+    assert exact.percentile(99.0) == (None, 7.0)
 
 
 def test_each_client_has_its_own_latency_and_small_ones_are_put_together() -> None:
@@ -277,8 +287,9 @@ def test_each_client_has_its_own_latency_and_small_ones_are_put_together() -> No
     clients = Clients(names)
     assert list(clients.ttft) == ["all", "c0", "c1", "c2", "c3", "c4", "c5", "all others"]
     for name in names:
-        row = {"client_id": name, "arrival_ns": 0, "first_token_ns": 5, "finish_ns": 9}
+        row = {"client_id": name, "arrival_ns": 0, "first_token_ns": 5, "status": "finished"}
         clients.add(row, np.array([5, 9], dtype=np.int64))
+    clients.add({**row, "status": "rejected"}, np.array([5, 9], dtype=np.int64))
     assert {name: one.count for name, one in clients.ttft.items()} == {
         "all": len(names), "c0": 20, "c1": 19, "c2": 18, "c3": 17, "c4": 16, "c5": 15, "all others": 70,
     }  # fmt: skip

@@ -198,7 +198,7 @@ def test_a_share_is_a_value_of_one_system() -> None:
     share = claim(kind="value", pairs=((KEEP,),), low=0.5985, high=0.5995, best=True, show="share")
     made = verdict(share, found(lambda p, _s, _r: 0.5985 if p.setup == "two" else 0.2))
     assert made.word == "reproduced"
-    assert text.value(made.cells[1], "share") == "61.0 ±1.2 %"
+    assert text.value(made.cells[1], "share") == "61.0 (59.9-62.2) %"
     assert verdict(share, found(lambda _p, _s, _r: 0.1)).word == "not"
 
 
@@ -255,7 +255,7 @@ def test_growing_is_a_larger_gain_at_the_end_than_at_the_beginning() -> None:
         return verdict(grows, found(value, "0.01", "0.1", group="frequency"))
 
     assert (at(4.0).word, at(1.5).word) == ("reproduced", "not")
-    assert "TTFT P95 2.00x" in at(4.0).why
+    assert "TTFT P95 2.000x" in at(4.0).why
     assert [point.x for point in at(4.0).trend] == ["0.01", "0.1"]
 
 

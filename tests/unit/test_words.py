@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,11 +46,15 @@ def test_what_is_shown_is_within_half_a_percent_of_what_is_meant(value: float) -
 @pytest.mark.parametrize(
     ("found", "metric", "text"),
     [
-        (Estimate(37.44, 8.14), "ttft_p95_s", "37.4 ±8.1"),
+        (Estimate(37.44, 8.14), "ttft_p95_s", "37.4 (30.1-46.5)"),
+        (Estimate(51.5, 110.0), "ttft_p95_s", "52 (6-436)"),  # never a negative latency
+        (Estimate(None, above=1.4142), "ttft_p95_s", "> 1.41"),
+        (Estimate(0.0, 0.0), "rejected", "0"),
+        (Estimate(1234567.8, 30.0), "service_gap_max", "1234568 (1234538-1234598)"),
         (Estimate(37.44, None), "ttft_p95_s", "37.4"),
-        (Estimate(37.44, 0.0), "ttft_p95_s", "37.4 ±0"),
+        (Estimate(37.44, 0.0), "ttft_p95_s", "37.4"),
         (Estimate(None), "ttft_p95_s", "n too small"),
-        (Estimate(0.123, 0.01), "stall_share", "12.3 ±1.0"),
+        (Estimate(0.123, 0.01), "stall_share", "12.3 (11.3-13.3)"),
         (Estimate(5.4e9, None), "copy_bytes", "5.40"),
     ],
 )
@@ -61,14 +67,31 @@ def test_an_estimate_is_in_its_unit_with_its_interval(
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (Ratio(3.1, 1.3), "3.10x (2.4-4.0)"),
+        (Ratio(3.1, 1.3), "3.10x (2.38-4.03)"),
+        (Ratio(1.27, 1.01), "1.270x (1.257-1.283)"),  # once 1.27x (1.3-1.3)
+        (Ratio(None, above=1.2), "> 1.20x"),
+        (Ratio(None, below=0.8), "< 0.800x"),
         (Ratio(3.1, None), "3.10x"),
         (Ratio(None), "n too small"),
-        (Ratio(0.5, 1.0), "0.500x (0.50-0.50)"),
+        (Ratio(0.5, 1.0), "0.500x"),
     ],
 )
 def test_a_ratio_is_shown_with_the_ends_of_its_interval(found: Ratio, text: str) -> None:
     assert words.ratio(found) == text
+
+
+@given(st.floats(1e-4, 1e7), st.floats(1e-3, 20.0))
+def test_an_interval_as_printed_holds_its_own_number_and_nothing_below_zero(
+    value: float, relative: float
+) -> None:
+    text = words.estimate(Estimate(value, value * relative), "ttft_p95_s")
+    middle, _, rest = text.partition(" (")
+    low, _, high = rest.rstrip(")").partition("-")
+    assert 0 <= float(low) <= float(middle) <= float(high)
+    assert float(low) > 0 or math.exp(relative) > 1e4 or value < 1e-2
+    factor = math.exp(relative)
+    if factor < 100:
+        assert float(high) / float(middle) == pytest.approx(factor, rel=0.2)
 
 
 def test_every_metric_in_a_table_has_a_heading_with_its_unit() -> None:
@@ -119,10 +142,10 @@ def test_a_workload_is_named_by_its_parts_or_its_source(parts: list[str], text: 
 
 
 def test_a_number_is_told_with_interval_and_unit() -> None:
-    assert words.in_words(Estimate(1.9, 0.321), "ttft_p95_s") == "1.90 ±0.32 s"
+    assert words.in_words(Estimate(1.9, 0.321), "ttft_p95_s") == "1.90 (1.60-2.25) s"
     assert words.in_words(Estimate(0.0123), "stall_share") == "1.23 %"
-    assert words.in_words(Estimate(1200.0, 30.0)) == "1200 ±30"
+    assert words.in_words(Estimate(1200.0, 30.0)) == "1200 (1170-1230)"
     assert words.in_words(Estimate(7.0)) == "7.00"
     assert words.in_words(Estimate(None), "ttft_p99_s") == "n too small"
     assert words.in_words(Estimate(None)) == "n too small"
-    assert words.in_words(Ratio(2.0, 1.25)) == "2.00x (1.6-2.5)"
+    assert words.in_words(Ratio(2.0, 1.25)) == "2.00x (1.60-2.50)"

@@ -239,6 +239,22 @@ def test_updates_may_come_by_the_clock_and_missed_ones_are_counted_but_not_made_
     assert made.num_updates == 5
 
 
+def test_updates_by_the_clock_are_counted_from_the_first_arrival() -> None:
+    """As the test before, 1,000,030 ns later: no update is missed before anybody came."""
+    order = Reversing()
+    made = scheduler(ASYNC, order, update_every=None, update_every_ns=100)
+    begin = 1_000_030
+    made.schedule(begin)
+    for name in "ab":
+        made.add(Request(name, arrival_ns=begin, input_tokens=4), begin)
+    made.update(Outcome(False, begin, begin))
+    for now in (50, 99, 100, 150, 199, 450, 499, 500):
+        made.schedule(begin + now)
+        made.update(ran())
+    assert order.updates == [(0, begin + 100), (3, begin + 450), (4, begin + 500)]
+    assert made.num_updates == 5
+
+
 def test_an_update_ranks_everybody_anew() -> None:
     made = scheduler(ASYNC, Reversing(), update_every=1, max_num_seqs=2)
     prefilled(made, "a", "b")

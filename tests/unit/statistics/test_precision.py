@@ -37,7 +37,12 @@ def test_narrow_intervals_stop_it_and_wide_ones_add_a_step() -> None:
     assert next_runs({"a": runs(0.5, FIRST)}) == FIRST + STEP
     assert next_runs({"a": runs(0.05, FIRST), "b": runs(0.5, FIRST)}) == FIRST + STEP
     assert next_runs({"a": runs(0.5, MOST)}) == MOST
-    assert next_runs({"a": runs(0.0, 2)}) == FIRST
+    assert next_runs({"a": runs(0.05, 2)}) == FIRST
+
+
+def test_runs_that_are_the_same_run_have_no_interval_to_narrow() -> None:
+    assert next_runs({"a": runs(0.0, 2), "b": runs(0.0, 2)}) == 2
+    assert next_runs({"a": runs(0.0, 2), "b": runs(0.5, 2)}) == FIRST
 
 
 def test_what_has_too_few_samples_is_not_waited_for() -> None:
