@@ -47,7 +47,7 @@ def test_the_key_changes_with_what_a_result_depends_on(values: dict[str, Any]) -
         {"name": "other"},
         {"description": "other"},
         {"systems": ["+reuse"]},
-        {"pool.watermark": 0.01},  # the default, written out
+        {"pool.block_size": 16},  # the default, written out
         {"system": "fastswitch"},
     ],
     ids=str,
