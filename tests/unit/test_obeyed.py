@@ -98,6 +98,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "workload.arrivals.cv_log_deviation": (law("clients"), 2.0),
     "workload.arrivals.of_rate": (law("fitted", of_rate=1.0, gaps=GAPS), 5.0),
     "workload.arrivals.gaps": (law("fitted", of_rate=1.0, gaps=GAPS), {"mean": 3.0}),
+    "workload.resample": ({**TIMED, "workload.file": "moon.jsonl"}, True),
     "workload.context_cap": ({}, 300),
     "workload.uncapped": (
         without("workload.context_cap", "workload.conversations", workload__generator="mine.yaml"),
