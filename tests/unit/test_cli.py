@@ -49,6 +49,7 @@ def test_simulate_leaves_a_whole_recording(scenario: Path, tmp_path: Path) -> No
         "scenario.yaml",
         "spans.parquet",
         "steps.parquet",
+        "waits.parquet",
         "workload.parquet",
     ]
     summary = json.loads((out / "run.json").read_text())
