@@ -116,6 +116,15 @@ class Desk:
         """Decoding requests whose next token fills a block."""
         return self._growth[(self.clock.count + 1) % self.settings.block_size]
 
+    def next_fill(self) -> int | None:
+        """The first step after the one being planned in which somebody of the batch fills a block, if
+        none of them leaves; None if nobody decodes."""
+        size = self.settings.block_size
+        for ahead in range(1, size + 1):
+            if self._growth[(self.clock.count + ahead + 1) % size]:
+                return self.step + ahead
+        return None
+
     def standing_batch(self, *, by_id: bool = False) -> Batch | None:
         """The decode batch; the same object while its members and their order are the same.
 

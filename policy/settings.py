@@ -24,7 +24,7 @@ class Settings:
     Backups (systems with a movement): at most `backup_blocks` under way; lazy ones come every `backup_every`
     steps, for the last in order that with free blocks hold `backup_depth` of the device. Proactive
     parking starts where less than `free_low` of the device is free and goes on up to `free_high`.
-    V1 admits nobody whose whole known sequence does not fit (`reserve_full_isl`), and gives a prompt at
+    V1 offloads `offload_chunk_blocks` at a time. It admits nobody whose whole known sequence does not fit (`reserve_full_isl`), and gives a prompt at
     most `long_prefill_token_threshold` tokens a step (0: no cap), or its equal share if that is more
     (`_adaptive`).
     `prefix_block`: tokens that one of a request's `prefix_keys` names (systems that share prefixes).
@@ -54,6 +54,7 @@ class Settings:
     backup_depth: float = 0.25
     free_low: float = 0.02
     free_high: float = 0.05
+    offload_chunk_blocks: int = 1
     reserve_full_isl: bool = True
     long_prefill_token_threshold: int = 0
     long_prefill_token_threshold_adaptive: bool = False
@@ -76,6 +77,7 @@ class Settings:
             ("backup_every", 1),
             ("backup_blocks", 1),
             ("long_prefill_token_threshold", 0),
+            ("offload_chunk_blocks", 1),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}: {getattr(self, name)} is below {low}")

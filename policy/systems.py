@@ -27,7 +27,8 @@ class SwapOptions:
     copies blocks to the host as they fill, `incremental` those of likely victims now and then;
     `proactive` parks before the device is full (policy/engines/ahead.py). `host_eviction` and
     `contamination`: which host copy goes first, as a whole or from its tail. `prefix_sharing`: prompts
-    that begin alike hold the same device blocks. `protects_leader`, `caps_parkings`: rules 9 and 10.
+    that begin alike hold the same device blocks. `offload` (vLLM V1 alone): its native connector stores
+    full chunks of prompts on the host, or of replies too. `protects_leader`, `caps_parkings`: rules 9 and 10.
     """
 
     allocator: Literal["paged", "groups", "buddy"] = "paged"
@@ -41,6 +42,7 @@ class SwapOptions:
     host_eviction: str = "priority"
     contamination: Literal["whole", "tail"] = "whole"
     prefix_sharing: bool = False
+    offload: Literal["none", "prompt", "all"] = "none"
     protects_leader: bool = True
     caps_parkings: bool = True
 
@@ -164,6 +166,7 @@ Refusals = tuple[tuple[Callable[[SwapOptions], bool], str], ...]
 
 #: Options that do not go together, the first that applies being said.
 _RANKED: Refusals = (
+    (lambda o: o.offload != "none", "offload is vLLM V1's"),
     (
         lambda o: o.movement == "proactive" and (o.overlap == "sync" or o.preemption != "swap"),
         "movement proactive needs swap, and overlap async or adaptive: copies that no step waits for",
@@ -190,7 +193,7 @@ _RELEASE: Refusals = (
         "the release knows paged, sync memory only",
     ),
     (lambda o: o.between_turns == "keep_device", "the release keeps nothing on the device"),
-    *_RANKED[:2],
+    *_RANKED[:3],
     (
         lambda o: o.movement != "none",
         "movement {movement} goes with neither prefix_sharing nor the release",
@@ -211,10 +214,19 @@ _V1_OPTIONS: Refusals = (
     ),
     (
         lambda o: (
-            (o.allocator, o.overlap, o.reuse, o.movement, o.host_eviction, o.contamination)
-            != ("paged", "sync", False, "none", "priority", "whole")
+            (o.allocator, o.reuse, o.movement, o.contamination) != ("paged", False, "none", "whole")
         ),
-        "vLLM V1 keeps pages by name and copies nothing",
+        "vLLM V1 keeps pages by name, and moves none ahead of need",
+    ),
+    (
+        lambda o: o.offload == "none" and (o.overlap, o.host_eviction) != ("sync", "priority"),
+        "vLLM V1 copies nothing without offload",
+    ),
+    (
+        lambda o: (
+            o.offload != "none" and (o.overlap != "async" or o.host_eviction not in ("lru", "arc"))
+        ),
+        "vLLM V1's offloading is async, and evicts by lru or arc",
     ),
     (
         lambda o: not (o.protects_leader and o.caps_parkings),
@@ -236,6 +248,14 @@ _V1 = System(
         prefix_sharing=True,
     ),
 )
+_V1_OFFLOAD = _V1.but(
+    "vllm-v1-offload",
+    offload="prompt",
+    overlap="async",
+    host_eviction="lru",
+    submission="batched",
+    dispatch="worker_threads",
+)
 _GROUPS = _PAGED_KEEP.but("+groups", allocator="groups", submission="merged")
 _REUSE = _GROUPS.but("+reuse", reuse=True)
 _ASYNC = _GROUPS.but("+async", dispatch="worker_threads", overlap="adaptive")
@@ -248,6 +268,8 @@ SYSTEMS: dict[str, System] = {
         System("vllm-0.3.3-keep", RELEASE),
         System("vllm-0.3.3-recompute", RELEASE).but(between_turns="drop", preemption="recompute"),
         _V1,
+        _V1_OFFLOAD,
+        _V1_OFFLOAD.but("vllm-v1-offload-all", offload="all"),
         _PAGED_KEEP.but("+batched", submission="batched"),
         _PAGED_KEEP.but("+block-major", layout="block_major"),
         _GROUPS,

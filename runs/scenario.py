@@ -53,12 +53,13 @@ class PrioritySpec(Section):
 
 class PoolSpec(Section):
     """Block pools. Sizes default to what the profile's memory holds, `watermark` to vLLM 0.3.3's 0.01, and
-    to 0 where the engine is V1, as there."""
+    to 0 where the engine is V1, as there; that offloads `offload_chunk_blocks` at a time."""
 
     device_blocks: Positive | None = None
     host_blocks: Count | None = None
     block_size: Positive = 16
     watermark: Share | None = None
+    offload_chunk_blocks: Positive = 1
     aging: Literal["none", "churn", "shuffle"] = "churn"
 
 

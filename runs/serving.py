@@ -101,6 +101,7 @@ def settings_for(
         backup_depth=scenario.movement.depth,
         free_low=scenario.movement.low,
         free_high=scenario.movement.high,
+        offload_chunk_blocks=pool.offload_chunk_blocks,
         reserve_full_isl=limits.scheduler_reserve_full_isl,
         long_prefill_token_threshold=limits.long_prefill_token_threshold,
         long_prefill_token_threshold_adaptive=limits.long_prefill_token_threshold_adaptive,

@@ -12,16 +12,24 @@ from policy.engines.ranked import RankedEngine
 from policy.engines.swapping import Parts
 from policy.engines.vllm_033 import ReleaseEngine
 from policy.engines.vllm_v1 import V1Engine
+from policy.engines.vllm_v1_offload import V1OffloadEngine
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.settings import Settings
 from policy.systems import ALIASES, RELEASE, V1, System
 from policy.views import Draw
 
+
+def v1_engine(parts: Parts) -> Engine:
+    """V1, with its offloading connector where the system says so."""
+    kind = V1Engine if parts.system.options.offload == "none" else V1OffloadEngine
+    return kind(parts)
+
+
 ENGINES: dict[str, Callable[[Parts], Engine]] = {
     "ranked": RankedEngine,
     RELEASE: ReleaseEngine,
-    V1: V1Engine,
+    V1: v1_engine,
 }
 
 

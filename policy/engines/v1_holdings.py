@@ -5,13 +5,13 @@ What it decides is `vllm_v1`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from policy.engines.base import Levels
 from policy.engines.swapping import Parts
 from policy.engines.v1_held import Held, place, place_of
-from policy.engines.v1_laws import check_laws, check_seats
+from policy.engines.v1_laws import check_laws, check_seats, state_of
 from policy.engines.v1_queue import Arrivals, ByRank, Queue
 from policy.engines.v1_watch import Watch
 from policy.errors import InvariantError
@@ -46,6 +46,7 @@ class V1Holdings:
         self._place = 0
         self._ended: list[Held] = []  # of the step before, in the machine's order
         self.found_tokens = self.looked_up_tokens = self.lost_tokens = 0
+        self._blocked: Request | None = None  # who did not fit, and ended the scan
         self._joined = False  # the batch is not in order of admission any more
         self._watch = Watch()
         # Of the plan being made:
@@ -173,6 +174,19 @@ class V1Holdings:
     def num_coming(self) -> int:
         """See Engine. Nothing is copied."""
         return 0
+
+    def queues(self) -> tuple[Queue, ...]:
+        """Where those are who do not run."""
+        return (self.waiting,)
+
+    @property
+    def is_still(self) -> bool:
+        """Nothing changes but by decisions."""
+        return True
+
+    def state(self) -> Hashable:
+        """All that the next decisions depend on, if nobody comes or leaves."""
+        return state_of(self)
 
     def tables(self) -> list[list[int]]:
         """The blocks of everybody who holds any."""

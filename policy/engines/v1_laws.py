@@ -17,7 +17,7 @@ def state_of(engine: V1Holdings) -> Hashable:
     """All that its next decisions depend on, if nobody comes or leaves."""
     return (
         tuple([(request.request_id, held.computed) for request, held in engine.running.items()]),
-        tuple([request.request_id for request in engine.waiting]),
+        tuple([request.request_id for queue in engine.queues() for request in queue]),
         engine.device.state(),
     )
 
@@ -40,7 +40,7 @@ def check_laws(engine: V1Holdings) -> None:
 def _check_queues(engine: V1Holdings) -> None:
     """Everybody live runs or waits; who runs is in order of admission, and decodes or is partial."""
     running = engine.running
-    here = [*running, *engine.waiting]
+    here = [*running, *[request for queue in engine.queues() for request in queue]]
     if sorted(here, key=_name) != sorted(engine.held, key=_name):
         raise InvariantError("running and waiting are not the live requests, once each")
     if list(running.values()) != sorted(running.values(), key=place):

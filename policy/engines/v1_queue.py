@@ -24,6 +24,9 @@ class Queue(Protocol):
     def put_back(self, request: Request) -> None:
         """A request was preempted."""
 
+    def restore(self, requests: list[Request]) -> None:
+        """These were taken off one after the other, and passed over in this step."""
+
     def first(self) -> Request:
         """Whose turn it is; there must be somebody."""
 
@@ -56,6 +59,10 @@ class Arrivals:
     def put_back(self, request: Request) -> None:
         """See Queue."""
         self._queue.appendleft(request)
+
+    def restore(self, requests: list[Request]) -> None:
+        """See Queue."""
+        self._queue.extendleft(reversed(requests))
 
     def first(self) -> Request:
         """See Queue."""
@@ -98,6 +105,11 @@ class ByRank:
         heappush(self._heap, (request.rank, self._count, request))
 
     put_back = add
+
+    def restore(self, requests: list[Request]) -> None:
+        """See Queue."""
+        for request in requests:
+            self.add(request)
 
     def first(self) -> Request:
         """See Queue."""

@@ -20,7 +20,6 @@ from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft
 from policy.engines.v1_held import Held, place_of, urgency
 from policy.engines.v1_holdings import V1Holdings
-from policy.engines.v1_laws import state_of
 from policy.errors import ReleaseVerdict
 from policy.plan import Plan, PreemptionMode
 from policy.request import Move, Request
@@ -38,15 +37,19 @@ class V1Engine(V1Holdings):
         """See Engine. Raises ReleaseVerdict where the release would go on or wait for ever."""
         self._catch_up()
         self._chunks, self._lost, self._found = {}, [], []
+        self._blocked = None
         desk = self.desk
         budget, cap = self.settings.max_num_batched_tokens, self._cap()
         serve = self._serve_all if self._is_easy(budget, cap) else self._serve_in_turn
         budget = serve(budget, cap)
         if self._may_admit():
             self._admit(budget, cap)
-        elif not desk.running and not self._completes():
-            self._watch.fruitless(lambda: state_of(self))
-        return self._plan(), Until(EVENTS, self._next_find())
+        elif self.is_still and not desk.running and not self._completes():
+            self._watch.fruitless(self.state)
+        return self._plan(), self._until()
+
+    def _until(self) -> Until:
+        return Until(EVENTS, self._next_find())
 
     def _plan(self) -> Plan:
         desk, draft = self.desk, Draft()
@@ -59,6 +62,7 @@ class V1Engine(V1Holdings):
             draft.prefill.append((request.request_id, tokens))
         draft.preempt.extend([(name, PreemptionMode.RECOMPUTE) for name, _ in self._lost])
         desk.flush_rejects(draft)
+        self._copies(draft)
         batch = desk.standing_batch()
         plan = draft.finish(batch)._replace(found=tuple(self._found), lost=tuple(self._lost))
         if plan.runs:
@@ -66,6 +70,9 @@ class V1Engine(V1Holdings):
                 self._watch.stirred()
             return plan
         return plan._replace(waiting_on=self._why_idle(plan))
+
+    def _copies(self, draft: Draft) -> None:
+        """Copies that the plan starts or waits for: none without a host tier."""
 
     def _why_idle(self, plan: Plan) -> tuple[str, ...]:
         if plan.preempt or plan.reject:
@@ -236,6 +243,7 @@ class V1Engine(V1Holdings):
             tokens = self._chunk(held, budget, cap)
             if not self._has_room(request, hits, held.computed + tokens):
                 held.computed = 0
+                self._blocked = request
                 break
             waiting.pop()
             self.device.share(hits)
@@ -277,14 +285,11 @@ class V1Engine(V1Holdings):
         return self._blocks(tokens) + taken <= device.num_free
 
     def _next_find(self) -> int | None:
-        """The step in which somebody who decodes fills the block that the first in the queue did not
+        """The step in which somebody who decodes fills the block that whoever did not fit did not
         find: it may fit then. Nothing else in a plan that stands makes anybody fit."""
-        settings = self.settings
-        if not self.caches or not len(self.waiting):
+        request = self._blocked
+        if not self.caches or request is None:
             return None
-        if len(self.running) >= settings.max_num_seqs:
-            return None
-        request = self.waiting.first()
         names = request.block_names
         found = len(self._lookup(request))
         end = (found + 1) * self._size

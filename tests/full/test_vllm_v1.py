@@ -117,11 +117,11 @@ def random_settings(rng: random.Random) -> tuple[Settings, bool, bool]:
         host_blocks=0,
         block_size=size,
         max_num_seqs=rng.choice([1, 2, 4, 16, 256]),
-        max_num_batched_tokens=rng.choice([1, 64, 64, 128, 512, 2048, 8192]),
+        max_num_batched_tokens=rng.choice([1, 8, 16, 64, 64, 128, 512, 2048, 8192]),
         max_model_len=length,
         watermark=rng.choice([0.0, 0.0, 0.01, 0.05, 0.2]),
         reserve_full_isl=rng.random() < 0.6,
-        long_prefill_token_threshold=rng.choice([0, 0, 0, 8, 40, 200]),
+        long_prefill_token_threshold=rng.choice([0, 0, 0, 4, 8, 40, 200]),
         long_prefill_token_threshold_adaptive=rng.random() < 0.3,
     )
     if rng.random() < 0.08:  # trap L1

@@ -80,8 +80,13 @@ def r5(patch: pytest.MonkeyPatch) -> None:
 
 
 def r6(patch: pytest.MonkeyPatch) -> None:
-    """Those who decode come first, wherever they stand."""
-    patch.setattr(V1Engine, "_partial_are_last", lambda _: True)
+    """Decodes cost nothing of the budget."""
+    original = V1Engine._serve_all
+    patch.setattr(
+        V1Engine,
+        "_serve_all",
+        lambda self, budget, cap: original(self, budget, cap) + len(self.desk.running),
+    )
 
 
 def r7(patch: pytest.MonkeyPatch) -> None:

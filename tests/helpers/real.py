@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from policy.engines.v1_holdings import V1Holdings
+from policy.engines.vllm_v1_offload import V1OffloadEngine
 from policy.plan import Copy
 from policy.scheduler import Scheduler
 from realrun.engine import Engine
@@ -161,11 +162,12 @@ class Watch:
 
 def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
     """Blocks of either pool that hold KV or are a copy's."""
-    if isinstance(scheduler.engine, V1Holdings):
+    engine, settings = scheduler.engine, scheduler.settings
+    if isinstance(engine, V1Holdings):
         # A free block that has a name may be found again.
-        return set(range(scheduler.settings.device_blocks)) - set(
-            scheduler.engine.device.nameless
-        ), set()
+        device = set(range(settings.device_blocks)) - set(engine.device.nameless)
+        host = set(range(settings.host_blocks)) if isinstance(engine, V1OffloadEngine) else set()
+        return device, host
     memory = memory_of(scheduler)
     contexts = [request.context for request in scheduler.desk.live.values()]
     contexts += memory.ledger.kept.values()

@@ -46,6 +46,7 @@ _REAL = (
     "vllm.distributed.kv_transfer.kv_connector.v1.offloading.common",
     "vllm.distributed.kv_transfer.kv_connector.v1.offloading.config",
 )
+_OFFLOADING = "vllm.distributed.kv_transfer.kv_connector.v1.offloading"
 _ABSENT = ("torch", "xxhash", "cbor2")
 
 
@@ -159,6 +160,10 @@ def imported(wheel: Path, folder: Path) -> Iterator[SimpleNamespace]:
             request=importlib.import_module("vllm.v1.request"),
             interface=importlib.import_module("vllm.v1.kv_cache_interface"),
             names=importlib.import_module("vllm.v1.core.kv_cache_utils"),
+            offloading=importlib.import_module(f"{_OFFLOADING}.scheduler"),
+            transfers=importlib.import_module(f"{_OFFLOADING}.common"),
+            tier=importlib.import_module("vllm.v1.kv_offload.cpu.manager"),
+            connectors=importlib.import_module("vllm.distributed.kv_transfer.kv_connector.factory"),
         )
     finally:
         sys.meta_path.remove(finder)
@@ -178,6 +183,17 @@ def _dress_stand_ins() -> None:
     structured.StructuredOutputRequest.from_sampling_params = staticmethod(lambda _params: None)
     config: Any = importlib.import_module("vllm.config")
     config.get_current_vllm_config_or_none = lambda: None
+    connectors: Any = importlib.import_module("vllm.distributed.kv_transfer.kv_connector.utils")
+    connectors.yield_req_data = _scheduled_tables
+
+
+def _scheduled_tables(output: Any) -> Iterator[tuple[str, Any, bool]]:
+    """What a step tells the connector: whose table, its blocks, and whether these are all."""
+    for data in output.scheduled_new_reqs:
+        yield data.req_id, data.block_ids, True
+    cached = output.scheduled_cached_reqs
+    for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+        yield name, blocks, name in cached.resumed_req_ids
 
 
 def hash_block(content: object) -> bytes:
@@ -212,6 +228,7 @@ class ReleaseDriver:
         )
         vllm.names.NONE_HASH = b"none"
         self.hasher = vllm.names.get_request_block_hasher(size, hash_block)
+        self.transfers: Any = None
         self.lost: list[tuple[str, int]] = []
         original = self.scheduler._preempt_request
 
@@ -352,7 +369,7 @@ class ReleaseDriver:
                 prompt_token_id_logprobs_dict={},
                 pooler_output=None,
                 num_nans_in_logits=None,
-                kv_connector_output=None,
+                kv_connector_output=self.transfers,
                 ec_connector_output=None,
                 cudagraph_stats=None,
                 sampling_masks=None,

@@ -18,6 +18,7 @@ def test_nameless_blocks_are_handed_out_last_freed_first_and_named_ones_after_th
     pool.free(reversed(first))
     pool.free(reversed(second))
     assert pool.num_free == 6
+    assert pool.nameless == [5, 4, *second]
     # R3: the tail of `second` went first, so to the front; untouched ones follow; R2: "ab" goes before "a".
     assert pool.take(4) == [*reversed(second), 4, 5]
     assert pool.find(["a", "ab"]) == first

@@ -240,7 +240,9 @@ def test_a_mapping_that_means_nothing_is_refused(switches: dict[str, Any], says:
     ("switch", "problem"),
     [
         ({"preemption": "swap"}, "recomputes, displaces nobody"),
-        ({"reuse": True}, "keeps pages by name and copies nothing"),
+        ({"reuse": True}, "moves none ahead of need"),
+        ({"overlap": "async"}, "copies nothing without offload"),
+        ({"offload": "all"}, "offloading is async, and evicts by lru or arc"),
         ({"protects_leader": False}, "no rules 9 and 10"),
     ],
 )
