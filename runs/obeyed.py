@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from policy.errors import ConfigError
-from policy.systems import RELEASE, V1, System, served_under
+from policy.systems import V1, System, served_under
 from runs.scenario import Scenario
 from traces.sources import refuse_times
 from traces.workload_spec import WorkloadSpec
@@ -57,6 +57,7 @@ def _both(one: _Reads, other: _Reads) -> _Reads:
 _GROUPS = _systems(allocator=("groups", "buddy"))
 _BACKUPS = _systems(movement=("write_through", "incremental"))
 _PATTERN = _orders("random", "markov")
+_OFFLOADS = _systems(offload=("prompt", "all"))
 _COSTS = _systems(preemption="cost")
 _RULE_10 = _both(_engines("ranked"), _systems(caps_parkings=True))
 
@@ -80,7 +81,11 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
     "priority.period_s": (_PATTERN, "is read by orders random and markov"),
     "priority.share": (_orders("markov"), "is read by order markov"),
     "priority.stay": (_orders("markov"), "is read by order markov"),
-    "pool.host_blocks": (_engines("ranked", RELEASE), "is read by engines that swap"),
+    "pool.host_blocks": (
+        lambda asked: asked.system.engine != V1 or _OFFLOADS(asked),
+        "is read by systems that swap or offload",
+    ),
+    "pool.offload_chunk_blocks": (_OFFLOADS, "is read by systems that offload"),
     "limits.scheduler_reserve_full_isl": (_engines(V1), "is read by the engine vllm-v1"),
     "limits.long_prefill_token_threshold": (_engines(V1), "is read by the engine vllm-v1"),
     "limits.long_prefill_token_threshold_adaptive": (_engines(V1), "is read by the engine vllm-v1"),

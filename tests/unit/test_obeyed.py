@@ -134,6 +134,10 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "pool.host_blocks": ({}, 30),
     "pool.block_size": ({}, 32),
     "pool.watermark": ({}, 0.3),
+    "pool.offload_chunk_blocks": (
+        {**V1, "system": "vllm-v1-offload", "pool.host_blocks": 120},
+        3,
+    ),
     "pool.aging": ({}, "none"),
     "limits.max_num_seqs": ({}, 2),
     "limits.max_num_batched_tokens": ({}, 200),
@@ -276,6 +280,7 @@ IN_VAIN: list[tuple[dict[str, Any], str]] = [
         "groups.host_increment_blocks",
     ),
     ({"system": "vllm-v1"}, "pool.host_blocks"),
+    ({"pool.offload_chunk_blocks": 2}, "pool.offload_chunk_blocks"),
     *[
         ({f"limits.{name}": value}, f"limits.{name}")
         for name, value in (
