@@ -16,10 +16,12 @@ from policy.engines import base as policy
 from policy.engines.base import Event, Until
 from policy.engines.catalog import make_engine
 from policy.errors import ReleaseVerdict
+from policy.orders.base import Order
 from policy.orders.catalog import make_order
 from policy.plan import Batch, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
+from policy.systems import served_under
 from runs.recorder import Recorder, decision_line
 from runs.recording import Recording
 from runs.scenario import Scenario
@@ -55,8 +57,9 @@ def naive_scheduler(setup: Setup) -> Scheduler:
     scenario, streams, settings = setup.scenario, setup.streams, setup.settings
     order = make_order(scenario.order_name, streams, scenario.order_settings())
     desk = NaiveDesk(settings, order, scenario.rates.start())
-    engine = EveryStep(make_engine(settings, setup.system, order, streams, desk=desk))
-    made = Scheduler(settings, setup.system, order, streams, engine=cast(policy.Engine, engine))
+    system = served_under(setup.system, is_fcfs=type(order) is Order)
+    engine = EveryStep(make_engine(settings, system, order, streams, desk=desk))
+    made = Scheduler(settings, system, order, streams, engine=cast(policy.Engine, engine))
     age(made, setup)
     return made
 
