@@ -207,10 +207,15 @@ _RELEASE: Refusals = (
 _V1_OPTIONS: Refusals = (
     (
         lambda o: (
-            (o.between_turns, o.preemption, o.displacement, o.shape)
-            != ("drop", "recompute", "never", "chunked")
+            (o.between_turns, o.displacement, o.shape) != ("drop", "never", "chunked")
+            or o.preemption == "cost"
         ),
-        "vLLM V1 drops what turns leave, recomputes, displaces nobody and runs chunks beside decodes",
+        "vLLM V1 drops what turns leave, displaces nobody and runs chunks beside decodes; it recomputes,"
+        " or swaps every victim",
+    ),
+    (
+        lambda o: o.preemption == "swap" and o.offload != "none",
+        "offload with preemption by swap is not built",
     ),
     (
         lambda o: (
@@ -248,6 +253,9 @@ _V1 = System(
         prefix_sharing=True,
     ),
 )
+_V1_SWAP = _V1.but(
+    "vllm-v1+swap", preemption="swap", submission="batched", dispatch="worker_threads"
+)
 _V1_OFFLOAD = _V1.but(
     "vllm-v1-offload",
     offload="prompt",
@@ -268,6 +276,8 @@ SYSTEMS: dict[str, System] = {
         System("vllm-0.3.3-keep", RELEASE),
         System("vllm-0.3.3-recompute", RELEASE).but(between_turns="drop", preemption="recompute"),
         _V1,
+        _V1_SWAP,
+        _V1_SWAP.but("vllm-v1+swap-block-major", layout="block_major"),
         _V1_OFFLOAD,
         _V1_OFFLOAD.but("vllm-v1-offload-all", offload="all"),
         _PAGED_KEEP.but("+batched", submission="batched"),

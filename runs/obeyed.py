@@ -57,6 +57,7 @@ def _both(one: _Reads, other: _Reads) -> _Reads:
 _GROUPS = _systems(allocator=("groups", "buddy"))
 _BACKUPS = _systems(movement=("write_through", "incremental"))
 _PATTERN = _orders("random", "markov")
+_SWAPS = _systems(preemption="swap")
 _OFFLOADS = _systems(offload=("prompt", "all"))
 _COSTS = _systems(preemption="cost")
 _RULE_10 = _both(_engines("ranked"), _systems(caps_parkings=True))
@@ -82,7 +83,7 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
     "priority.share": (_orders("markov"), "is read by order markov"),
     "priority.stay": (_orders("markov"), "is read by order markov"),
     "pool.host_blocks": (
-        lambda asked: asked.system.engine != V1 or _OFFLOADS(asked),
+        lambda asked: asked.system.engine != V1 or _OFFLOADS(asked) or _SWAPS(asked),
         "is read by systems that swap or offload",
     ),
     "pool.offload_chunk_blocks": (_OFFLOADS, "is read by systems that offload"),

@@ -13,6 +13,7 @@ from policy.engines.swapping import Parts
 from policy.engines.vllm_033 import ReleaseEngine
 from policy.engines.vllm_v1 import V1Engine
 from policy.engines.vllm_v1_offload import V1OffloadEngine
+from policy.engines.vllm_v1_swap import V1SwapEngine
 from policy.errors import ConfigError
 from policy.orders.base import Order
 from policy.settings import Settings
@@ -21,9 +22,11 @@ from policy.views import Draw
 
 
 def v1_engine(parts: Parts) -> Engine:
-    """V1, with its offloading connector where the system says so."""
-    kind = V1Engine if parts.system.options.offload == "none" else V1OffloadEngine
-    return kind(parts)
+    """V1, with its offloading connector or preemption by swap where the system says so."""
+    options = parts.system.options
+    if options.preemption == "swap":
+        return V1SwapEngine(parts)
+    return V1Engine(parts) if options.offload == "none" else V1OffloadEngine(parts)
 
 
 ENGINES: dict[str, Callable[[Parts], Engine]] = {

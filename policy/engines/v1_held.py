@@ -9,11 +9,19 @@ class Held:
     """What the engine keeps of a live request (its `holding`).
 
     `computed`: tokens whose KV its blocks hold, stale while it decodes. `num_named`: so many of its
-    blocks, from the first on, have names. `place`: a running number of its admission; who runs is
+    blocks, from the first on, have names, and `num_found` were found when it was admitted. `place`: a running number of its admission; who runs is
     sorted by it. `host_blocks` is 0: what is on the host belongs to nobody.
     """
 
-    __slots__ = ("blocks", "computed", "is_stalled", "num_named", "place", "request")
+    __slots__ = (
+        "blocks",
+        "computed",
+        "is_stalled",
+        "num_found",
+        "num_named",
+        "place",
+        "request",
+    )
 
     host_blocks = 0
 
@@ -21,7 +29,7 @@ class Held:
         self.request = request
         self.blocks: list[int] = []
         self.computed = 0
-        self.num_named = 0
+        self.num_named = self.num_found = 0
         self.place = 0
         self.is_stalled = False  # it decodes, and the step before left it out (R9)
 
@@ -29,6 +37,12 @@ class Held:
     def device_blocks(self) -> int:
         """Blocks in its table."""
         return len(self.blocks)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens with KV: of who decodes all but the last one sampled."""
+        request = self.request
+        return request.num_tokens - 1 if request.is_decoding else self.computed
 
     @property
     def is_resident(self) -> bool:

@@ -16,7 +16,7 @@ from policy.engines.v1_queue import Arrivals, ByRank, Queue
 from policy.engines.v1_watch import Watch
 from policy.errors import InvariantError
 from policy.orders.base import Order
-from policy.plan import CopyResult
+from policy.plan import CopyResult, PreemptionMode
 from policy.pools.allocation import Pool
 from policy.pools.named import NamedPool
 from policy.request import Move, Request
@@ -51,6 +51,7 @@ class V1Holdings:
         self._watch = Watch()
         # Of the plan being made:
         self._chunks: dict[Request, int] = {}  # tokens of who does not decode, in order
+        self._victims: list[tuple[str, PreemptionMode]] = []
         self._lost: list[tuple[str, int]] = []  # victims, and the tokens they lost
         self._found: list[tuple[str, int]] = []  # who was admitted, and the tokens found
 
@@ -58,7 +59,7 @@ class V1Holdings:
 
     def enter(self, request: Request) -> None:
         """See Engine. A prompt that leaves no room for a token is refused at the release's door."""
-        request.holding = held = Held(request)
+        request.holding = held = self.hold_nothing(request)
         self.desk.enter(request)
         limit = self.settings.max_model_len - 1
         if request.input_tokens > limit:
@@ -67,6 +68,10 @@ class V1Holdings:
         self.held[request] = held
         self.waiting.add(request)
         self._watch.stirred()
+
+    def hold_nothing(self, request: Request) -> Held:
+        """What is kept of a request that arrives."""
+        return Held(request)
 
     def leave(self, request: Request, move: Move) -> None:
         """See Engine."""

@@ -36,7 +36,7 @@ class V1Engine(V1Holdings):
     def decide(self) -> tuple[Plan, Until]:
         """See Engine. Raises ReleaseVerdict where the release would go on or wait for ever."""
         self._catch_up()
-        self._chunks, self._lost, self._found = {}, [], []
+        self._chunks, self._lost, self._found, self._victims = {}, [], [], []
         self._blocked = None
         desk = self.desk
         budget, cap = self.settings.max_num_batched_tokens, self._cap()
@@ -60,7 +60,7 @@ class V1Engine(V1Holdings):
             request.move(Move.PREFILL)
             desk.prefilling[request] = self.running[request].computed + tokens
             draft.prefill.append((request.request_id, tokens))
-        draft.preempt.extend([(name, PreemptionMode.RECOMPUTE) for name, _ in self._lost])
+        draft.preempt.extend(self._victims)
         desk.flush_rejects(draft)
         self._copies(draft)
         batch = desk.standing_batch()
@@ -216,13 +216,24 @@ class V1Engine(V1Holdings):
         request = held.request
         self._stop(held)
         self._chunks.pop(request, None)
-        self._lost.append((request.request_id, held.computed))
-        self.lost_tokens += held.computed
+        mode = self._give_up(held)
+        lost = held.computed if mode is PreemptionMode.RECOMPUTE else 0
+        self._victims.append((request.request_id, mode))
+        self._lost.append((request.request_id, lost))
+        self.lost_tokens += lost
+        request.num_preemptions += 1
+        self._begin_anew(held)
+
+    def _give_up(self, held: Held) -> PreemptionMode:  # noqa: ARG002
+        """What becomes of a victim's KV: it is lost."""
+        return PreemptionMode.RECOMPUTE
+
+    def _begin_anew(self, held: Held) -> None:
+        request = held.request
         self.device.free(reversed(held.blocks))
         held.blocks = []
-        held.computed = held.num_named = 0
+        held.computed = held.num_named = held.num_found = 0
         held.is_stalled = False
-        request.num_preemptions += 1
         request.move(Move.RECOMPUTE)
         self.waiting.put_back(request)
 
@@ -239,7 +250,7 @@ class V1Engine(V1Holdings):
             request = waiting.first()
             held = self.held[request]
             hits = self._lookup(request)
-            held.computed = len(hits) * self._size
+            held.computed = self._found_for(held, len(hits))
             tokens = self._chunk(held, budget, cap)
             if not self._has_room(request, hits, held.computed + tokens):
                 held.computed = 0
@@ -265,6 +276,11 @@ class V1Engine(V1Holdings):
         self._found.append((request.request_id, held.computed))
         self.found_tokens += held.computed
         self.looked_up_tokens += request.num_tokens
+
+    def _found_for(self, held: Held, hits: int) -> int:
+        """Tokens that need not be computed, so many blocks being found."""
+        held.num_found = hits
+        return hits * self._size
 
     def _lookup(self, request: Request) -> list[int]:
         """R13: whole blocks, and one token at least is computed."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from policy.engines.v1_holdings import V1Holdings
-from policy.engines.vllm_v1_offload import V1OffloadEngine
+from policy.engines.vllm_v1_swap import Swapped, V1SwapEngine
 from policy.plan import Copy
 from policy.scheduler import Scheduler
 from realrun.engine import Engine
@@ -166,7 +166,11 @@ def held_blocks(scheduler: Scheduler) -> tuple[set[int], set[int]]:
     if isinstance(engine, V1Holdings):
         # A free block that has a name may be found again.
         device = set(range(settings.device_blocks)) - set(engine.device.nameless)
-        host = set(range(settings.host_blocks)) if isinstance(engine, V1OffloadEngine) else set()
+        host: set[int] = set()
+        if not isinstance(engine, V1SwapEngine):
+            host = set(range(settings.host_blocks))
+        for held in engine.held.values():
+            host.update(held.host.blocks if isinstance(held, Swapped) else ())
         return device, host
     memory = memory_of(scheduler)
     contexts = [request.context for request in scheduler.desk.live.values()]

@@ -239,7 +239,7 @@ def test_a_mapping_that_means_nothing_is_refused(switches: dict[str, Any], says:
 @pytest.mark.parametrize(
     ("switch", "problem"),
     [
-        ({"preemption": "swap"}, "recomputes, displaces nobody"),
+        ({"preemption": "cost"}, "recomputes, or swaps every victim"),
         ({"reuse": True}, "moves none ahead of need"),
         ({"overlap": "async"}, "copies nothing without offload"),
         ({"offload": "all"}, "offloading is async, and evicts by lru or arc"),
