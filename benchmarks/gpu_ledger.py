@@ -18,13 +18,13 @@ class Point(NamedTuple):
 
 
 class Ledger:
-    """The lines of DIR/points.jsonl: `{"part", "name", "ok", "seconds", "values" or "error"}`.
+    """The lines of DIR/gpu-check.jsonl: `{"part", "name", "ok", "seconds", "values" or "error"}`.
 
     The last line of a name counts. A line that was cut off by a kill is dropped.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "points.jsonl"
+        self.path = folder / "gpu-check.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""

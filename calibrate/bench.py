@@ -63,7 +63,8 @@ def all_points(bench: Bench) -> list[Point]:
     points += mixed_points(limits) + overhead_points(limits)
     points += [point for name in COPY_SYSTEMS for point in copy_points(bench, named_system(name))]
     if bench.device.type == "cuda":  # on a CPU a call returns when its bytes have moved
-        points += [Point("submit", p.features) for p in points if _is_told_by_calls(p)]
+        told = [point.features for point in points if _is_told_by_calls(point)]
+        points += [Point(kind, features) for kind in ("submit", "python") for features in told]
     points += interference_points(bench)
     return list(dict.fromkeys(points))
 

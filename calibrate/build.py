@@ -190,10 +190,22 @@ def _further_prompts(steps: Part) -> Curve | None:
 
 def _transfer(fitted: Fitted) -> TransferCost:
     copies = fitted.copies
+    python = {} if fitted.python is None else {"per_job": 0, "per_call": 1, "per_descriptor": 1}
 
     def host(name: str) -> Quantity:
+        """The driver's share: what our Python adds is kept apart."""
         value, draws = copies.coefficient(name), copies.draws(name)
+        if fitted.python is not None and name in python:
+            value = max(0.0, value - float(fitted.python[0][python[name]]))
+            draws = np.maximum(0.0, draws - fitted.python[1][:, python[name]])
         return _measured_quantity(value, draws, "ns", _source(copies, name))
+
+    def ours(at: int) -> Quantity | None:
+        if fitted.python is None:
+            return None
+        value, draws = fitted.python
+        source = "our Python around the driver's calls"
+        return _measured_quantity(float(value[at]), draws[:, at], "ns", source)
 
     fastest = max(_bandwidth(copies.coefficient(f"per_byte_{way}")) for way in ("h2d", "d2h"))
     return TransferCost(
@@ -211,6 +223,8 @@ def _transfer(fitted: Fitted) -> TransferCost:
         gather_bandwidth=_assumed(10 * fastest, fastest, 100 * fastest, "bytes/s"),
         interference_to_device=_slower(fitted.interference.get("h2d")),
         interference_to_host=_slower(fitted.interference.get("d2h")),
+        python_per_job=ours(0),
+        python_per_piece=ours(1),
     )
 
 

@@ -25,6 +25,7 @@ from calibrate.models import (
     CopyModel,
     LineModel,
     Model,
+    PythonModel,
     StepModel,
     describe,
 )
@@ -87,11 +88,13 @@ class Estimate(NamedTuple):
 @dataclass(frozen=True)
 class Fitted:
     """Everything that a profile is made from. `overhead`: of the engine around the model's step, as
-    (base, per_sequence) with draws. `interference`: share by which a copy slows a step."""
+    (base, per_sequence) with draws. `python`: of ours around the driver's calls for a copy job, (per_job,
+    per_piece) with draws; it is in `copies` too. `interference`: share by which a copy slows a step."""
 
     steps: Part
     copies: Part
     overhead: tuple[Floats, Floats] | None
+    python: tuple[Floats, Floats] | None
     interference: dict[str, Estimate]
     dropped: tuple[Dropped, ...]
     problems: tuple[str, ...]
@@ -124,12 +127,14 @@ def fit(points: Points, *, seed: int = 0, draws: int = DRAWS) -> Fitted:
     )
     rng = np.random.default_rng([seed, 1])
     overhead = _overhead(cleaner, rng, draws)
+    python = _python(cleaner, header.model.layers, seed, draws)
     beside = cleaner.of("interference")
     interference = {way: _interference(cleaner, beside, way, rng, draws) for way in DIRECTIONS}
     return Fitted(
         steps,
         copies,
         overhead,
+        python,
         {way: found for way, found in interference.items() if found is not None},
         tuple(cleaner.dropped),
         tuple(cleaner.problems),
@@ -292,6 +297,20 @@ def _overhead(
     terms = frozenset(model.names if len(found) > 2 else model.names[:1])
     used = np.ones(len(times))
     value = model.solve(times, used, terms)
+    return value, bootstrap(model, samples, used, terms, value, rng, draws)
+
+
+def _python(cleaner: _Cleaner, layers: int, seed: int, draws: int) -> tuple[Floats, Floats] | None:
+    """What our Python adds to a copy job: (per_job, per_piece), and their draws; None where it was not told
+    apart."""
+    found = cleaner.of("python")
+    if len(found) < MIN_POINTS:
+        return None
+    model, samples = PythonModel(list(found), layers), list(found.values())
+    times = np.array([centre(values) for values in samples])
+    used, terms = np.ones(len(times)), frozenset(model.names)
+    value = model.solve(times, used, terms)
+    rng = np.random.default_rng([seed, 2])
     return value, bootstrap(model, samples, used, terms, value, rng, draws)
 
 

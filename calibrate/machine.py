@@ -22,7 +22,7 @@ from calibrate.measure import REPEATS, measure
 from calibrate.points import Points
 from calibrate.profile import Model
 from calibrate.timers import Timers
-from realrun.model import load_model
+from realrun.model import LoadedModel, load_model
 from realrun.serve import device_and_dtype, link_rates, room_for_kv
 
 #: Contexts and batches within reach of minutes. A profile is valid inside its own.
@@ -46,7 +46,12 @@ class Target:
 
     def num_samples(self, repeats: int) -> int:
         """How many there will be in all."""
-        return repeats * len(all_points(self.bench))
+        return repeats * num_points(self.bench)
+
+
+def num_points(bench: Bench) -> int:
+    """How many there are to time."""
+    return len(all_points(bench))
 
 
 def prepare(
@@ -57,6 +62,13 @@ def prepare(
     model = load_model(spec, dtype, device)
     if limits is None:
         limits = CUDA_LIMITS if device.type == "cuda" else CPU_LIMITS
+    return prepare_with(model, limits, device, dtype, spec)
+
+
+def prepare_with(
+    model: LoadedModel, limits: Limits, device: torch.device, dtype: torch.dtype, spec: str
+) -> Target:
+    """For a model that is there already; `spec`: what it is called."""
     longest = min(limits.max_context, model.config.max_model_len)
     limits = limits._replace(max_context=longest, max_prefill=min(limits.max_prefill, longest))
     bench = Bench(model, limits, device, dtype)

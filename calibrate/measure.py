@@ -19,8 +19,8 @@ import torch
 from calibrate.bench import Bench, all_points
 from calibrate.points import Journal, Point, Points, read
 from calibrate.timers import Timers
-from policy.errors import ConfigError
-from traces.strict import shown_path
+from policy.errors import ConfigError, FaultError
+from traces.strict import reason, shown_path
 
 REPEATS = 20
 
@@ -37,7 +37,8 @@ def measure(
     points: list[Point] | None = None,
     timers: Timers | None = None,
 ) -> Points:
-    """Time every point `repeats` times and append the samples to `path`; return all that is there.
+    """Time every point `repeats` times and append the samples to `path`; return all that is there. A point
+    that fails is written down with its reason and not tried again in this call; the others go on.
 
     `budget_s`: start no new round after so long. `timers`: warm ones, which stay open. Raises ConfigError if `path` holds another
     machine's or model's samples.
@@ -54,16 +55,27 @@ def measure(
     journal = Journal(path, header)
     begin = time.monotonic()
     rng = random.Random(seed)
+    given_up: set[Point] = set()
     try:
         with torch.inference_mode(), _interrupted_between_samples() as check:
             for _ in range(repeats):
-                due = [p for p in wanted if len(done.samples.get(p, ())) < repeats]
+                due = [
+                    point
+                    for point in wanted
+                    if len(done.samples.get(point, ())) < repeats and point not in given_up
+                ]
                 if not due or (budget_s is not None and time.monotonic() - begin > budget_s):
                     break
                 rng.shuffle(due)
                 for point in due:
                     check()
-                    taken = own(point)
+                    try:
+                        taken = own(point)
+                    except (FaultError, RuntimeError, MemoryError) as error:
+                        given_up.add(point)
+                        done.failed[point] = reason(error)
+                        journal.failed(point, done.failed[point])
+                        continue
                     journal.sample(point, taken)
                     done.samples.setdefault(point, []).append(taken)
                     if progress is not None:

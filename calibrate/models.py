@@ -156,6 +156,18 @@ class LineModel(_Linear):
         self.left = Left([None] * len(points), np.ones(len(points)))
 
 
+class PythonModel(_Linear):
+    """What our Python adds to a copy job on the host: so much, and so much for each piece."""
+
+    names: tuple[str, ...] = ("per_job", "per_piece")
+    optional: tuple[str, ...] = ()
+
+    def __init__(self, points: Sequence[Point], layers: int) -> None:
+        counts = [_pieces(point, named_system(point["system"]), layers) for point in points]
+        self.matrix = np.array([(1, count) for count in counts], dtype=np.float64)
+        self.left = Left([None] * len(points), np.ones(len(points)))
+
+
 class CopyModel:
     """`calibrate.profile.TransferCost` as `sim/link.py` plays it for a job that meets an idle link.
 

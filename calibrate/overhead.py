@@ -1,7 +1,7 @@
 """What the engine adds to a step: scheduler, plan, lists of tokens, recorder.
 
-A real engine decodes a standing batch with nothing else to do, and the time inside some functions is
-taken from the time between the ends of its steps.
+A real engine decodes a standing batch with nothing else to do, and the time inside its runner is taken from
+the time between the ends of its steps. The runner computes nothing: what it would take is no overhead.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from realrun.journal import Journal
-from realrun.model import LoadedModel
+from realrun.model import LoadedModel, load_model
+from realrun.runner import Runner, Work
 from realrun.serve import Machine, Options, make_engine, prepare
 from runs.recorder import Recorder
 from runs.scenario import Scenario, build
@@ -88,20 +90,45 @@ def scenario(folder: Path, batch: int, steps: int) -> Scenario:
     )
 
 
+class Idle(Runner):
+    """Computes nothing, at once."""
+
+    def __init__(self) -> None:
+        self.graphs = None
+        self._tokens: list[int] | None = None
+
+    def greedy_step(self, work: Sequence[Work], decoding: int = 0) -> list[int]:  # noqa: ARG002
+        """Any token."""
+        self._tokens = [1] * len(work)
+        return self._tokens
+
+    def again(self) -> list[int] | None:
+        """As a graph that needs to be told nothing."""
+        return self._tokens
+
+
+@cache
+def _tiny(device: str) -> LoadedModel:
+    """A model of which nothing but its shape is used."""
+    return load_model("random:tiny", torch.float32, device)
+
+
 def step_times(
     model: LoadedModel,
     batch: int,
     steps: int,
     device: str,
     places: Callable[[Machine, Any], list[tuple[Any, str]]],
+    runner: Callable[[Machine], Runner] | None = None,
 ) -> list[StepTime]:
     """Decode steps of one run, without those of prompts and of requests that end. `places(machine,
-    engine)`: whose functions count as inside."""
+    engine)`: whose functions count as inside. `runner`: in place of the machine's own."""
     rows: list[StepTime] = []
     with tempfile.TemporaryDirectory() as folder:
         options = Options(device=device, model=model.config.name)
         machine = prepare(scenario(Path(folder), batch, steps), options, model=model)
-        engine = make_engine(machine, Recorder(), Journal(None), check="off")
+        own = None if runner is None else runner(machine)
+        engine = make_engine(machine, Recorder(), Journal(None), check="off", runner=own)
         inside = Inside(places(machine, engine))
         before = [time.perf_counter_ns(), 0]
         calls = [0]
@@ -125,11 +152,11 @@ def step_times(
     return rows[2:-1]
 
 
-def step_overhead_ns(model: LoadedModel, batch: int, device: str, steps: int = 20) -> int:
+def step_overhead_ns(batch: int, device: str, steps: int = 20) -> int:
     """Median time of a decode step outside the runner."""
-    times = step_times(model, batch, steps, device, _the_runner)
+    times = step_times(_tiny(device), batch, steps, device, _the_runner, lambda _: Idle())
     return round(statistics.median(row.whole_ns - row.inside_ns for row in times))
 
 
 def _the_runner(_machine: Machine, engine: Any) -> list[tuple[Any, str]]:
-    return [(engine.runner, "greedy_step")]
+    return [(engine.runner, "greedy_step"), (engine.runner, "again")]

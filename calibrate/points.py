@@ -30,6 +30,8 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "copy": ("way", "system", "blocks", "runs", "calls", "bytes", "duplex"),
     # the same jobs, until the last call is in; only where calls return before their bytes have moved
     "submit": ("way", "system", "blocks", "runs", "calls", "bytes", "duplex"),
+    # what our Python adds to such a job: its time on the submitting thread less that inside the driver
+    "python": ("way", "system", "blocks", "runs", "calls", "bytes", "duplex"),
     "interference": ("way", "batch", "kv_tokens", "with_copy"),
 }
 
@@ -51,10 +53,12 @@ class Point:
 
 @dataclass
 class Points:
-    """Every sample of one machine. `samples`: point -> nanoseconds, one per repeat."""
+    """Every sample of one machine. `samples`: point -> nanoseconds, one per repeat. `failed`: points
+    that could not be timed, and why."""
 
     header: dict[str, Any]
     samples: dict[Point, list[int]] = field(default_factory=dict)
+    failed: dict[Point, str] = field(default_factory=dict)
     #: What was wrong with lines that were left out, in words.
     problems: list[str] = field(default_factory=list)
 
@@ -84,6 +88,10 @@ class Journal:
     def sample(self, point: Point, nanoseconds: int) -> None:
         """One repeat of a point."""
         self._write({**point.as_json(), "ns": nanoseconds})
+
+    def failed(self, point: Point, why: str) -> None:
+        """A point that cannot be timed, in words."""
+        self._write({**point.as_json(), "failed": why})
 
     def close(self) -> None:
         """Nothing more comes."""
@@ -115,8 +123,13 @@ def collect(header: dict[str, Any], lines: Iterable[tuple[int, str]]) -> Points:
     for number, line in lines:
         if not line.strip():
             continue
-        sample = _sample(_parsed(line))
+        row = _parsed(line)
+        sample = _sample(row)
         if sample is None:
+            failure = _failure(row)
+            if failure is not None:
+                points.failed[failure[0]] = failure[1]
+                continue
             points.problems.append(f"line {number}: {quoted(line[:60])} is no sample")
             continue
         point, nanoseconds = sample
@@ -133,19 +146,33 @@ def _parsed(line: str) -> Any:
 
 def _sample(row: Any) -> tuple[Point, int] | None:
     """None for anything that is not exactly a sample; a time must be a positive whole number."""
-    if not isinstance(row, dict) or row.get("kind") not in FEATURES:
-        return None
-    names = FEATURES[row["kind"]]
-    if set(row) != {"kind", "ns", *names}:
+    point = _point(row, "ns")
+    if point is None:
         return None
     value = row["ns"]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or value <= 0:
         return None
+    return point, int(value)
+
+
+def _failure(row: Any) -> tuple[Point, str] | None:
+    """None for anything that does not say of a point why it failed."""
+    point = _point(row, "failed")
+    return None if point is None else (point, str(row["failed"]))
+
+
+def _point(row: Any, what: str) -> Point | None:
+    """The point of a row that says `what` of it, and nothing else."""
+    if not isinstance(row, dict) or row.get("kind") not in FEATURES:
+        return None
+    names = FEATURES[row["kind"]]
+    if set(row) != {"kind", what, *names}:
+        return None
     features = tuple(row[name] for name in names)
     for name, feature in zip(names, features, strict=True):
         wanted = str if name in ("way", "system") else int
         if type(feature) is not wanted or (isinstance(feature, int) and feature < 0):
             return None
-    return Point(row["kind"], features), int(value)
+    return Point(row["kind"], features)

@@ -51,6 +51,20 @@ class Quantity(_Strict):
             raise ValueError(f"{self.value} is outside its range {low} to {high}")
         return self
 
+    def plus(self, other: Quantity) -> Quantity:
+        """Both together; ranges add up."""
+        low = (self.value if self.low is None else self.low) + (other.low or 0.0)
+        high = (self.value if self.high is None else self.high) + (other.high or other.value)
+        value = self.value + other.value
+        return self.model_copy(
+            update={
+                "value": value,
+                "low": min(low, value),
+                "high": max(high, value),
+                "source": f"{self.source}, and {other.value:.6g} {other.unit}: {other.source}",
+            }
+        )
+
 
 class Model(_Strict):
     """The shape that decides KV bytes. `kv_heads * head_dim * dtype_bytes` per token and side."""
@@ -143,6 +157,8 @@ class TransferCost(_Strict):
     pieces * `piece_setup` + bytes / bandwidth, one FIFO per direction; the second pair of
     bandwidths holds while both directions are busy. A stream takes `queue_depth` calls, then the
     submitter blocks. `interference`: how much slower a step is while a copy runs in a direction.
+    `python_per_job` and `python_per_piece`: what our own executor's Python adds on the host, which is in
+    none of the others: vLLM 0.3.3 submitted from a loop of C++.
     """
 
     per_job: Quantity
@@ -159,6 +175,8 @@ class TransferCost(_Strict):
     gather_bandwidth: Quantity
     interference_to_device: Quantity
     interference_to_host: Quantity
+    python_per_job: Quantity | None = None
+    python_per_piece: Quantity | None = None
 
 
 class ValidRange(_Strict):
@@ -221,6 +239,7 @@ WORST_P95 = 0.10
 #: Parts that profiles may lack; one without them has the hash it always had.
 _OPTIONAL = ("corrections", "fit", "points", "provenance")
 _OPTIONAL_TERMS = ("per_uneven_token", "per_further_prompt")
+_PYTHON = ("python_per_job", "python_per_piece")
 
 
 class Profile(_Strict):
@@ -249,10 +268,28 @@ class Profile(_Strict):
         for name in _OPTIONAL:
             if data[name] is None:
                 del data[name]
-        for name in _OPTIONAL_TERMS:
-            if data["step"][name] is None:
-                del data["step"][name]
+        for part, names in (("step", _OPTIONAL_TERMS), ("transfer", _PYTHON)):
+            for name in names:
+                if data[part][name] is None:
+                    del data[part][name]
         return data
+
+    def with_python(self) -> Profile:
+        """With what our own executor's Python adds to a copy job put on top of what the driver takes: for
+        runs of that executor. Systems are compared without it."""
+        transfer = self.transfer
+        if transfer.python_per_job is None or transfer.python_per_piece is None:
+            return self
+        data = self.as_json()
+        for name, added in (
+            ("per_job", transfer.python_per_job),
+            ("per_call", transfer.python_per_piece),
+            ("per_descriptor", transfer.python_per_piece),
+        ):
+            data["transfer"][name] = getattr(transfer, name).plus(added).model_dump(mode="json")
+        for name in _PYTHON:
+            del data["transfer"][name]
+        return Profile.model_validate(data, strict=False)
 
     @cached_property
     def hash(self) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from calibrate.bench import BLOCK, SMALL_BLOCK, Bench
 from calibrate.overhead import step_overhead_ns
 from calibrate.points import Point
+from policy.errors import FaultError
 from policy.plan import Copy, Direction
 from policy.pools.runs import Run
 from policy.systems import System, named_system
-from realrun.kvstore import KVStore
-from realrun.model import LoadedModel, load_model
+from realrun.kvstore import LAYOUTS, KVStore
 from realrun.runner import Runner, Work
 from realrun.runtime import Runtime, runtime_for
-from realrun.swap import SwapManager
+from realrun.swap import SwapManager, Transfer
 
 WARM_UP = 2
 
@@ -27,16 +28,28 @@ Timer = Callable[[Point], int]
 class Timers:
     """Times any point. What it needs is made once: a store for each layout, warm kernels."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        runtime: Runtime | None = None,
+        stores: Mapping[tuple[str, int], KVStore] | None = None,
+        runner: Runner | None = None,
+    ) -> None:
+        """`stores`: some that are there already, by layout and block size, and stay open; `runner`: the one
+        over the first of them."""
         self._bench = bench
-        self._stores = {
-            (layout, size): bench.store(layout, size)
-            for layout in ("layer_major", "block_major")
-            for size in (BLOCK, SMALL_BLOCK)
-        }
-        self._runner = Runner(bench.model.decoder, self._stores["layer_major", BLOCK].device)
-        self.runtime = runtime_for(bench.device)
-        self._tiny: LoadedModel | None = None
+        given = stores or {}
+        self._own: list[KVStore] = []
+        self._stores = dict(given)
+        for layout in LAYOUTS:
+            for size in (BLOCK, SMALL_BLOCK):
+                if (layout, size) not in given:
+                    self._stores[layout, size] = bench.store(layout, size)
+                    self._own.append(self._stores[layout, size])
+        tier = self._stores["layer_major", BLOCK].device
+        self._runner = Runner(bench.model.decoder, tier) if runner is None else runner
+        self.runtime = runtime_for(bench.device) if runtime is None else runtime
+        self._behind: dict[KVStore, SwapManager] = {}  # of copies in the background
         self._warm: set[Point] = set()
         self._swaps: dict[tuple[str, KVStore], SwapManager] = {}
 
@@ -51,9 +64,9 @@ class Timers:
 
     def close(self) -> None:
         """Stop swap threads, give memory back."""
-        for swap in self._swaps.values():
+        for swap in (*self._swaps.values(), *self._behind.values()):
             swap.close()
-        for store in self._stores.values():
+        for store in self._own:
             store.close()
 
     # ------------------------------------------------------------------ steps
@@ -81,10 +94,8 @@ class Timers:
         return time.perf_counter_ns() - begin
 
     def _overhead(self, point: Point) -> int:
-        """A decode step's time outside the runner, which no model changes: so of the smallest."""
-        if self._tiny is None:
-            self._tiny = load_model("random:tiny", self._bench.dtype, self._bench.device)
-        return step_overhead_ns(self._tiny, point["batch"], self._bench.device.type)
+        """A decode step's time outside the runner."""
+        return step_overhead_ns(point["batch"], self._bench.device.type)
 
     # ------------------------------------------------------------------ copies
 
@@ -98,18 +109,27 @@ class Timers:
             swap.submit(copy)
             swap.wait([copy.copy_id])
             taken = time.perf_counter_ns() - begin
-        _drain(swap)
+            drain(swap)
         return taken
 
     def _submit(self, point: Point) -> int:
         """From the plan that submits a job until its last call is in."""
+        return self._put(point)[0]
+
+    def _python(self, point: Point) -> int:
+        """The share of that which is not the driver's."""
+        taken, transfer = self._put(point)
+        assert transfer.driver_ns is not None
+        return max(1, taken - transfer.driver_ns)
+
+    def _put(self, point: Point) -> tuple[int, Transfer]:
         swap = self._swap_of(point)
         copy = make_job(0, Direction(point["way"]), point["blocks"], point["runs"], first=0)
         begin = time.perf_counter_ns()
         swap.submit(copy)
         taken = time.perf_counter_ns() - begin
-        _drain(swap)
-        return taken
+        [transfer] = drain(swap)
+        return taken, transfer
 
     def _interference(self, point: Point) -> int:
         """A decode step while copies in one direction go on."""
@@ -125,6 +145,7 @@ class Timers:
         return self._swap(named_system(point["system"]), size)
 
     def _swap(self, system: System, block_size: int = BLOCK) -> SwapManager:
+        """Raises FaultError if this machine cannot submit as the system does."""
         store = self._stores[system.transport.layout, block_size]
         if (system.name, store) not in self._swaps:
             self._swaps[system.name, store] = SwapManager(
@@ -134,47 +155,56 @@ class Timers:
                 threads=system.transport.workers or 0,
                 clock=time.perf_counter_ns,
             )
-        return self._swaps[system.name, store]
+        swap = self._swaps[system.name, store]
+        if swap.fallback is not None:
+            raise FaultError(f"{system.name}: {swap.fallback}")
+        return swap
 
-    def _busy(self, swap: SwapManager, way: Direction, *, on: bool) -> Background:
-        """Copies in one direction, one after another, until the block ends."""
-        return Background(swap.store, self.runtime, way, self._bench.limits.copy_blocks, on=on)
-
-
-class Background:
-    """A thread of its own that copies the upper half of the pools until told to stop."""
-
-    def __init__(
-        self, store: KVStore, runtime: Runtime, way: Direction, blocks: int, *, on: bool
-    ) -> None:
-        self._stop = threading.Event()
-        self._started = threading.Event()
-        self._swap: SwapManager | None = None
-        if on:
-            self._swap = SwapManager(
-                store, runtime, submission="merged", threads=0, clock=time.perf_counter_ns
+    def _busy(self, swap: SwapManager, way: Direction, *, on: bool) -> AbstractContextManager[None]:
+        """Copies in one direction, one after another, until the block ends; by a manager that is made once
+        for a store, since every lane is a stream."""
+        if not on:
+            return nullcontext()
+        if swap.store not in self._behind:
+            self._behind[swap.store] = SwapManager(
+                swap.store,
+                self.runtime,
+                submission="merged",
+                threads=0,
+                clock=time.perf_counter_ns,
             )
-        self._copy = make_job(1, way, blocks, 1, first=store.device.num_blocks - blocks)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        return background(self._behind[swap.store], way, self._bench.limits.copy_blocks)
 
-    def __enter__(self) -> None:
-        if self._swap is not None:
-            self._thread.start()
-            self._started.wait()
 
-    def __exit__(self, *_: object) -> None:
-        if self._swap is not None:
-            self._stop.set()
-            self._thread.join()
-            self._swap.close()
+@contextmanager
+def background(swap: SwapManager, way: Direction, blocks: int) -> Iterator[None]:
+    """A thread of its own copies the upper half of the pools, over and over, until the block ends. Raises
+    FaultError at the end if one of its copies failed: then the other direction was not busy."""
+    stop, started = threading.Event(), threading.Event()
+    copy = make_job(1, way, blocks, 1, first=swap.store.device.num_blocks - blocks)
+    problems: list[Exception] = []
 
-    def _run(self) -> None:
-        assert self._swap is not None
-        while not self._stop.is_set():
-            self._swap.submit(self._copy)
-            self._started.set()
-            self._swap.wait([self._copy.copy_id])
-            self._swap.poll()
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                swap.submit(copy)
+                started.set()
+                drain(swap)
+        except Exception as error:  # noqa: BLE001  # nobody looks at a thread
+            problems.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if problems:
+        raise FaultError(f"copies in the background: {problems[0]}")
 
 
 # ---------------------------------------------------------------------- pieces
@@ -217,7 +247,14 @@ def make_job(copy_id: int, way: Direction, blocks: int, runs: int, first: int) -
     return Copy(copy_id, way, f"job{copy_id}", tuple(found), blocks, urgent=True)
 
 
-def _drain(swap: SwapManager) -> None:
+def drain(swap: SwapManager) -> list[Transfer]:
+    """Wait until nothing is in flight; what has ended. Raises FaultError if a copy failed, which a time of
+    its own says nothing about."""
+    ended: list[Transfer] = []
     while swap.in_flight:
         swap.wait(list(swap.in_flight))
-        swap.poll()
+        ended += swap.poll()
+    for transfer in ended:
+        if not transfer.ok:
+            raise FaultError(f"the copy failed: {transfer.error}")
+    return ended

@@ -39,9 +39,13 @@ from cli.show import show_run
     type=click.Path(path_type=Path),
     help="Serve the text of this JSONL file instead of the scenario's workload.",
 )
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--top-k", type=int, default=0, show_default=True, help="0: all tokens.")
+@click.option(
+    "--temperature",
+    type=float,
+    help="0: greedy. Without any of these three: the model's own generation_config, else greedy.",
+)
+@click.option("--top-p", type=float, help="1: all tokens, the default.")
+@click.option("--top-k", type=int, help="0: all tokens, the default.")
 @click.option("--decisions", is_flag=True, help="Also write what a replay needs.")
 @order_option
 @check_option
@@ -56,9 +60,9 @@ def realrun_command(
     dtype: str | None,
     deterministic: bool,
     conversation: Path | None,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
     decisions: bool,
     order: str | None,
     check: str,
@@ -82,7 +86,10 @@ def realrun_command(
     if conversation is None:
         heed([loaded], values, order, own)
     serve = needing_torch("realrun.serve")
-    sampling = serve.SamplingParams(temperature, top_p, top_k, loaded.seed)
+    sampling = None
+    if (temperature, top_p, top_k) != (None, None, None):
+        top_p = 1.0 if top_p is None else top_p
+        sampling = serve.SamplingParams(temperature or 0.0, top_p, top_k or 0, loaded.seed)
     options = serve.Options(device, model, dtype, deterministic, sampling, conversation)
     with progress(None, "turns") as advance, _stopping_on_interrupt() as interruptible:
         recording = serve.serve(

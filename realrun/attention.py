@@ -16,15 +16,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.nn.attention.bias import causal_lower_right
 
-from realrun.device_ops import Decode, Kernels
+from realrun.device_ops import MAX_SPLITS, Decode, Kernels
+from realrun.ferry import Ferry
+from realrun.heads import Heads
 from realrun.kvstore import Tier
 
-#: Programs that keep a GPU of about a hundred multiprocessors busy. Not measured.
-PROGRAMS = 1024
-#: A split is no shorter than this many tokens, and a row has no more than MAX_SPLITS.
-MIN_SPLIT_TOKENS = 128
-MAX_SPLITS = 32
+#: Programs that run at once on a GPU of about 130 multiprocessors, five on each: more would wait for
+#: them. Not measured.
+PROGRAMS = 640
+#: A split is no shorter than this many tokens.
+MIN_SPLIT_TOKENS = 64
 #: Splits of every row where its result may depend on nothing but the row.
 FIXED_SPLITS = 8
 
@@ -42,12 +45,19 @@ def store(
     values: torch.Tensor,
     blocks_T: torch.Tensor,
     offsets_T: torch.Tensor,
-    k_TKD: torch.Tensor,
-    v_TKD: torch.Tensor,
-) -> None:
-    """Write K and V of T tokens into their slots, in plain torch."""
-    keys[blocks_T, offsets_T] = k_TKD
-    values[blocks_T, offsets_T] = v_TKD
+    heads: Heads,
+) -> torch.Tensor:
+    """See Kernels, in plain torch."""
+    q_THD, k_TKD, v_TKD = heads.turned()
+    rows = len(blocks_T)
+    keys[blocks_T, offsets_T] = k_TKD[:rows]
+    values[blocks_T, offsets_T] = v_TKD[:rows]
+    return q_THD
+
+
+def move(source: torch.Tensor, target: torch.Tensor) -> None:
+    """See Kernels, in plain torch."""
+    target.copy_(source)
 
 
 class PlainDecode:
@@ -78,21 +88,25 @@ class PlainDecode:
         return out_BH1D.squeeze(2)
 
 
-PLAIN = Kernels(store, PlainDecode, has_splits=False)
+PLAIN = Kernels(store, PlainDecode, move, has_splits=False)
 
 
 def splits_for(batch: int, kv_heads: int, context: int) -> int:
-    """Into how many parts the keys of each row are cut, for a longest context in tokens: enough to
-    keep the device busy, not so many that the parts are short."""
-    wanted = -(-PROGRAMS // (batch * kv_heads))
+    """Into how many parts the keys of each row are cut, for a longest context in tokens: as many as
+    run at once, none where the rows alone fill the device, and not so many that the parts are short."""
+    wanted = PROGRAMS // (batch * kv_heads)
     return max(1, min(wanted, -(-context // MIN_SPLIT_TOKENS), MAX_SPLITS))
 
 
 @cache
 def kernels_for(kind: str) -> Kernels:
-    """The kernels of a device of this kind (`cuda`, `cpu`). Triton is imported for a GPU only."""
+    """The kernels of a device of this kind (`cuda`, `cpu`). Triton is imported for a GPU only.
+
+    On a GPU prompts must not go through cuDNN: it plans anew for every shape, which takes most of a
+    second, so a run would pay where a calibration, which repeats its shapes, does not."""
     if kind != "cuda":
         return PLAIN
+    torch.backends.cuda.enable_cudnn_sdp(False)
     from realrun import splitkv  # noqa: PLC0415
 
     return splitkv.TRITON
@@ -114,6 +128,7 @@ class StepAttention:
         *,
         alone: bool = False,
         kernels: Kernels | None = None,
+        ferry: Ferry | None = None,
     ) -> None:
         self._tier = tier
         size = tier.block_size
@@ -126,45 +141,43 @@ class StepAttention:
         keys = tier.keys(0)
         device = keys.device
         self._kernels = kernels_for(device.type) if kernels is None else kernels
-        self._blocks = torch.tensor(blocks, device=device)
-        self._offsets = torch.tensor(offsets, device=device)
-        self._num_rows = len(blocks)
-        self._singles: list[tuple[int, int, torch.Tensor, torch.Tensor | None]] = []
-        self._together: tuple[int, Decode] | None = None
+        if ferry is None:
+            ferry = Ferry(device, self._kernels.move)
         one_by_one = alone and not self._kernels.has_splits
         decoding = 0 if one_by_one else _num_decoding(segments)
         first = len(segments) - decoding
+        together = segments[first:]
+        lengths = [past + new for past, new, _ in together]
+        width = -(-max(lengths, default=0) // size)
+        used = [table[: -(-(past + new) // size)] for past, new, table in segments]
+        padded = [block for table in used[first:] for block in _padded(table, width)]
+        self._blocks, self._offsets, lengths_B, table_BN, *tables = ferry.to_device(
+            blocks, offsets, lengths, padded, *used[:first]
+        )
+        self._num_rows = len(blocks)
+        self._singles: list[tuple[int, int, int, torch.Tensor]] = []
         row = 0
-        for past, new, table in segments[:first]:
-            used = torch.tensor(table[: -(-(past + new) // size)], device=device)
-            self._singles.append((row, new, used, _causal(past, new, device)))
+        for (past, new, _), table_N in zip(segments[:first], tables, strict=True):
+            self._singles.append((row, new, past, table_N))
             row += new
-        self._lengths = [past + new for past, new, _ in segments]
+        self._together: tuple[int, Decode] | None = None
         if decoding:
-            lengths = self._lengths[first:]
             splits = FIXED_SPLITS if alone else splits_for(decoding, keys.shape[2], max(lengths))
-            decode = self._kernels.decode(
-                _padded([segment.table for segment in segments[first:]], lengths, size, device),
-                torch.tensor(lengths, device=device),
-                size,
-                splits,
-            )
-            self._together = (row, decode)
+            table_BN = table_BN.view(decoding, width)
+            self._together = (row, self._kernels.decode(table_BN, lengths_B, size, splits))
 
-    def __call__(
-        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, heads: Heads) -> torch.Tensor:
         """Store K and V, then attend. Returns `out_THD`."""
         keys, values = self._tier.keys(layer), self._tier.values(layer)
-        rows = self._num_rows
-        self._kernels.store(keys, values, self._blocks, self._offsets, k_TKD[:rows], v_TKD[:rows])
+        q_THD = self._kernels.store(keys, values, self._blocks, self._offsets, heads)
         out_THD = torch.zeros_like(q_THD)
-        for (row, new, table, mask), length in zip(self._singles, self._lengths, strict=False):
-            k_SKD = keys[table].flatten(0, 1)[:length]
-            v_SKD = values[table].flatten(0, 1)[:length]
-            out_THD[row : row + new] = _attend(q_THD[row : row + new], k_SKD, v_SKD, mask)
+        for row, new, past, table in self._singles:
+            k_SKD = keys[table].flatten(0, 1)[: past + new]
+            v_SKD = values[table].flatten(0, 1)[: past + new]
+            out_THD[row : row + new] = attend(q_THD[row : row + new], k_SKD, v_SKD)
         if self._together is not None:
             row, decode = self._together
+            rows = self._num_rows
             out_THD[row:rows] = decode(q_THD[row:rows], keys, values)
         return out_THD
 
@@ -195,12 +208,10 @@ class DecodeAttention:
         self._offsets = at_B % size
         self._decode = self._kernels.decode(table_BN, positions_B + 1, size, splits)
 
-    def __call__(
-        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, heads: Heads) -> torch.Tensor:
         """Store K and V, then attend. Returns `out_THD`."""
         keys, values = self._tier.keys(layer), self._tier.values(layer)
-        self._kernels.store(keys, values, self._blocks, self._offsets, k_TKD, v_TKD)
+        q_THD = self._kernels.store(keys, values, self._blocks, self._offsets, heads)
         return self._decode(q_THD, keys, values)
 
 
@@ -214,33 +225,25 @@ def _num_decoding(segments: Sequence[Segment]) -> int:
     return count
 
 
-def _causal(past: int, new: int, device: torch.device) -> torch.Tensor | None:
-    """Which keys a new token sees: all of the past, and the new ones up to itself."""
-    if new == 1:
-        return None
-    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+def _padded(table: Sequence[int], width: int) -> list[int]:
+    """A block table of `width` blocks, block 0 behind its own."""
+    return [*table, *[0] * (width - len(table))]
 
 
-def _padded(
-    tables: Sequence[Sequence[int]], lengths: Sequence[int], size: int, device: torch.device
-) -> torch.Tensor:
-    """Block tables side by side, `table_BN`, padded with block 0."""
-    width = -(-max(lengths) // size)
-    rows = []
-    for table, length in zip(tables, lengths, strict=True):
-        used = -(-length // size)
-        rows.append([*table[:used], *[0] * (width - used)])
-    return torch.tensor(rows, device=device)
+def attend(q_THD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor) -> torch.Tensor:
+    """The new tokens at the end of a context: each sees all before it and itself. `out_THD`.
 
-
-def _attend(
-    q_THD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor, mask_TS: torch.Tensor | None
-) -> torch.Tensor:
+    No mask is handed over as a tensor, which flash attention does not take: a whole prompt says it is
+    causal, new tokens behind earlier ones that the diagonal ends in the lower right.
+    """
+    new, length = len(q_THD), len(k_SKD)
+    has_past = new < length
     out_HTD = F.scaled_dot_product_attention(
         q_THD.transpose(0, 1).unsqueeze(0),
         k_SKD.transpose(0, 1).unsqueeze(0),
         v_SKD.transpose(0, 1).unsqueeze(0),
-        attn_mask=mask_TS,
+        attn_mask=causal_lower_right(new, length) if has_past else None,
+        is_causal=not has_past,
         enable_gqa=True,
     ).squeeze(0)
     return out_HTD.transpose(0, 1)

@@ -1,6 +1,6 @@
 """The shape of a decoder: read from a Hugging Face folder or a GGUF file, or one of the presets.
 
-Llama 3, Qwen2, Qwen2.5 and Qwen3. A variant that the decoder does not compute (sliding windows,
+Llama 3, Qwen2, Qwen2.5, Qwen3 and Mistral. A variant that the decoder does not compute (sliding windows,
 other RoPE scalings, biases elsewhere, quantised shards) is refused here, by name: computed without
 it, a model still writes fluent text, only not its own.
 """
@@ -83,6 +83,37 @@ _FAMILIES = {
     "llama": _Family(qkv_bias=False, qk_norm=False),
     "qwen2": _Family(qkv_bias=True, qk_norm=False),
     "qwen3": _Family(qkv_bias=False, qk_norm=True),
+    "mistral": _Family(qkv_bias=False, qk_norm=False),
+}
+
+
+class Generation(NamedTuple):
+    """What generation_config.json says of sampling: greedy without it. `unheeded`: fields that would
+    change the text and are not applied, in words."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int | None = None
+    unheeded: tuple[str, ...] = ()
+
+
+GREEDY = Generation()
+#: Fields of generation_config.json that change no text at these values.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0, 0.0),
+    "typical_p": (None, 1, 1.0),
+    "min_p": (None, 0, 0.0),
+    "epsilon_cutoff": (None, 0, 0.0),
+    "eta_cutoff": (None, 0, 0.0),
+    "bad_words_ids": (None,),
+    "suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
 }
 
 #: Random weights mean nothing by an end token, so these have none: lengths come from the trace.
@@ -270,6 +301,12 @@ def from_hf(folder: Path) -> ModelConfig:
     fields = _document(folder / "config.json")
     family = fields.word("model_type", _FAMILIES)
     _refuse_variants(fields)
+    if family == "mistral":
+        # its first release sees no further back than this
+        longest = fields.count("max_position_embeddings", _MAX_LENGTH)
+        window = fields.get("sliding_window")
+        if window is not None and not (type(window) is int and window >= longest):
+            fields.fail("sliding_window", f"{quoted(window)} is not supported, only none")
     scaling, theta = _rope(fields)
     return ModelConfig(
         **fields.sizes(_HF_NAMES),
@@ -341,6 +378,35 @@ def _end_tokens(folder: Path, fields: _Fields) -> tuple[int, ...]:
     if any(type(token) is not int or token < 0 for token in ids):
         source.fail("eos_token_id", "not a token id or a list of token ids")
     return tuple(ids)
+
+
+def generation_of(folder: Path) -> Generation:
+    """How a folder's generation_config.json would have tokens chosen. Raises ConfigError naming the field,
+    InputError."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return Generation()
+    fields = _document(path)
+    unheeded = tuple(
+        f"generation_config.json: {name} {quoted(fields.get(name))} is not applied"
+        for name, harmless in _HARMLESS.items()
+        if fields.get(name) not in harmless
+    )
+    most = None
+    if fields.get("max_new_tokens") is not None:
+        most = fields.count("max_new_tokens", _MAX_LENGTH)
+    if not fields.flag("do_sample"):
+        return Generation(max_new_tokens=most, unheeded=unheeded)
+    top_p = 1.0 if fields.get("top_p") is None else fields.number("top_p")
+    if top_p > 1.0:
+        fields.fail("top_p", f"{top_p:g} is above 1")
+    return Generation(
+        1.0 if fields.get("temperature") is None else fields.number("temperature"),
+        top_p,
+        fields.count("top_k") if fields.get("top_k") else 0,
+        most,
+        unheeded,
+    )
 
 
 def from_gguf(reader: GGUFReader) -> ModelConfig:

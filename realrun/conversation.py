@@ -17,8 +17,11 @@ _KEYS = {"session", "text", "arrival_s", "think_s", "max_tokens"}
 MAX_TOKENS = 64
 
 
-def read_conversation(path: Path, tokenizer: Tokenizer) -> tuple[Workload, dict[str, str]]:
-    """The turns, with the lengths of their own texts, and request id -> text.
+def read_conversation(
+    path: Path, tokenizer: Tokenizer, max_tokens: int = MAX_TOKENS
+) -> tuple[Workload, dict[str, str]]:
+    """The turns, with the lengths of their own texts, and request id -> text. `max_tokens`: of a reply
+    where a row names no other.
 
     `input_tokens` of a later turn is what the user adds; the engine puts the real history before it.
     Raises InputError naming file, line and field.
@@ -52,7 +55,7 @@ def read_conversation(path: Path, tokenizer: Tokenizer) -> tuple[Workload, dict[
                 session,
                 index,
                 len(tokenizer.encode(text)),
-                json_count_of(row.get("max_tokens", MAX_TOKENS), "max_tokens", place),
+                json_count_of(row.get("max_tokens", max_tokens), "max_tokens", place),
                 arrival_ns=at if index == 1 else None,
                 think_ns=at if index > 1 else None,
             )

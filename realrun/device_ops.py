@@ -11,7 +11,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from realrun.rope import Angles
+from realrun.heads import Heads
+
+#: A row's keys are cut into no more parts than this.
+MAX_SPLITS = 32
 
 
 class Decode(Protocol):
@@ -31,15 +34,17 @@ class Decode(Protocol):
 class Kernels(NamedTuple):
     """How a kind of device does it.
 
-    `store(keys, values, blocks_T, offsets_T, k_TKD, v_TKD)` writes new K and V to their slots;
+    `store(keys, values, blocks_T, offsets_T, heads) -> q_THD` turns the heads and writes K and V of the
+    first tokens, as many as `blocks_T` has, to their slots;
+    `move(source, target)` fills a tensor from another of its size and type, of which either may be
+    page-locked memory of the host, and waits for no swap;
     `decode(table_BN, lengths_B, block_size, splits)` makes a Decode, with every row's keys cut into
     `splits` parts if `has_splits`: a row's result then depends on its own keys and on their number.
     """
 
-    store: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None
-    ]
+    store: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Heads], torch.Tensor]
     decode: Callable[[torch.Tensor, torch.Tensor, int, int], Decode]
+    move: Callable[[torch.Tensor, torch.Tensor], None]
     has_splits: bool
 
 
@@ -47,12 +52,11 @@ class Ops(NamedTuple):
     """The element-wise work between matrix products, so that fused kernels can take its place.
 
     `norm(x_TM, weight_M, eps)`, `add_norm(x_TM, delta_TM, weight_M, eps) -> (normed, x + delta)`,
-    `turn(qk_THD, weight_HD or None, eps, angles)`, `gate(gate_up_TF) -> silu(gate) * up`.
+    `gate(gate_up_TF) -> silu(gate) * up`. Norm and turn of heads are with what stores them (Kernels).
     """
 
     norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
     add_norm: Callable[
         [torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]
     ]
-    turn: Callable[[torch.Tensor, torch.Tensor | None, float, Angles], torch.Tensor]
     gate: Callable[[torch.Tensor], torch.Tensor]

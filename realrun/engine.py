@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from policy.errors import ProgressError, ReleaseVerdict
-from policy.plan import CopyResult, Direction, Outcome, Plan
+from policy.plan import Batch, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.views import BlockNames
@@ -128,6 +128,9 @@ class Engine:
         self._history: dict[str, list[int]] = {}  # ended request -> its tokens, for its children
         self._cancels: list[tuple[int, str]] = []
         self._last: Plan | None = None
+        self._batch: Batch | None = None  # whose `_rows` are
+        self._rows: list[Served] = []
+        self._ran: Batch | None = None  # what the last step ran, and nobody else
 
     def watch(self, check: Callable[[Scheduler], None] | None) -> None:
         """Have this called after every schedule and update, in place of the check there was."""
@@ -190,9 +193,9 @@ class Engine:
         if plan.copies or plan.wait_for:
             lost = self._copy(plan)
         stall = self._clock() - start
-        work = self._work(plan)
-        if work:
-            self._compute(work, 0 if plan.batch is None else len(plan.batch.decode))
+        self._run(plan)
+        if lost:
+            self._ran = None
         end = self._clock()
         finished = self._fold(plan, lost, step, end)
         if plan.is_numbered:
@@ -202,63 +205,102 @@ class Engine:
 
     # ------------------------------------------------------------------ computing
 
-    def _work(self, plan: Plan) -> list[tuple[str, Work]]:
-        """The new tokens of everybody who computes in this step, prompts (or chunks) first."""
-        scheduler = self.scheduler
-        found = []
-        for request_id, count in plan.prefill:
-            tokens = self._served[request_id].tokens
-            past = scheduler.num_computed(request_id)
-            table = scheduler.block_table(request_id)
-            found.append((request_id, Work(tokens[past : past + count], past, table)))
-        if plan.batch is not None:
-            for request_id in plan.batch.decode:
-                tokens = self._served[request_id].tokens
-                table = scheduler.block_table(request_id)
-                found.append((request_id, Work(tokens[-1:], len(tokens) - 1, table)))
-        return found
+    def _decoding(self, plan: Plan) -> list[Served]:
+        """Who decodes in a plan, in order; looked up once for a standing batch."""
+        batch = plan.batch
+        if batch is not self._batch:
+            self._batch = batch
+            self._rows = [] if batch is None else [self._served[name] for name in batch.decode]
+        return self._rows
 
-    def _compute(self, work: list[tuple[str, Work]], decoding: int) -> None:
-        """Run the step and append everybody's next token; behind a chunk of a prompt there is none. The
-        last `decoding` of `work` decode."""
-        size = self.scheduler.settings.block_size
-        self.swap.guard.check_compute(
-            one.table[position // size]
-            for _, one in work
-            for position in range(one.past, one.past + len(one.tokens))
-        )
-        todo = [one for _, one in work]
-        if self._sample is None:
-            tokens = self.runner.greedy_step(todo, decoding)
-        else:
-            names = [name for name, _ in work]
-            positions = [one.past + len(one.tokens) for one in todo]
-            tokens = self._sample(self.runner.step(todo, decoding), names, positions)
-        for (name, one), token in zip(work, tokens, strict=True):
-            known = self._served[name].tokens
-            if one.past + len(one.tokens) == len(known):
-                known.append(token)
+    def _work(self, plan: Plan) -> tuple[list[Served], list[Work]]:
+        """Everybody who computes in this step and their new tokens, prompts (or chunks) first."""
+        scheduler, table_of = self.scheduler, self.scheduler.block_table
+        who, work = [], []
+        for request_id, count in plan.prefill:
+            served = self._served[request_id]
+            past = scheduler.num_computed(request_id)
+            who.append(served)
+            work.append(Work(served.tokens[past : past + count], past, table_of(request_id)))
+        if plan.batch is not None:
+            rows = self._decoding(plan)
+            who += rows
+            work += [
+                Work((known := served.tokens)[-1:], len(known) - 1, table_of(name))
+                for served, name in zip(rows, plan.batch.decode, strict=True)
+            ]
+        return who, work
+
+    def _run(self, plan: Plan) -> None:
+        """Compute what the plan runs; copies submitted from then on come behind it."""
+        if not self._follows(plan) or not self._compute_again(plan):
+            who, work = self._work(plan)
+            if not work:
+                return
+            self._compute(who, work, len(plan.prefill))
+            self._ran = None if plan.prefill else plan.batch
         self.swap.set_barrier()
+
+    def _follows(self, plan: Plan) -> bool:
+        """Whether the plan runs exactly whom the last step ran, who have what it gave them: the same
+        standing batch, whose block tables can only have grown."""
+        return (
+            plan.batch is not None
+            and plan.batch is self._ran
+            and not plan.prefill
+            and self._sample is None
+            and not self.swap.guard.is_busy
+        )
+
+    def _compute_again(self, plan: Plan) -> bool:
+        """Run the last step's batch once more, if the runner can without being told about it."""
+        tokens = self.runner.again()
+        if tokens is None:
+            return False
+        for served, token in zip(self._decoding(plan), tokens, strict=True):
+            served.tokens.append(token)
+        return True
+
+    def _compute(self, who: list[Served], work: list[Work], prompts: int) -> None:
+        """Run the step and append everybody's next token; behind a chunk of a prompt, and those are the
+        first so many, there is none."""
+        size = self.scheduler.settings.block_size
+        if self.swap.guard.is_busy:
+            self.swap.guard.check_compute(
+                one.table[position // size]
+                for one in work
+                for position in range(one.past, one.past + len(one.tokens))
+            )
+        if self._sample is None:
+            tokens = self.runner.greedy_step(work, len(work) - prompts)
+        else:
+            names = [served.turn.request_id for served in who]
+            positions = [one.past + len(one.tokens) for one in work]
+            logits = self.runner.step(work, len(work) - prompts)
+            tokens = self._sample(logits, names, positions)
+        for served, one, token in zip(who[:prompts], work, tokens, strict=False):
+            if one.past + len(one.tokens) == len(served.tokens):
+                served.tokens.append(token)
+        for served, token in zip(who[prompts:], tokens[prompts:], strict=True):
+            served.tokens.append(token)
 
     def _fold(self, plan: Plan, lost: set[str], step: int, end: int) -> tuple[str, ...]:
         """Count the tokens of the step just run; take back those of requests that lost their KV.
         Returns who is done, in id order."""
-        finished = []
+        finished, eos = [], self._eos
         computed = self.scheduler.num_computed
         whole = {n for n, c in plan.prefill if computed(n) + c == self.scheduler.num_tokens(n)}
-        ran = [name for name, _ in plan.prefill if name in whole]
-        if plan.batch is not None:
-            ran += plan.batch.decode
-        for name in ran:
-            served = self._served[name]
-            if name in lost:
+        ran = [self._served[name] for name, _ in plan.prefill if name in whole]
+        ran += self._decoding(plan)
+        for served in ran:
+            if lost and served.turn.request_id in lost:
                 served.tokens.pop()
                 continue
             served.produced += 1
             if served.first_token_ns is None:
                 served.first_token_ns = end
-            if served.produced == served.target or served.tokens[-1] in self._eos:
-                finished.append(name)
+            if served.produced == served.target or (eos and served.tokens[-1] in eos):
+                finished.append(served.turn.request_id)
         for name, count in plan.prefill:
             self.recorder.prefilled(name, step, count, produced=name in whole and name not in lost)
         finished.sort()
@@ -272,9 +314,7 @@ class Engine:
         size = 0 if batch is None else len(batch.decode)
         self.largest_batch = max(self.largest_batch, size)
         self.largest_prefill = max(self.largest_prefill, prefilled)
-        kv_tokens = 0
-        if batch is not None:
-            kv_tokens = sum(len(self._served[name].tokens) - 1 for name in batch.decode)
+        kv_tokens = sum([len(served.tokens) for served in self._decoding(plan)]) - size
         row = (
             step,
             start,

@@ -10,7 +10,6 @@ import torch
 
 from realrun import kernels
 from realrun.device_ops import Ops
-from realrun.rope import Angles
 from realrun.splitkv import OPTIONS
 
 _GATE_TILE = 1024
@@ -55,31 +54,6 @@ def add_norm(
     return _norm(x_TM, delta_TM, weight_M, eps)
 
 
-def turn(
-    qk_THD: torch.Tensor, weight_HD: torch.Tensor | None, eps: float, step: Angles
-) -> torch.Tensor:
-    """See `realrun.model.turn`."""
-    rows, heads, dim = qk_THD.shape
-    assert qk_THD.stride(2) == 1
-    out_THD = torch.empty((rows, heads, dim), dtype=qk_THD.dtype, device=qk_THD.device)
-    if rows:
-        kernels.turn[(rows, heads)](
-            qk_THD,
-            qk_THD if weight_HD is None else weight_HD,
-            step.cos,
-            step.sin,
-            out_THD,
-            eps,
-            qk_THD.stride(0),
-            qk_THD.stride(1),
-            DIM=dim,
-            PADDED_HALF=_padded(dim // 2),
-            NORMS=weight_HD is not None,
-            **{**OPTIONS, "num_warps": 1},
-        )
-    return out_THD
-
-
 def gate(gate_up_TF: torch.Tensor) -> torch.Tensor:
     """See `realrun.model.gate`."""
     rows, both = gate_up_TF.shape
@@ -93,4 +67,4 @@ def gate(gate_up_TF: torch.Tensor) -> torch.Tensor:
     return out_TF
 
 
-FUSED = Ops(norm, add_norm, turn, gate)
+FUSED = Ops(norm, add_norm, gate)

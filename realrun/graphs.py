@@ -18,6 +18,7 @@ import torch
 
 from realrun.attention import DecodeAttention, kernels_for, splits_for
 from realrun.device_ops import Kernels
+from realrun.ferry import Ferry
 from realrun.kvstore import Tier
 from realrun.model import Decoder
 from realrun.sampling import greedy
@@ -76,10 +77,19 @@ class Rows:
         self.positions = [PADDING] * batch
         self.tokens = [0] * batch
         self.tables: list[list[int]] = [[] for _ in range(batch)]
+        self.num_used = 0  # rows behind these are padding
 
     def aim(self, work: Sequence[Work]) -> list[int]:
         """Take `work` as the first rows and padding as the others. Returns the rows that differ from
         what is there, in any way; a padding row's token is of no interest."""
+        count = len(work)
+        if (
+            self.positions[:count] == [one.past for one in work]
+            and self.tokens[:count] == [one.tokens[0] for one in work]
+            and self.tables[:count] == [one.table for one in work]
+            and self.num_used <= count
+        ):  # the usual case, compared at the speed of C
+            return []
         stale = []
         for row, (tokens, past, table) in enumerate(work):
             if (
@@ -91,25 +101,21 @@ class Rows:
                 self.tokens[row] = tokens[0]
                 self.tables[row] = list(table)
                 stale.append(row)
-        for row in range(len(work), len(self.positions)):
+        for row in range(count, self.num_used):
             if self.positions[row] != PADDING:
                 self.positions[row] = PADDING
                 self.tokens[row] = 0
                 self.tables[row] = []
                 stale.append(row)
+        self.num_used = count
         return stale
 
     def moved_on(self, tokens: Sequence[int], steps: int) -> None:
         """The graph ran `steps` times: it has put these tokens in place of the first rows', which are
         all that are not padding, and moved those on."""
-        for row, token in enumerate(tokens):
-            self.positions[row] += steps
-            self.tokens[row] = token
-
-
-def table_row(table: Sequence[int], width: int, scratch: int) -> list[int]:
-    """One row of a graph's block table: the request's blocks, then the spare one."""
-    return [*table[:width], *[scratch] * (width - len(table))]
+        count = len(tokens)
+        self.positions[:count] = [position + steps for position in self.positions[:count]]
+        self.tokens[:count] = tokens
 
 
 class DecodeGraph:
@@ -123,13 +129,17 @@ class DecodeGraph:
         self._rows = Rows(bucket.batch)
         self._count = 0  # rows that are not padding
         self._steps = 0  # begun since `tokens`
+        self._room = 0  # steps that the blocks of every row have room for
         self._scratch = tier.scratch
+        self._block_size = tier.block_size
         self._width = -(-bucket.context // tier.block_size)
-        on_gpu = decoder.device.type == "cuda"
-        shape = (bucket.batch, 2 + self._width)
-        self._staged = torch.full(shape, tier.scratch, dtype=torch.int64, pin_memory=on_gpu)
-        self._staged[:, 0] = 0
+        self._move = kernels.move
+        self._ferry = Ferry(decoder.device, kernels.move)
+        self._landed = self._ferry.host_memory(bucket.batch)
+        self._staged = self._ferry.host_memory(bucket.batch, 2 + self._width)
         self._staged[:, 1] = PADDING
+        self._staged[:, 2:] = tier.scratch
+        self._view = self._staged.numpy()
         self._inputs = self._staged.to(decoder.device, copy=True)
         tokens_B, positions_B, table_BN = (
             self._inputs[:, 0],
@@ -141,7 +151,9 @@ class DecodeGraph:
         def step() -> None:
             attend = DecodeAttention(tier, positions_B, table_BN, splits, kernels=kernels)
             hidden_BM = decoder.forward(tokens_B, positions_B.clamp_min(0), attend)
-            tokens_B.copy_(greedy(decoder.logits(hidden_BM)))
+            chosen_B = greedy(decoder.logits(hidden_BM))
+            tokens_B.copy_(chosen_B)
+            kernels.move(chosen_B, self._landed)
             positions_B.add_(positions_B > PADDING)
 
         self._replay = capture(step)
@@ -153,23 +165,32 @@ class DecodeGraph:
         stale = rows.aim(work)
         if stale:
             for row in stale:
-                self._staged[row, 2:] = torch.tensor(
-                    table_row(rows.tables[row], self._width, self._scratch)
-                )
-            self._staged[:, 0] = torch.tensor(rows.tokens)
-            self._staged[:, 1] = torch.tensor(rows.positions)
-            self._inputs.copy_(self._staged, non_blocking=True)
+                table = rows.tables[row][: self._width]
+                self._view[row, 2 : 2 + len(table)] = table
+                self._view[row, 2 + len(table) :] = self._scratch
+            self._view[:, 0] = rows.tokens
+            self._view[:, 1] = rows.positions
+            self._move(self._staged, self._inputs)
         self._count = len(work)
+        size, width = self._block_size, self._width
+        self._room = min([size * min(len(one.table), width) - one.past for one in work])
         self.again()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the blocks that the rows had at `start` hold another token each."""
+        return self._room > 0
 
     def again(self) -> None:
         """Begin another step of the same rows, whose blocks must have room for it."""
         self._steps += 1
+        self._room -= 1
         self._replay()
 
     def tokens(self) -> list[int]:
         """The new token of each row; waits for the steps that were begun."""
-        found: list[int] = self._inputs[: self._count, 0].tolist()
+        self._ferry.wait()
+        found: list[int] = self._landed[: self._count].tolist()
         self._rows.moved_on(found, self._steps)
         self._steps = 0
         return found
@@ -195,6 +216,7 @@ class DecodeGraphs:
         self._contexts = contexts
         self._kernels = kernels_for(decoder.device.type) if kernels is None else kernels
         self._graphs: dict[Bucket, DecodeGraph] = {}
+        self._last: DecodeGraph | None = None
 
     @property
     def num_graphs(self) -> int:
@@ -217,11 +239,22 @@ class DecodeGraphs:
     def step(self, work: Sequence[Work]) -> list[int] | None:
         """The next token of every row, each of which has one new token; None beyond the largest
         bucket. K and V of the new tokens are in their blocks afterwards."""
-        graph = self.graph_for(len(work), 1 + max(one.past for one in work))
+        graph = self.graph_for(len(work), 1 + max([one.past for one in work]))
+        self._last = graph
         if graph is None:
             return None
         with torch.inference_mode():
             graph.start(work)
+            return graph.tokens()
+
+    def again(self) -> list[int] | None:
+        """The next token of the rows of the last `step`, each behind the one it was given; None if there
+        was none or a row needs another block. No look is taken at who they are."""
+        graph = self._last
+        if graph is None or not graph.has_room:
+            return None
+        with torch.inference_mode():
+            graph.again()
             return graph.tokens()
 
     def warm_up(self, batch: int, context: int) -> int:

@@ -19,6 +19,11 @@ class BlockGuard:
     def __init__(self) -> None:
         self._users: dict[tuple[str, int], Copy] = {}
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any copy in flight uses a block."""
+        return bool(self._users)
+
     def take(self, copy: Copy) -> list[int]:
         """Ids of earlier copies of the same direction that `copy` must come after.
 

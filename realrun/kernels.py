@@ -21,6 +21,7 @@ def decode_partial(
     acc_ptr,
     max_ptr,
     sum_ptr,
+    out_ptr,
     scale,
     q_row,
     q_head,
@@ -35,13 +36,18 @@ def decode_partial(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """One split of one row's keys against the query heads of one key head; the grid is (rows, key
     heads, splits).
 
     The same number of tiles for each split of a row, so that a row's sums depend on its length and on
     the number of splits, never on its neighbours. `scale` holds log2(e). A split without keys stores
-    a sum of 0 and no values. WIDE: products in fp32, not in the tensors' type.
+    a sum of 0 and no values. WIDE: products in fp32, not in the tensors' type. WHOLE: there is one split,
+    whose result is the row's.
+
+    The block of the next tile is loaded a tile ahead, so that loads of keys depend on nothing that is
+    loaded beside them and can be under way while a tile is computed.
     """
     row = tl.program_id(0)
     kv = tl.program_id(1)
@@ -67,13 +73,16 @@ def decode_partial(
     best = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
     total = tl.zeros([PADDED_GROUP], tl.float32)
     acc = tl.zeros([PADDED_GROUP, PADDED_DIM], tl.float32)
+    lanes = tl.arange(0, TILE)
+    blocks_ptr = table_ptr + row * table_row
+    first = begin + lanes
+    block = tl.load(blocks_ptr + first // BLOCK_SIZE, mask=first < end, other=0)
     for start in range(begin, end, TILE):
-        slots = start + tl.arange(0, TILE)
+        slots = start + lanes
         valid = slots < end
-        block = tl.load(table_ptr + row * table_row + slots // BLOCK_SIZE, mask=valid, other=0).to(
-            tl.int64
-        )
-        at = block * kv_block + (slots % BLOCK_SIZE) * kv_slot + kv * kv_head
+        ahead = slots + TILE
+        following = tl.load(blocks_ptr + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
+        at = block.to(tl.int64) * kv_block + (slots % BLOCK_SIZE) * kv_slot + kv * kv_head
         k = tl.load(
             k_ptr + at[None, :] + dims[:, None],
             mask=is_dim[:, None] & valid[None, :],
@@ -95,17 +104,25 @@ def decode_partial(
         total = total * shrink + tl.sum(shares, 1)
         acc = acc * shrink[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         best = larger
-    part = (row * (tl.num_programs(1) * GROUP) + heads) * splits + split
-    tl.store(max_ptr + part, best, mask=is_head)
-    tl.store(sum_ptr + part, total, mask=is_head)
-    tl.store(
-        acc_ptr + part[:, None] * DIM + dims[None, :],
-        acc,
-        mask=(is_head & (total != 0.0))[:, None] & is_dim[None, :],
-    )
+        block = following
+    at_out = row * (tl.num_programs(1) * GROUP) + heads
+    is_out = is_head[:, None] & is_dim[None, :]
+    if WHOLE:
+        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        kind = out_ptr.dtype.element_ty
+        tl.store(out_ptr + at_out[:, None] * DIM + dims[None, :], out.to(kind), mask=is_out)
+    else:
+        part = at_out * splits + split
+        tl.store(max_ptr + part, best, mask=is_head)
+        tl.store(sum_ptr + part, total, mask=is_head)
+        tl.store(
+            acc_ptr + part[:, None] * DIM + dims[None, :],
+            acc,
+            mask=is_out & (total != 0.0)[:, None],
+        )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def decode_combine(
     acc_ptr,
     max_ptr,
@@ -139,39 +156,6 @@ def decode_combine(
 
 
 @triton.jit
-def store_kv(
-    k_ptr,
-    v_ptr,
-    keys_ptr,
-    values_ptr,
-    blocks_ptr,
-    offsets_ptr,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    kv_block,
-    kv_slot,
-    kv_head,
-    SIZE: tl.constexpr,
-    PADDED_SIZE: tl.constexpr,
-    DIM: tl.constexpr,
-):
-    """K and V of one new token, all its heads, into its slot; the grid is (tokens,)."""
-    row = tl.program_id(0)
-    elements = tl.arange(0, PADDED_SIZE)
-    inside = elements < SIZE
-    head = elements // DIM
-    dim = elements % DIM
-    block = tl.load(blocks_ptr + row).to(tl.int64)
-    slot = block * kv_block + tl.load(offsets_ptr + row) * kv_slot + head * kv_head + dim
-    k = tl.load(k_ptr + row.to(tl.int64) * k_row + head * k_head + dim, mask=inside)
-    v = tl.load(v_ptr + row.to(tl.int64) * v_row + head * v_head + dim, mask=inside)
-    tl.store(keys_ptr + slot, k, mask=inside)
-    tl.store(values_ptr + slot, v, mask=inside)
-
-
-@triton.jit
 def add_norm(
     x_ptr,
     delta_ptr,
@@ -199,41 +183,67 @@ def add_norm(
     tl.store(normed_ptr + at + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def turn(
-    qk_ptr,
+@triton.jit(do_not_specialize=["stored"])
+def turn_store(
+    heads_ptr,
     weight_ptr,
     cos_ptr,
     sin_ptr,
-    out_ptr,
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    blocks_ptr,
+    offsets_ptr,
+    stored,
     eps,
-    qk_row,
-    qk_head,
+    heads_row,
+    heads_head,
+    kv_block,
+    kv_slot,
+    kv_head,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     PADDED_HALF: tl.constexpr,
     NORMS: tl.constexpr,
 ):
-    """One head of one token, normed (NORMS) and rotated; the grid is (tokens, heads). Pairs are
-    (i, i + DIM / 2), and both of a pair turn by the same angle."""
+    """One head of one token; the grid is (tokens, query, key and value heads). Query and key heads are
+    normed (NORMS) and rotated: pairs are (i, i + DIM / 2), and both of a pair turn by the same angle.
+    Query heads go to `q_ptr`; key and value heads of the first `stored` tokens into their slots."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    turns = head < HEADS + KV_HEADS
     half = tl.arange(0, PADDED_HALF)
     inside = half < DIM // 2
-    at = qk_ptr + row * qk_row + head * qk_head + half
-    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(at + DIM // 2, mask=inside, other=0.0).to(tl.float32)
-    if NORMS:
-        squares = tl.sum(first * first, 0) + tl.sum(second * second, 0)
-        shrink = tl.rsqrt(squares / DIM + eps)
-        weight = weight_ptr + head * DIM + half
-        first *= shrink * tl.load(weight, mask=inside, other=0.0).to(tl.float32)
-        second *= shrink * tl.load(weight + DIM // 2, mask=inside, other=0.0).to(tl.float32)
-    cos = tl.load(cos_ptr + row * DIM + half, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(sin_ptr + row * DIM + half, mask=inside, other=0.0).to(tl.float32)
-    out = out_ptr + (row * tl.num_programs(1) + head) * DIM + half
-    kind = out_ptr.dtype.element_ty
-    tl.store(out, (first * cos - second * sin).to(kind), mask=inside)
-    tl.store(out + DIM // 2, (second * cos + first * sin).to(kind), mask=inside)
+    at = heads_ptr + row * heads_row + head * heads_head + half
+    kind = q_ptr.dtype.element_ty
+    first = tl.load(at, mask=inside, other=0.0)
+    second = tl.load(at + DIM // 2, mask=inside, other=0.0)
+    if turns:
+        x = first.to(tl.float32)
+        y = second.to(tl.float32)
+        if NORMS:
+            shrink = tl.rsqrt((tl.sum(x * x, 0) + tl.sum(y * y, 0)) / DIM + eps)
+            weight = weight_ptr + head * DIM + half
+            x *= shrink * tl.load(weight, mask=inside, other=0.0).to(tl.float32)
+            y *= shrink * tl.load(weight + DIM // 2, mask=inside, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + row * DIM + half, mask=inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + row * DIM + half, mask=inside, other=0.0).to(tl.float32)
+        first = (x * cos - y * sin).to(kind)
+        second = (y * cos + x * sin).to(kind)
+    if head < HEADS:
+        out = q_ptr + (row * HEADS + head) * DIM + half
+        tl.store(out, first, mask=inside)
+        tl.store(out + DIM // 2, second, mask=inside)
+    elif row < stored:
+        block = tl.load(blocks_ptr + row).to(tl.int64)
+        slot = block * kv_block + tl.load(offsets_ptr + row) * kv_slot + half
+        if turns:
+            out = keys_ptr + slot + (head - HEADS) * kv_head
+        else:
+            out = values_ptr + slot + (head - HEADS - KV_HEADS) * kv_head
+        tl.store(out, first, mask=inside)
+        tl.store(out + DIM // 2, second, mask=inside)
 
 
 @triton.jit
@@ -252,6 +262,14 @@ def gate(
     wide = gates.to(tl.float32)
     out = wide / (1.0 + tl.exp(-wide)) * ups.to(tl.float32)
     tl.store(out_ptr + row * SIZE + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["size"])
+def move(source_ptr, target_ptr, size, TILE: tl.constexpr):
+    """A stretch of memory; either side may be page-locked memory of the host. A copy call would queue
+    behind the swaps of its direction, a kernel does not."""
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tl.store(target_ptr + at, tl.load(source_ptr + at, mask=at < size), mask=at < size)
 
 
 #: Whether these run in triton's interpreter (TRITON_INTERPRET=1), whose products of bf16 are wrong.

@@ -8,26 +8,21 @@ to attention: `keys(layer)` and `values(layer)` are views of the first kind.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from itertools import chain
 from math import prod
-from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from policy.errors import InvariantError
 from policy.plan import Direction
 from policy.pools.runs import Run
 from realrun.config import ModelConfig
-from realrun.pinned import PAGE_BYTES, register_in_chunks
+from realrun.pieces import Addresses, Pieces, cut
+from realrun.pinned import PAGE_BYTES, page_lock
 
 LAYOUTS = ("layer_major", "block_major")
-
-
-class Piece(NamedTuple):
-    """Tensors of equal shape: what one copy call moves."""
-
-    target: torch.Tensor
-    source: torch.Tensor
 
 
 class Tier:
@@ -50,20 +45,24 @@ class Tier:
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
         inner = (block_size, config.kv_heads, config.head_dim)
-        make = partial(_zeros, dtype=dtype, device=device)
         self.num_blocks = num_blocks
         self.scratch = num_blocks if spare else None
         rows = num_blocks + spare
         self.block_size = block_size
+        shape: tuple[int, ...] = (rows, *inner)
+        count = 2 * config.layers
         if layout == "block_major":
-            whole = make((rows, config.layers, 2, *inner))
-            self.pieces = [whole]
-            self._views = [(whole[:, i, 0], whole[:, i, 1]) for i in range(config.layers)]
+            count, shape = 1, (rows, config.layers, 2, *inner)
+        #: All of it where it is one allocation, on the host; it begins with a page.
+        self.whole, self.pieces = _zeros(count, shape, dtype, device)
+        if layout == "block_major":
+            [all_] = self.pieces
+            self._views = [(all_[:, i, 0], all_[:, i, 1]) for i in range(config.layers)]
         else:
-            self._views = [
-                (make((rows, *inner)), make((rows, *inner))) for _ in range(config.layers)
-            ]
-            self.pieces = [side for pair in self._views for side in pair]
+            self._views = list(zip(self.pieces[::2], self.pieces[1::2], strict=True))
+        #: Where each piece begins, and the bytes of one block in it.
+        self.bases = np.array([piece.data_ptr() for piece in self.pieces], np.int64)
+        self.piece_bytes = prod(shape[1:]) * dtype.itemsize
         #: Bytes of one block over all layers.
         self.block_bytes = 2 * config.layers * prod(inner) * dtype.itemsize
 
@@ -91,14 +90,20 @@ class Tier:
         return total
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On the host it begins with a page, so that chunks to page-lock can end with one."""
+def _zeros(
+    count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """So many tensors of one shape. On the host they share one allocation, so that one call can
+    page-lock it; it and each of them begin with a page."""
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return None, [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
     num_bytes = prod(shape) * dtype.itemsize
-    memory = torch.zeros(num_bytes + PAGE_BYTES, dtype=torch.uint8)
+    stride = -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+    memory = torch.zeros(count * stride + PAGE_BYTES, dtype=torch.uint8)
     first = -memory.data_ptr() % PAGE_BYTES
-    return memory[first : first + num_bytes].view(dtype).view(shape)
+    whole = memory[first : first + count * stride]
+    begins = range(0, count * stride, stride) if stride else [0] * count
+    return whole, [whole[at : at + num_bytes].view(dtype).view(shape) for at in begins]
 
 
 class KVStore:
@@ -120,35 +125,49 @@ class KVStore:
         self.device = Tier(config, layout, device_blocks, block_size, dtype, device, spare=1)
         cpu = torch.device("cpu")
         self.host = Tier(config, layout, host_blocks, block_size, dtype, cpu)
-        self.registered = (
-            register_in_chunks(self.host.pieces, self.host.num_blocks)
-            if device.type == "cuda"
-            else None
-        )
+        self.registered = None
+        if device.type == "cuda":
+            assert self.host.whole is not None
+            self.registered = page_lock(self.host.whole)
 
     def close(self) -> None:
         """Give page-locked memory back."""
         if self.registered is not None:
             self.registered.close()
 
-    def pieces(self, run: Run, direction: Direction) -> list[Piece]:
-        """The slices that one run is, one for each tensor of a tier.
+    def pieces(
+        self, runs: Sequence[Run], direction: Direction, *, by_block: bool = False
+    ) -> Pieces:
+        """What a job moves, tensor by tensor: a piece for each run in it, or `by_block` for each
+        block; none crosses a border of the page-locked memory.
 
-        Raises InvariantError for blocks outside the pools, of which a slice would leave out some.
+        Raises InvariantError for blocks outside the pools.
         """
-        device, host, length = run
-        if not (
-            0 <= device <= self.device.num_blocks - length
-            and 0 <= host <= self.host.num_blocks - length
-        ):
+        table = np.fromiter(chain.from_iterable(runs), np.int64, 3 * len(runs)).reshape(-1, 3)
+        device, host, length = table.T
+        if by_block:
+            nth = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+            device, host = np.repeat(device, length) + nth, np.repeat(host, length) + nth
+            length = np.ones_like(nth)
+        outside = (device < 0) | (device > self.device.num_blocks - length)
+        outside |= (host < 0) | (host > self.host.num_blocks - length)
+        if outside.any():
+            first = int(outside.argmax())
             raise InvariantError(
-                f"run {run} is not inside {self.device.num_blocks} device and"
-                f" {self.host.num_blocks} host blocks"
+                f"run {(int(device[first]), int(host[first]), int(length[first]))} is not inside"
+                f" {self.device.num_blocks} device and {self.host.num_blocks} host blocks"
             )
-        pairs = [
-            (on_device[device : device + length], on_host[host : host + length])
-            for on_device, on_host in zip(self.device.pieces, self.host.pieces, strict=True)
-        ]
+        on_device = _addresses(self.device, device)
+        on_host = _addresses(self.host, host)
+        sizes = np.tile(length * self.host.piece_bytes, len(self.host.bases))
         if direction is Direction.TO_HOST:
-            return [Piece(on_host, on_device) for on_device, on_host in pairs]
-        return [Piece(on_device, on_host) for on_device, on_host in pairs]
+            found = Pieces(on_host, on_device, sizes)
+        else:
+            found = Pieces(on_device, on_host, sizes)
+        return found if self.registered is None else cut(found, on_host, self.registered.borders)
+
+
+def _addresses(tier: Tier, blocks: Addresses) -> Addresses:
+    """Of these blocks in every tensor of a tier, tensor by tensor."""
+    found: Addresses = np.add.outer(tier.bases, blocks * tier.piece_bytes).ravel()
+    return found

@@ -20,25 +20,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from policy.errors import ConfigError
+from realrun import chat as chats
 from realrun import config as configs
 from realrun import tokenizer as tokenizers
 from realrun import weights as loader
-from realrun.config import PRESETS, ModelConfig
+from realrun.chat import ChatFormat
+from realrun.config import GREEDY, PRESETS, Generation, ModelConfig
 from realrun.device_ops import Ops
-from realrun.rope import Angles, angles, inverse_frequencies, rotate
+from realrun.heads import Heads
+from realrun.rope import angles, inverse_frequencies
 from realrun.tokenizer import Tokenizer
 from realrun.weights import Weights
 from traces.strict import shown
 
 
 class Attend(Protocol):
-    """What a layer asks of the caller. q and k come normed and rotated; all three may be views
-    whose rows are apart. `out_THD` may be of any strides."""
+    """What a layer asks of the caller. `out_THD` may be of any strides."""
 
-    def __call__(
-        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, /
-    ) -> torch.Tensor:
-        """Store K and V of the step's tokens, then attend. Returns `out_THD`."""
+    def __call__(self, layer: int, heads: Heads, /) -> torch.Tensor:
+        """Turn the heads, store K and V of the step's tokens, then attend. Returns `out_THD`."""
 
 
 def norm(x_TM: torch.Tensor, weight_M: torch.Tensor, eps: float) -> torch.Tensor:
@@ -54,22 +54,13 @@ def add_norm(
     return norm(sum_TM, weight_M, eps), sum_TM
 
 
-def turn(
-    qk_THD: torch.Tensor, weight_HD: torch.Tensor | None, eps: float, step: Angles
-) -> torch.Tensor:
-    """Query and key heads together: each normed where the model has it so, then rotated."""
-    if weight_HD is not None:
-        qk_THD = F.rms_norm(qk_THD, (qk_THD.shape[-1],), None, eps) * weight_HD
-    return rotate(qk_THD, step)
-
-
 def gate(gate_up_TF: torch.Tensor) -> torch.Tensor:
     """SwiGLU of the two halves."""
     gate_TF, up_TF = gate_up_TF.chunk(2, dim=-1)
     return F.silu(gate_TF) * up_TF
 
 
-PLAIN = Ops(norm, add_norm, turn, gate)
+PLAIN = Ops(norm, add_norm, gate)
 
 
 def ops_for(device: torch.device) -> Ops:
@@ -100,7 +91,7 @@ class Decoder:
         `tokens_T`, `positions_T`: integers on the device; tokens of several requests lie one
         behind another, and only `attend` knows whose they are.
         """
-        ops, eps = self.ops, self.config.rms_eps
+        ops, config, eps = self.ops, self.config, self.config.rms_eps
         layers, last_M = self.weights.layers, self.weights.norm
         step = angles(positions_T, self._inverse_D, self.dtype)
         sum_TM = F.embedding(tokens_T, self.weights.embedding)
@@ -108,26 +99,20 @@ class Decoder:
         following = [*(layer.attention_norm for layer in layers[1:]), last_M]
         for index, (layer, next_M) in enumerate(zip(layers, following, strict=True)):
             qkv_TF = F.linear(normed_TM, layer.qkv, layer.qkv_bias)
-            out_THD = self._attention(index, qkv_TF, step, attend)
+            heads = Heads(
+                qkv_TF.view(qkv_TF.shape[0], -1, config.head_dim),
+                config.heads,
+                config.kv_heads,
+                layer.qk_norm,
+                eps,
+                step,
+            )
+            out_THD = attend(index, heads)
             delta_TM = F.linear(out_THD.flatten(1), layer.output)
             normed_TM, sum_TM = ops.add_norm(sum_TM, delta_TM, layer.mlp_norm, eps)
             inner_TF = ops.gate(F.linear(normed_TM, layer.gate_up))
             normed_TM, sum_TM = ops.add_norm(sum_TM, F.linear(inner_TF, layer.down), next_M, eps)
         return normed_TM
-
-    def _attention(
-        self, index: int, qkv_TF: torch.Tensor, step: Angles, attend: Attend
-    ) -> torch.Tensor:
-        """`out_THD` of one layer, from its fused projection."""
-        config = self.config
-        heads_THD = qkv_TF.view(qkv_TF.shape[0], -1, config.head_dim)
-        turning = config.heads + config.kv_heads
-        qk_THD = self.ops.turn(
-            heads_THD[:, :turning], self.weights.layers[index].qk_norm, config.rms_eps, step
-        )
-        return attend(
-            index, qk_THD[:, : config.heads], qk_THD[:, config.heads :], heads_THD[:, turning:]
-        )
 
     def logits(self, hidden_NM: torch.Tensor) -> torch.Tensor:
         """`logits_NV`, in the model's type, of the rows that need them."""
@@ -136,11 +121,14 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run. `tokenizer` is None where there is none, as with random weights."""
+    """A model ready to run. `tokenizer` and `chat` are None where there is none, as with random weights;
+    `generation`: how its makers would have it sampled."""
 
     config: ModelConfig
     decoder: Decoder
     tokenizer: Tokenizer | None
+    chat: ChatFormat | None = None
+    generation: Generation = GREEDY
 
 
 def load_model(
@@ -187,8 +175,10 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Load
     config = configs.from_hf(folder)
     path = folder / "tokenizer.json"
     tokenizer = tokenizers.from_file(path, config.vocab) if path.exists() else None
+    chat, generation = chats.from_folder(folder), configs.generation_of(folder)
     weights = loader.load_hf(folder, config, dtype, device)
-    return LoadedModel(config, Decoder(config, weights, ops_for(device)), tokenizer)
+    decoder = Decoder(config, weights, ops_for(device))
+    return LoadedModel(config, decoder, tokenizer, chat, generation)
 
 
 def _from_gguf(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -196,4 +186,5 @@ def _from_gguf(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     config = configs.from_gguf(reader)
     tokenizer = tokenizers.from_gguf(reader, config.vocab)
     weights = loader.load_gguf(reader, config, dtype, device)
-    return LoadedModel(config, Decoder(config, weights, ops_for(device)), tokenizer)
+    chat = chats.from_gguf(reader)
+    return LoadedModel(config, Decoder(config, weights, ops_for(device)), tokenizer, chat)

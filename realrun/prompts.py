@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from realrun.tokenizer import Message, Tokenizer, smollm2_chat, smollm2_turn
+from realrun.chat import ChatFormat
+from realrun.tokenizer import Tokenizer
 from traces.randomness import Streams
 from traces.workload import Header, Turn
 
@@ -55,18 +56,24 @@ class RandomPrompts:
 
 
 class TextPrompts:
-    """What people really typed, in SmolLM2's chat format. Lengths are the texts' own."""
+    """What people really typed, in the model's own chat format. Lengths are the texts' own."""
 
-    def __init__(self, texts: dict[str, str], tokenizer: Tokenizer, eos: frozenset[int]) -> None:
-        """`texts`: request id -> what the user says in that turn."""
+    def __init__(
+        self, texts: dict[str, str], tokenizer: Tokenizer, chat: ChatFormat, eos: frozenset[int]
+    ) -> None:
+        """`texts`: request id -> what the user says in that turn, `SESSION/TURN`."""
         self._texts = texts
         self._tokenizer = tokenizer
+        self._chat = chat
         self._eos = eos
 
     def prompt(self, turn: Turn, history: list[int]) -> list[int]:
-        """See Prompts."""
+        """See Prompts. The template writes its special tokens itself, so none is put in front."""
         text = self._texts[turn.request_id]
         if not history:
-            return self._tokenizer.encode(smollm2_chat([Message("user", text)]))
-        said = smollm2_turn(text, ended=history[-1] in self._eos)
-        return history + self._tokenizer.encode(said, begins=False)
+            return self._tokenizer.encode(self._chat.opening(text), begins=False)
+        earlier = [self._texts[f"{turn.session_id}/{nth}"] for nth in range(1, turn.turn)]
+        new = self._tokenizer.encode(self._chat.following(earlier, text), begins=False)
+        if history[-1] in self._eos and new[:1] == history[-1:]:
+            new = new[1:]  # the reply ended itself
+        return history + new

@@ -8,6 +8,7 @@ import torch
 
 from realrun.attention import Segment, StepAttention, kernels_for
 from realrun.device_ops import Kernels
+from realrun.ferry import Ferry
 from realrun.graphs import Capture, DecodeGraphs, Work, capture_for
 from realrun.kvstore import Tier
 from realrun.model import Decoder
@@ -42,6 +43,7 @@ class Runner:
         self._deterministic = deterministic
         self._device = tier.keys(0).device
         self._kernels = kernels_for(self._device.type) if kernels is None else kernels
+        self._ferry = Ferry(self._device, self._kernels.move)
         if capture is None:
             capture = capture_for(self._device)
         self.graphs: DecodeGraphs | None = None
@@ -54,12 +56,16 @@ class Runner:
         By a graph where there is one for the step: every segment a single token, the batch and its
         longest context within the buckets. K and V of all new tokens are in their blocks afterwards.
         """
-        if self.graphs is not None and all(len(one.tokens) == 1 for one in work):
+        if self.graphs is not None and not [one for one in work if len(one.tokens) != 1]:
             tokens = self.graphs.step(work)
             if tokens is not None:
                 return tokens
-        found: list[int] = greedy(self.step(work, decoding)).tolist()
-        return found
+        return self._ferry.to_host(greedy(self.step(work, decoding)))
+
+    def again(self) -> list[int] | None:
+        """Another `greedy_step` of the same requests, which have the tokens it gave them and no other, with
+        nothing run in between; None where it must be asked for with everything again."""
+        return None if self.graphs is None else self.graphs.again()
 
     def step(self, work: Sequence[Work], decoding: int = 0) -> torch.Tensor:
         """Logits of the last new token of each segment, `[len(work), vocab]`, fp32.
@@ -97,15 +103,17 @@ class Runner:
             row += len(one.tokens)
             ends.append(row)
         padding = padded_to - len(tokens) if padded_to else 0
-        tokens_T = torch.tensor(tokens + [0] * padding, device=self._device)
-        positions_T = torch.tensor(positions + [0] * padding, device=self._device)
+        tokens_T, positions_T, ends_N = self._ferry.to_device(
+            tokens + [0] * padding, positions + [0] * padding, ends
+        )
         attend = StepAttention(
             self._tier,
             [Segment(one.past, len(one.tokens), one.table) for one in work],
             alone=self._deterministic,
             kernels=self._kernels,
+            ferry=self._ferry,
         )
         hidden_TD = self._decoder.forward(tokens_T, positions_T, attend)
         if padded_to:
-            return self._decoder.logits(hidden_TD).float()[ends]
-        return self._decoder.logits(hidden_TD[ends]).float()
+            return self._decoder.logits(hidden_TD).float()[ends_N]
+        return self._decoder.logits(hidden_TD[ends_N]).float()

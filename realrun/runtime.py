@@ -7,15 +7,17 @@ compute stream: a copy behind it sees everything that was computed before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 
-from policy.errors import ConfigError, FaultError
+from policy.errors import FaultError
+from realrun import batchtry
 from realrun.batchcopy import copy_batch, driver_call
-from realrun.kvstore import Piece
+from realrun.driver import driver
+from realrun.eachcopy import copy_each
+from realrun.pieces import Pieces
 
 
 class Mark(Protocol):
@@ -37,11 +39,14 @@ class Lane(Protocol):
     def wait(self, mark: Mark) -> None:
         """What comes next happens after `mark`."""
 
-    def copy(self, piece: Piece) -> None:
-        """One copy call."""
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """One copy call between tensors of equal shape, of which torch's allocators keep account."""
 
-    def copy_batch(self, pieces: Sequence[Piece]) -> None:
-        """One call for many copies, of which none overlaps another."""
+    def copy_each(self, pieces: Pieces) -> None:
+        """A copy call for each piece, in a loop without the interpreter's lock."""
+
+    def copy_batch(self, pieces: Pieces) -> int:
+        """As few calls as possible for all pieces; how many."""
 
     def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """A new buffer beside `tensor` with its blocks `index`, filled when the lane gets there."""
@@ -60,8 +65,8 @@ class Lane(Protocol):
 class Runtime(Protocol):
     """Where lanes and barriers come from."""
 
-    def check(self, submission: str) -> None:
-        """Raise ConfigError if this machine cannot take copies submitted this way."""
+    def why_not(self, submission: str) -> str | None:
+        """What keeps this machine from taking copies submitted this way, in words; None if it can."""
 
     def lane(self) -> Lane:
         """A lane of its own; never the compute stream."""
@@ -92,14 +97,18 @@ class CpuLane:
         """The compute of a CPU is done when its call returns."""
         mark.synchronize()
 
-    def copy(self, piece: Piece) -> None:
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """See Lane."""
-        piece.target.copy_(piece.source)
+        target.copy_(source)
 
-    def copy_batch(self, pieces: Sequence[Piece]) -> None:
+    def copy_each(self, pieces: Pieces) -> None:
+        """See Lane."""
+        copy_each(pieces, 0)
+
+    def copy_batch(self, pieces: Pieces) -> int:
         """See Lane. A CPU has no batched call, so this is a loop without anything between."""
-        for target, source in pieces:
-            target.copy_(source)
+        copy_each(pieces, 0)
+        return 1
 
     def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """See Lane."""
@@ -121,8 +130,9 @@ class CpuLane:
 class CpuRuntime:
     """Compute and copies of a machine without a GPU."""
 
-    def check(self, submission: str) -> None:
+    def why_not(self, submission: str) -> str | None:  # noqa: ARG002
         """See Runtime. A CPU does them all."""
+        return None
 
     def lane(self) -> Lane:
         """See Runtime."""
@@ -153,11 +163,13 @@ class CudaMark:
 
 
 class CudaLane:
-    """A stream of its own."""
+    """A stream of its own: torch's are 32 of a pool, and who asks for a 33rd shares one."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._device = device
+        with torch.cuda.device(device):
+            handle = driver().stream()
+        self.stream = torch.cuda.ExternalStream(handle, device)  # type: ignore[no-untyped-call]
+        self._call = driver().copy_call()
 
     def on(self) -> AbstractContextManager[object]:
         """See Lane."""
@@ -168,13 +180,17 @@ class CudaLane:
         assert isinstance(mark, CudaMark)
         self.stream.wait_event(mark.event)
 
-    def copy(self, piece: Piece) -> None:
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """See Lane."""
-        piece.target.copy_(piece.source, non_blocking=True)
+        target.copy_(source, non_blocking=True)
 
-    def copy_batch(self, pieces: Sequence[Piece]) -> None:
+    def copy_each(self, pieces: Pieces) -> None:
         """See Lane."""
-        copy_batch(pieces, self.stream.cuda_stream)
+        copy_each(pieces, self.stream.cuda_stream, self._call)
+
+    def copy_batch(self, pieces: Pieces) -> int:
+        """See Lane."""
+        return copy_batch(pieces, self.stream.cuda_stream)
 
     def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """See Lane. The lane's stream is current, so the buffer is that stream's."""
@@ -218,13 +234,15 @@ class CudaRuntime:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def check(self, submission: str) -> None:
-        """See Runtime."""
-        if submission == "batched":
-            try:
-                driver_call()
-            except FaultError as error:
-                raise ConfigError(f"submission: {error}") from None
+    def why_not(self, submission: str) -> str | None:
+        """See Runtime. The batched call is tried in a process of its own first."""
+        if submission != "batched":
+            return None
+        try:
+            driver_call()
+        except FaultError as error:
+            return str(error)
+        return batchtry.why_not(self._device.index or 0)
 
     def lane(self) -> Lane:
         """See Runtime."""

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from policy.errors import ConfigError
 from policy.scheduler import Scheduler
-from realrun.conversation import read_conversation
+from realrun.conversation import MAX_TOKENS, read_conversation
 from realrun.engine import Clock, Engine, Parts, Sampler
 from realrun.journal import Journal
 from realrun.kvstore import KVStore
@@ -53,14 +53,15 @@ class Options:
     """What a scenario does not say about a real run.
 
     `conversation`: a file of text to serve in place of the scenario's workload (`realrun.conversation`);
-    replies then end where the model ends them. `timeout_s`: how long a copy may take.
+    replies then end where the model ends them. `sampling` None: as the model's generation_config says where
+    text is served, greedy else. `timeout_s`: how long a copy may take.
     """
 
     device: str = "cpu"
     model: str = "smollm2"
     dtype: str | None = None
     deterministic: bool = False
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams | None = None
     conversation: Path | None = None
     timeout_s: float = TIMEOUT_S
 
@@ -79,11 +80,21 @@ class Machine:
     prompts: Prompts
     eos: frozenset[int]
     has_copies_left: bool = False
+    owns_store: bool = True
 
     def close(self) -> None:
-        """Give page-locked memory back, unless a copy that hangs may still use it."""
-        if not self.has_copies_left:
+        """Give page-locked memory back, unless it is another's or a copy that hangs may still use it."""
+        if self.owns_store and not self.has_copies_left:
             self.store.close()
+
+
+@dataclass(frozen=True)
+class Warm:
+    """What a run may take over instead of making it anew: memory of its layout with at least its pools'
+    blocks, and the runner over it, whose graphs are kept."""
+
+    store: KVStore
+    runner: Runner
 
 
 def prepare(
@@ -92,8 +103,9 @@ def prepare(
     *,
     order: UserOrder | None = None,
     model: LoadedModel | None = None,
+    store: KVStore | None = None,
 ) -> Machine:
-    """Load the model (unless one is given), lay out memory, make the scheduler.
+    """Load the model and lay out memory (unless they are given), make the scheduler.
 
     Raises ConfigError or InputError.
     """
@@ -113,7 +125,8 @@ def prepare(
     settings = with_prefix_block(settings, system, workload.header)
     serving = Serving(scenario, system, settings, streams, workload)
     scheduler = make_scheduler(serving, None if order is None else order.make(streams))
-    store = KVStore(
+    given = store
+    store = given or KVStore(
         model.config,
         layout=system.transport.layout,
         device_blocks=settings.device_blocks,
@@ -123,7 +136,16 @@ def prepare(
         device=device,
     )
     return Machine(
-        serving, model, store, scheduler, runtime_for(device), options, device, prompts, eos
+        serving,
+        model,
+        store,
+        scheduler,
+        runtime_for(device),
+        options,
+        device,
+        prompts,
+        eos,
+        owns_store=given is None,
     )
 
 
@@ -136,23 +158,26 @@ def serve(
     check: str = "counts",
     order: OrderLike | None = None,
     model: LoadedModel | None = None,
+    warm: Warm | None = None,
     progress: Callable[[int], None] | None = None,
     interruptible: Callable[[Callable[[], None]], None] | None = None,
 ) -> Recording:
     """Run a scenario on the real machine and record it to the folder `out`.
 
     `out` must not exist or be empty: a real run cannot be written beside and swapped in, since what
-    had ended must survive a kill. `model`: instead of loading the one that `options` names.
+    had ended must survive a kill. `model`: instead of loading the one that `options` names; `warm`:
+    memory and graphs to use again.
     `order`: the user's own in place of the scenario's (`runs.user_order`). `interruptible` is handed a
     function that stops the run early.
     """
     _refuse_a_folder_in_use(out)
     own = None if order is None else user_order(order)
-    machine = prepare(scenario, options, order=own, model=model)
+    store, runner = (None, None) if warm is None else (warm.store, warm.runner)
+    machine = prepare(scenario, options, order=own, model=model, store=store)
     try:
         recording.begin(out, scenario)
         with _quick_switches(), torch.inference_mode():
-            return _serve(machine, own, out, decisions, check, progress, interruptible)
+            return _serve(machine, own, out, decisions, check, progress, interruptible, runner)
     finally:
         machine.close()
 
@@ -165,6 +190,7 @@ def _serve(
     check: str,
     progress: Callable[[int], None] | None,
     interruptible: Callable[[Callable[[], None]], None] | None,
+    runner: Runner | None,
 ) -> Recording:
     scenario = machine.serving.scenario
     rates = link_rates(machine.device)
@@ -173,7 +199,7 @@ def _serve(
     )
     aging = aging_lengths(machine.serving) if decisions else []
     with Recorder(out, decisions=decisions, aging=aging) as recorder:
-        engine = make_engine(machine, recorder, journal, check, progress)
+        engine = make_engine(machine, recorder, journal, check, progress, runner)
         if interruptible is not None:
             interruptible(engine.stop)
         try:
@@ -201,11 +227,13 @@ def make_engine(
     journal: Journal,
     check: str = "counts",
     progress: Callable[[int], None] | None = None,
+    runner: Runner | None = None,
 ) -> Engine:
-    """The engine of a machine, ready to run."""
+    """The engine of a machine, ready to run. `runner`: in place of its own."""
     serving, options, model = machine.serving, machine.options, machine.model
     system = serving.system
-    runner = Runner(model.decoder, machine.store.device, deterministic=options.deterministic)
+    if runner is None:
+        runner = Runner(model.decoder, machine.store.device, deterministic=options.deterministic)
     if runner.graphs is not None:  # captured before anything is timed, and before workers run
         runner.graphs.warm_up(serving.settings.max_num_seqs, serving.settings.max_model_len)
     clock = Clock()
@@ -223,7 +251,7 @@ def make_engine(
         runner,
         swap,
         machine.prompts,
-        _sampler(options.sampling),
+        _sampler(_sampling(machine)),
         recorder,
         journal,
         clock,
@@ -320,10 +348,23 @@ def _to_serve(
         prompts = RandomPrompts(streams, model.config.vocab, workload.header)
         return workload, prompts, frozenset()
     if model.tokenizer is None:
-        raise ConfigError(f"--conversation: {options.model} has no tokenizer")
-    workload, texts = read_conversation(options.conversation, model.tokenizer)
+        raise ConfigError(f"--conversation: {options.model} has no tokenizer.json")
+    if model.chat is None:
+        raise ConfigError(f"--conversation: {options.model} has no chat template")
+    most = model.generation.max_new_tokens or MAX_TOKENS
+    workload, texts = read_conversation(options.conversation, model.tokenizer, most)
     eos = frozenset(model.config.eos_ids)
-    return workload, TextPrompts(texts, model.tokenizer, eos), eos
+    return workload, TextPrompts(texts, model.tokenizer, model.chat, eos), eos
+
+
+def _sampling(machine: Machine) -> SamplingParams:
+    options, own = machine.options, machine.model.generation
+    if options.sampling is not None:
+        return options.sampling
+    if options.conversation is None:
+        return SamplingParams()
+    seed = machine.serving.scenario.seed
+    return SamplingParams(own.temperature, own.top_p, own.top_k, seed)
 
 
 def _sampler(params: SamplingParams) -> Sampler | None:
@@ -351,6 +392,15 @@ def _quick_switches() -> Iterator[None]:
 
 def _accelerator(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _warnings(machine: Machine, engine: Engine) -> list[str]:
+    """What was not done as asked for."""
+    why = engine.swap.fallback
+    found = [] if why is None else [f"submission: copies went one by one: {why}"]
+    if machine.options.conversation is not None:
+        found += machine.model.generation.unheeded
+    return found
 
 
 def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[str, Any]:
@@ -386,7 +436,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         **engine.scheduler.engine.facts(),
         "link_bytes_per_s": rates,
         "largest": {"batch": engine.largest_batch, "prefill_tokens": engine.largest_prefill},
-        "warnings": [],
+        "warnings": _warnings(machine, engine),
         "verdict": engine.verdict,
         "was_stopped": engine.was_stopped,
     }

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from realrun import kernels
-from realrun.device_ops import Kernels
+from realrun.device_ops import MAX_SPLITS, Kernels
+from realrun.heads import Heads
 
 #: Products of matrix units are at least this wide.
 _MIN_DOT = 16
@@ -32,7 +33,7 @@ class Shape(NamedTuple):
 
 
 def shape_for(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Shape:
-    """Sizes of one program. Keys and values of a tile, twice, fit an A10's 99 KiB."""
+    """Sizes of one program: small tiles, of which STAGES are under way at once."""
     group = heads // kv_heads
     padded_dim = max(_MIN_DOT, _padded(head_dim))
     return Shape(
@@ -40,7 +41,7 @@ def shape_for(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> S
         max(_MIN_DOT, _padded(group)),
         head_dim,
         padded_dim,
-        max(16, min(128, 16384 // (padded_dim * dtype.itemsize))),
+        max(16, min(128, 8192 // (padded_dim * dtype.itemsize))),
         dtype == torch.float32 or kernels.INTERPRETED,
     )
 
@@ -72,11 +73,13 @@ class SplitDecode:
         assert keys.stride() == values.stride()
         assert keys.stride(3) == 1
         assert q_BHD.stride(2) == 1
-        if self._partials is None:
-            parts = q_BHD.new_empty((batch, heads, self._splits), dtype=torch.float32)
-            acc = q_BHD.new_empty((batch, heads, self._splits, dim), dtype=torch.float32)
-            self._partials = (acc, parts, torch.empty_like(parts))
         out_BHD = torch.empty((batch, heads, dim), dtype=q_BHD.dtype, device=q_BHD.device)
+        whole = self._splits == 1
+        if self._partials is None:
+            splits = 0 if whole else self._splits
+            parts = q_BHD.new_empty((batch, heads, splits), dtype=torch.float32)
+            acc = q_BHD.new_empty((batch, heads, splits, dim), dtype=torch.float32)
+            self._partials = (acc, parts, torch.empty_like(parts))
         kernels.decode_partial[(batch, kv_heads, self._splits)](
             q_BHD,
             keys,
@@ -84,6 +87,7 @@ class SplitDecode:
             self._table,
             self._lengths,
             *self._partials,
+            out_BHD,
             _LOG2_E / math.sqrt(dim),
             q_BHD.stride(0),
             q_BHD.stride(1),
@@ -96,13 +100,16 @@ class SplitDecode:
             BLOCK_SIZE=self._block_size,
             TILE=shape.tile,
             WIDE=shape.wide,
-            **OPTIONS,
+            WHOLE=whole,
+            **{**OPTIONS, "num_stages": STAGES},
         )
+        if whole:
+            return out_BHD
         kernels.decode_combine[(batch, heads)](
             *self._partials,
             out_BHD,
             self._splits,
-            PADDED_SPLITS=_padded(self._splits),
+            PADDED_SPLITS=MAX_SPLITS,
             DIM=shape.dim,
             PADDED_DIM=shape.padded_dim,
             **OPTIONS,
@@ -110,6 +117,9 @@ class SplitDecode:
         return out_BHD
 
 
+#: Three tiles: two on their way from memory while one is computed.
+STAGES = 3
+_MOVE_TILE = 1024
 #: Said outright, since triton's default for fusing products and sums is about to change.
 OPTIONS = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
 
@@ -119,32 +129,45 @@ def store(
     values: torch.Tensor,
     blocks_T: torch.Tensor,
     offsets_T: torch.Tensor,
-    k_TKD: torch.Tensor,
-    v_TKD: torch.Tensor,
-) -> None:
-    """Write K and V of T tokens into their slots. See `realrun.attention.Kernels`."""
-    rows, heads, dim = k_TKD.shape
+    heads: Heads,
+) -> torch.Tensor:
+    """See `realrun.device_ops.Kernels`."""
+    all_THD, num_query, num_key, weight_ND, eps, angles = heads
+    rows, count, dim = all_THD.shape
     assert keys.stride() == values.stride()
-    assert k_TKD.stride(2) == v_TKD.stride(2) == keys.stride(3) == 1
-    if not rows:
-        return
-    kernels.store_kv[(rows,)](
-        k_TKD,
-        v_TKD,
-        keys,
-        values,
-        blocks_T,
-        offsets_T,
-        k_TKD.stride(0),
-        k_TKD.stride(1),
-        v_TKD.stride(0),
-        v_TKD.stride(1),
-        *keys.stride()[:3],
-        SIZE=heads * dim,
-        PADDED_SIZE=_padded(heads * dim),
-        DIM=dim,
-        **OPTIONS,
-    )
+    assert all_THD.stride(2) == keys.stride(3) == 1
+    q_THD = torch.empty((rows, num_query, dim), dtype=all_THD.dtype, device=all_THD.device)
+    if rows:
+        kernels.turn_store[(rows, count)](
+            all_THD,
+            all_THD if weight_ND is None else weight_ND,
+            angles.cos,
+            angles.sin,
+            q_THD,
+            keys,
+            values,
+            blocks_T,
+            offsets_T,
+            len(blocks_T),
+            eps,
+            *all_THD.stride()[:2],
+            *keys.stride()[:3],
+            HEADS=num_query,
+            KV_HEADS=num_key,
+            DIM=dim,
+            PADDED_HALF=_padded(dim // 2),
+            NORMS=weight_ND is not None,
+            **{**OPTIONS, "num_warps": 1},
+        )
+    return q_THD
 
 
-TRITON = Kernels(store, SplitDecode, has_splits=True)
+def move(source: torch.Tensor, target: torch.Tensor) -> None:
+    """See `realrun.device_ops.Kernels`. Host memory must be page-locked."""
+    assert source.is_contiguous() and target.is_contiguous()
+    if source.numel():
+        grid = (-(-source.numel() // _MOVE_TILE),)
+        kernels.move[grid](source, target, source.numel(), TILE=_MOVE_TILE, **OPTIONS)
+
+
+TRITON = Kernels(store, SplitDecode, move, has_splits=True)

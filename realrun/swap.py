@@ -60,6 +60,7 @@ class Transfer:
         "calls",
         "cancelled",
         "copy",
+        "driver_ns",
         "end_ns",
         "error",
         "mark",
@@ -77,6 +78,7 @@ class Transfer:
         self.start_ns = submit_ns
         self.end_ns = submit_ns
         self.calls = 0
+        self.driver_ns: int | None = None  # inside the copy calls
         self.mark: Mark | None = None
         self.error: BaseException | None = None
         self.waited = False
@@ -125,16 +127,14 @@ class SwapManager:
         clock: Callable[[], int],
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`threads` per direction; 0: the engine's own thread. `clock`: nanoseconds.
-
-        Raises ConfigError if the device cannot take copies submitted this way.
-        """
-        runtime.check(submission)
+        """`threads` per direction; 0: the engine's own thread. `clock`: nanoseconds."""
+        #: Why copies are submitted one by one instead of as asked for, in words.
+        self.fallback = runtime.why_not(submission)
         self.in_flight: dict[int, Transfer] = {}
         self.guard = BlockGuard()
         self.store = store
         self._runtime = runtime
-        self._move = MOVERS[submission]
+        self._move = MOVERS["merged" if self.fallback else submission]
         self._clock = clock
         self._timeout_s = timeout_s
         self._barrier = runtime.barrier()
@@ -266,7 +266,8 @@ class SwapManager:
                         lane.wait(mark)
                 transfer.mark = _UNTOLD
                 try:
-                    transfer.calls = self._move(self.store, transfer.copy, lane)
+                    put = self._move(self.store, transfer.copy, lane)
+                    transfer.calls, transfer.driver_ns = put
                 finally:
                     transfer.mark = lane.mark()
                 transfer.after = []

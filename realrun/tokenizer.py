@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types that text is never merged into
-_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 class Tokenizer:
@@ -88,25 +87,3 @@ def _checked(backend: Backend, path: Path, vocab: int) -> Tokenizer:
     if size > vocab:
         raise InputError(f"{shown_path(path)}: {size} tokens, the model has {vocab}")
     return Tokenizer(backend)
-
-
-class Message(NamedTuple):
-    """One message of a conversation; `role` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-def smollm2_chat(messages: Sequence[Message]) -> str:
-    """A conversation as SmolLM2 was trained on it, up to where the assistant speaks next."""
-    if not messages or messages[0].role != "system":
-        messages = [Message("system", _SYSTEM), *messages]
-    said = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
-    return f"{said}<|im_start|>assistant\n"
-
-
-def smollm2_turn(content: str, *, ended: bool) -> str:
-    """What follows an answer when the user speaks again: appended to tokens that are there already,
-    it gives what `smollm2_chat` gives for the whole. `ended`: the answer has its end token."""
-    closing = "" if ended else "<|im_end|>"
-    return f"{closing}\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"

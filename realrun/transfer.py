@@ -1,4 +1,4 @@
-"""How a copy job becomes calls: the four ways of submitting (`System.submission`).
+"""How a copy job becomes calls: the four ways of submitting (`Transport.submission`).
 
 `per_block`: a call per block and piece, as vLLM 0.3.3. `merged`: a call per run and piece.
 `batched`: one call per job. `gather`: pack the blocks of each tensor into one buffer on the side they
@@ -7,38 +7,54 @@ leave, move that with one call, and unpack it where they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from policy.plan import Copy, Direction
-from policy.pools.runs import Run
-from realrun.kvstore import KVStore, Piece
+from realrun.kvstore import KVStore
 from realrun.runtime import Lane
 
-#: Puts a job's copies on a lane; returns the number of copy calls.
-Mover = Callable[[KVStore, Copy, Lane], int]
+
+class Put(NamedTuple):
+    """A job on a lane: how many copy calls that took, and the time inside them, which is the driver's
+    and not Python's, in nanoseconds; None where the two were not told apart."""
+
+    calls: int
+    driver_ns: int | None
 
 
-def per_block(store: KVStore, copy: Copy, lane: Lane) -> int:
+#: Puts a job's copies on a lane.
+Mover = Callable[[KVStore, Copy, Lane], Put]
+
+
+def per_block(store: KVStore, copy: Copy, lane: Lane) -> Put:
     """A call per block and piece."""
-    return _loop(store, copy, lane, _blocks(copy.runs))
+    pieces = store.pieces(copy.runs, copy.direction, by_block=True)
+    begin = time.perf_counter_ns()
+    lane.copy_each(pieces)
+    return Put(len(pieces.sizes), time.perf_counter_ns() - begin)
 
 
-def merged(store: KVStore, copy: Copy, lane: Lane) -> int:
+def merged(store: KVStore, copy: Copy, lane: Lane) -> Put:
     """A call per run and piece."""
-    return _loop(store, copy, lane, iter(copy.runs))
+    pieces = store.pieces(copy.runs, copy.direction)
+    begin = time.perf_counter_ns()
+    lane.copy_each(pieces)
+    return Put(len(pieces.sizes), time.perf_counter_ns() - begin)
 
 
-def batched(store: KVStore, copy: Copy, lane: Lane) -> int:
-    """One call."""
-    lane.copy_batch(
-        [piece for run in copy.runs for piece in store.pieces(run, copy.direction)],
-    )
-    return 1
+def batched(store: KVStore, copy: Copy, lane: Lane) -> Put:
+    """One call, or a few where one may not be given so many pieces."""
+    pieces = store.pieces(copy.runs, copy.direction)
+    begin = time.perf_counter_ns()
+    calls = lane.copy_batch(pieces)
+    return Put(calls, time.perf_counter_ns() - begin)
 
 
-def gather(store: KVStore, copy: Copy, lane: Lane) -> int:
+def gather(store: KVStore, copy: Copy, lane: Lane) -> Put:
     """Pack, one call per tensor, unpack. Buffers hold one tensor's share of the job at a time."""
     host = torch.tensor([h + i for _, h, n in copy.runs for i in range(n)])
     device = torch.tensor([d + i for d, _, n in copy.runs for i in range(n)])
@@ -47,30 +63,15 @@ def gather(store: KVStore, copy: Copy, lane: Lane) -> int:
         in_between = lane.host_buffer(len(host), on_host)
         if copy.direction is Direction.TO_HOST:
             packed = lane.pack(on_device, device)
-            lane.copy(Piece(in_between, packed))
+            lane.copy(in_between, packed)
             lane.mark().synchronize()  # the CPU may read it only when it has landed
             on_host.index_copy_(0, host, in_between)
         else:
             torch.index_select(on_host, 0, host, out=in_between)
             landed = torch.empty_like(in_between, device=on_device.device)
-            lane.copy(Piece(landed, in_between))
+            lane.copy(landed, in_between)
             lane.unpack(on_device, device, landed)
-    return len(store.device.pieces)
-
-
-def _loop(store: KVStore, copy: Copy, lane: Lane, runs: Iterator[Run]) -> int:
-    calls = 0
-    for run in runs:
-        for piece in store.pieces(run, copy.direction):
-            lane.copy(piece)
-            calls += 1
-    return calls
-
-
-def _blocks(runs: tuple[Run, ...]) -> Iterator[Run]:
-    for device, host, length in runs:
-        for i in range(length):
-            yield (device + i, host + i, 1)
+    return Put(len(store.device.pieces), None)
 
 
 MOVERS: dict[str, Mover] = {

@@ -176,6 +176,7 @@ def load_hf(
             for name in names:
                 if name in parts:
                     parts[name].target.copy_(shard.get_tensor(name))
+                    _check_finite(path, name, parts[name].target)
                 elif name == _HEAD:
                     _check_tied(path, shard.get_tensor(name), folder, shards, device)
     return weights
@@ -319,7 +320,15 @@ def load_gguf(
         if neighbours and name.endswith(("q_proj.weight", "k_proj.weight")):
             values = _halves_apart(values, config.head_dim)
         part.target.copy_(torch.from_numpy(values))
+        _check_finite(path, there[name].name, part.target)
     return weights
+
+
+def _check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Raise InputError for a weight that is no number: every answer would be noise."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        _fail(path, name, f"{bad} of {tensor.numel()} values are NaN or infinite as {tensor.dtype}")
 
 
 def _hf_name(name: str) -> str:

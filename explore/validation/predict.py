@@ -132,7 +132,7 @@ def predict(
     runs: Sequence[Path], profile: str, progress: Callable[[], None] | None = None
 ) -> Validation:
     """Simulate what each group of real runs served. Raises ConfigError, InputError."""
-    loaded = profiles.load(profile)
+    loaded = profiles.load(profile).with_python()  # the runs are our own executor's
     predictions, warnings = [], loaded.warnings()
     for name, groups in _by_scenario(runs).items():
         systems = [_System(system, found, loaded) for system, found in groups.items()]

@@ -22,8 +22,10 @@ if importlib.util.find_spec("transformers") is None:
 
 from realrun.config import ModelConfig
 from realrun.model import load_model, smollm2_path
+from tests.realrun.test_chat import model_folder, tokens_of
 from tests.realrun.test_model import SHAPES, TEXT, Conversation
 from tests.realrun.test_weights import hf_tensors, write_folder
+from traces.workload import Turn
 
 COUNT = 64
 #: Two layers agree too easily; sizes as odd as real ones.
@@ -92,6 +94,40 @@ def test_what_transformers_saves_is_read_as_it_meant_it(tmp_path: Path, shape: s
         config, name=""
     )
     assert Conversation(ours.decoder).generate(TEXT, 16) == oracle_tokens(oracle, TEXT, 16)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("family", ["llama", "qwen", "qwen2", "mistral"])
+def test_a_persons_folder_gives_the_prompts_and_replies_of_transformers(
+    tmp_path: Path, family: str
+) -> None:
+    """The whole of a conversation as its own template lays it out, and the tokens that follow it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_folder(tmp_path, family)
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = AutoTokenizer.from_pretrained(folder)
+    prompts, _ = tokens_of(folder)
+    ours = load_model(str(folder), torch.float32, "cpu")
+    said = [{"role": "user", "content": "Hi"}]
+
+    def laid_out() -> list[int]:
+        text = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        return list(theirs(text, add_special_tokens=False)["input_ids"])
+
+    first = prompts.prompt(Turn("a/1", "a", 1, 1, 1), [])
+    assert first == laid_out()
+    assert Conversation(ours.decoder).generate(first, 24) == oracle_tokens(oracle, first, 24)
+    reply = theirs("Yes, it is.", add_special_tokens=False)["input_ids"]
+    closing = {"llama": 2, "mistral": 1}.get(family, 4)
+    said += [
+        {"role": "assistant", "content": "Yes, it is."},
+        {"role": "user", "content": "More"},
+    ]
+    space = theirs(" ", add_special_tokens=False)["input_ids"] if family == "mistral" else []
+    whole = prompts.prompt(Turn("a/2", "a", 2, 1, 1), [*first, *space, *reply, closing])
+    assert whole == laid_out()
+    assert Conversation(ours.decoder).generate(whole, 24) == oracle_tokens(oracle, whole, 24)
 
 
 PROMPTS = [

@@ -60,10 +60,12 @@ def grid(profile: Profile) -> list[Point]:
     found = decode_points(LIMITS) + prefill_points(LIMITS) + overhead_points(LIMITS)
     found += prompts_points(LIMITS)
     for name in COPY_SYSTEMS:
-        pieces = 2 * profile.model.layers if named_system(name).layout == "layer_major" else 1
+        pieces = (
+            2 * profile.model.layers if named_system(name).transport.layout == "layer_major" else 1
+        )
         for blocks, runs in copy_shapes(LIMITS):
             count = {"per_block": blocks * pieces, "merged": runs * pieces, "batched": 1}
-            calls = count[named_system(name).submission]
+            calls = count[named_system(name).transport.submission]
             size = blocks * profile.block_bytes(BLOCK)
             for way in DIRECTIONS:
                 for duplex in (0, 1):

@@ -8,7 +8,8 @@ in between. The pieces of a batched call go in any order; they are moved by addr
 would, and a source that may be read in ANY order is read when the call is made, before the stream's
 waits. A kernel of the compute stream lands late as well.
 
-It keeps what is put alive until it is done, as torch's allocators do for memory of their own.
+Copies by `copy` keep their tensors alive until they are done, as torch's allocators do for memory of
+their own; the others are addresses, and whose memory that is nobody knows.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import ctypes
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import repeat
 from typing import Any
 
 import torch
 
-from realrun import batchcopy
-from realrun.kvstore import Piece
+from realrun import batchcopy, driver, eachcopy
+from realrun.pieces import Pieces
 
 #: A piece of work: it goes on at each `next`, and other streams may come in between.
 Work = Iterator[None]
@@ -96,15 +97,20 @@ class FakeDevice:
         self.num_marks = self.num_bytes = 0
         self.broken: str | None = None
         self.checked: list[str] = []
+        self.refusals: dict[str, str] = {}  # submission -> why it cannot be had
+        self.copy_code = 0  # what every copy call answers, if it is not success
+        self.borders: list[int] = []  # no call may cross one
         self._depth = depth
         self._ring = None if pooled_marks is None else [FakeMark(self) for _ in range(pooled_marks)]
         self._changed = threading.Condition(self.lock)
         self.memcpy_batch = batchcopy.PROTOTYPE(self._memcpy_batch)
+        self.memcpy = driver.COPY(self._memcpy)
 
     # ------------------------------------------------------------------ as a Runtime
 
-    def check(self, submission: str) -> None:
+    def why_not(self, submission: str) -> str | None:
         self.checked.append(submission)
+        return self.refusals.get(submission)
 
     def lane(self) -> FakeLane:
         lane = FakeLane(self, len(self.lanes))
@@ -217,7 +223,29 @@ class FakeDevice:
                 return
         stream.queue.popleft()
 
-    # ------------------------------------------------------------------ the driver's batched copy
+    # ------------------------------------------------------------------ the driver's copies
+
+    def _memcpy(self, target: int, source: int, size: int, handle: int) -> int:
+        lane = self.lanes[handle - 1]
+        try:
+            lane._putting("copy")
+        except BaseException as error:  # noqa: BLE001  # nothing may be raised through C
+            lane.error = error
+            return INVALID_VALUE
+        if self.copy_code or self.crosses(target, size) or self.crosses(source, size):
+            return self.copy_code or INVALID_VALUE
+        self.put(lane.stream, self._one(target, source, size))
+        return 0
+
+    def crosses(self, address: int, size: int) -> bool:
+        return any(address < border < address + size for border in self.borders)
+
+    def _one(self, target: int, source: int, size: int) -> Work:
+        yield
+        data = ctypes.string_at(source, size)
+        yield
+        ctypes.memmove(target, data, size)
+        self.num_bytes += size
 
     def _memcpy_batch(
         self,
@@ -238,21 +266,23 @@ class FakeDevice:
         pieces = list(
             zip(*(numbers(array, count) for array in (targets, sources, sizes)), strict=True)
         )
+        for at, (target, source, size) in enumerate(pieces):
+            if self.copy_code or self.crosses(target, size) or self.crosses(source, size):
+                failed[0] = at
+                return self.copy_code or INVALID_VALUE
         early = [
             None if order == STREAM else ctypes.string_at(source, size)
             for _, source, size in pieces
         ]
-        self.put(lane.stream, self._all_at_once(pieces, early, lane.keep_alive))
+        self.put(lane.stream, self._all_at_once(pieces, early))
         return 0
 
     def _all_at_once(
         self,
         pieces: list[tuple[int, ...]],
         read: list[bytes | None],
-        keep_alive: Sequence[Piece],
     ) -> Work:
         """Reads and writes of all pieces in any order, each read before its write."""
-        assert len(keep_alive) == len(pieces)
         left = list(range(len(pieces)))
         while left:
             at = self.rng.choice(left)
@@ -272,7 +302,7 @@ class FakeLane:
 
     def __init__(self, device: FakeDevice, index: int) -> None:
         self.stream = Stream(f"lane{index}")
-        self.keep_alive: Sequence[Piece] = ()
+        self.error: BaseException | None = None
         self._device = device
         self._handle = index + 1
         self._owner: int | None = None
@@ -294,22 +324,30 @@ class FakeLane:
         assert isinstance(mark, FakeMark), "no mark of this device"
         self._device.put_wait(self.stream, mark)
 
-    def copy(self, piece: Piece) -> None:
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         self._putting("copy")
-        assert piece.target.shape == piece.source.shape, "a copy call does not broadcast"
-        self._device.put(self.stream, self._copied(piece))
+        assert target.shape == source.shape, "a copy call does not broadcast"
+        self._device.put(self.stream, self._copied(target, source))
 
-    def copy_batch(self, pieces: Sequence[Piece]) -> None:
+    def copy_each(self, pieces: Pieces) -> None:
+        self.error = None
+        try:
+            eachcopy.copy_each(pieces, self._handle, self._device.memcpy)
+        except Exception:
+            if self.error is not None:
+                raise self.error from None
+            raise
+
+    def copy_batch(self, pieces: Pieces) -> int:
         self._putting("copy")
         with self._device.lock:
-            self.keep_alive = tuple(pieces)
-            batchcopy.copy_batch(pieces, self._handle, self._device.memcpy_batch)
+            return batchcopy.copy_batch(pieces, self._handle, self._device.memcpy_batch)
 
-    def _copied(self, piece: Piece) -> Work:
+    def _copied(self, target: torch.Tensor, source: torch.Tensor) -> Work:
         yield
-        data = piece.source.clone()
+        data = source.clone()
         yield
-        piece.target.copy_(data)
+        target.copy_(data)
         self._device.num_bytes += data.nbytes
 
     def pack(self, tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -354,31 +392,38 @@ def numbers(address: int, count: int) -> list[int]:
     return list((ctypes.c_uint64 * count).from_address(address))
 
 
-class FakeCudart:
-    """The part of the CUDA runtime that locks pages. Call `fail_at` (from 0) is refused with
-    `code`; a page cannot be locked twice; `forgetful`: memory is taken and not locked."""
+class FakeLocker:
+    """The part of the driver that locks pages. Call `fail_at` (from 0) is refused with `code`, and so is
+    more than `largest` at once; a page cannot be locked twice; `forgetful`: memory is taken and not
+    locked."""
 
     def __init__(
-        self, fail_at: int | None = None, code: int = 2, *, forgetful: bool = False
+        self,
+        fail_at: int | None = None,
+        code: int = 2,
+        *,
+        largest: int = 1 << 60,
+        forgetful: bool = False,
     ) -> None:
         self.chunks: dict[int, int] = {}
         self.num_calls = 0
         self._fail_at = fail_at
         self._code = code
+        self._largest = largest
         self._forgetful = forgetful
 
-    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+    def register(self, address: int, num_bytes: int) -> int:
         self.num_calls += 1
-        if self.num_calls - 1 == self._fail_at:
+        if self.num_calls - 1 == self._fail_at or num_bytes > self._largest:
             return self._code
         first, end = address // 4096, -(-(address + num_bytes) // 4096)
         for start, length in self.chunks.items():
             if first < -(-(start + length) // 4096) and start // 4096 < end:
-                return 712  # cudaErrorHostMemoryAlreadyRegistered
+                return 712  # CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
         self.chunks[address] = num_bytes
         return 0
 
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+    def unregister(self, address: int) -> int:
         return 0 if self.chunks.pop(address, None) is not None else 713
 
     def is_locked(self, tensor: torch.Tensor) -> bool:

@@ -1,16 +1,17 @@
 """Attention over block tables against its formula: plain torch, and the Triton kernels where they run."""
 
-# ruff: noqa: E402, N806  (without its libraries a file is skipped before it imports ours)
+# ruff: noqa: E402, N803, N806  (without its libraries a file is skipped before it imports ours)
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
 
+from realrun import attention
 from realrun.attention import (
-    MAX_SPLITS,
     MIN_SPLIT_TOKENS,
     PROGRAMS,
     DecodeAttention,
@@ -19,7 +20,9 @@ from realrun.attention import (
     kernels_for,
     splits_for,
 )
-from realrun.device_ops import Kernels
+from realrun.device_ops import MAX_SPLITS, Kernels
+from realrun.heads import Heads
+from realrun.rope import Angles
 from tests.helpers.kernels import (
     IMPLEMENTATIONS,
     TOLERANCES,
@@ -129,15 +132,69 @@ def test_new_keys_and_values_go_to_their_slots_alone(kernels: Kernels, layout: s
     held = memory(shaped(4, 2, 24), layout, [20], 5, torch.float32)
     tier = held.tier
     before = [piece.clone() for piece in tier.pieces]
-    wide_TKD = normal((3, 9, 24), torch.float32, 4)
+    wide_TKD = normal((4, 10, 24), torch.float32, 4)  # the last row is padding
     blocks, offsets = lengths_tensor([4, 0, 2]), lengths_tensor([1, 4, 0])
-    k_TKD, v_TKD = wide_TKD[:, 2:4], wide_TKD[:, 6:8]
-    kernels.store(tier.keys(1), tier.values(1), blocks, offsets, k_TKD, v_TKD)
+    heads = unturned(wide_TKD[:, 1:9], 4, 2)  # a view, as the model hands in
+    q_THD = kernels.store(tier.keys(1), tier.values(1), blocks, offsets, heads)
+    assert torch.equal(q_THD, wide_TKD[:, 1:5])
     for row, (block, offset) in enumerate([(4, 1), (0, 4), (2, 0)]):
-        assert torch.equal(tier.keys(1)[block, offset], k_TKD[row])
-        assert torch.equal(tier.values(1)[block, offset], v_TKD[row])
+        assert torch.equal(tier.keys(1)[block, offset], wide_TKD[row, 5:7])
+        assert torch.equal(tier.values(1)[block, offset], wide_TKD[row, 7:9])
     changed = sum(int((now != then).sum()) for now, then in zip(tier.pieces, before, strict=True))
     assert changed == 2 * 3 * 2 * 24
+
+
+def unturned(all_THD: Any, num_query: int, num_key: int) -> Heads:
+    """Heads that no norm and no turn changes."""
+    shape = (len(all_THD), 1, all_THD.shape[-1])
+    still = Angles(torch.ones(shape, device=device()), torch.zeros(shape, device=device()))
+    return Heads(all_THD, num_query, num_key, None, 1e-5, still)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(("num_query", "num_key", "dim"), [(4, 2, 16), (3, 1, 24), (5, 5, 64)])
+def test_query_and_key_heads_are_normed_then_pairs_are_turned_and_values_are_left(
+    kernels: Kernels, num_query: int, num_key: int, dim: int, norms: bool, dtype: Any
+) -> None:
+    config = shaped(num_query, num_key, dim)
+    held = memory(config, "block_major", [9], 4, dtype)
+    count = num_query + 2 * num_key
+    all_THD = normal((4, count + 2, dim), dtype, 4)[:, 1 : count + 1]
+    weight_ND = normal((num_query + num_key, dim), dtype, 5) if norms else None
+    half_TD = normal((4, 1, dim // 2), torch.float32, 6)
+    full = torch.cat((half_TD, half_TD), dim=-1)
+    step = Angles(full.cos().to(dtype), full.sin().to(dtype))
+    blocks, offsets = lengths_tensor([2, 0, 1, 2]), lengths_tensor([1, 3, 2, 0])
+    tier = held.tier
+    q_THD = kernels.store(
+        tier.keys(1),
+        tier.values(1),
+        blocks,
+        offsets,
+        Heads(all_THD, num_query, num_key, weight_ND, 1e-5, step),
+    )
+    x = all_THD[:, : num_query + num_key].double().cpu()
+    if weight_ND is not None:
+        x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5) ** 0.5 * weight_ND.double().cpu()
+    turned = torch.complex(x[..., : dim // 2], x[..., dim // 2 :]) * torch.complex(
+        step.cos.double().cpu()[..., : dim // 2], step.sin.double().cpu()[..., : dim // 2]
+    )
+    expected = torch.cat((turned.real, turned.imag), dim=-1)
+    k_TKD = tier.keys(1)[blocks, offsets]
+    for found, wanted in ((q_THD, expected[:, :num_query]), (k_TKD, expected[:, num_query:])):
+        error = (found.double().cpu() - wanted).abs().max()
+        # plain torch rounds after every operation
+        assert bool(error <= 4 * TOLERANCES[dtype] * (1 + wanted.abs().max()))
+    assert torch.equal(tier.values(1)[blocks, offsets], all_THD[:, num_query + num_key :])
+
+
+def test_memory_moves_as_it_is(kernels: Kernels) -> None:
+    source = torch.arange(2500, dtype=torch.int64, device=device()).view(50, 50)
+    target = torch.full_like(source, -1)
+    kernels.move(source, target)
+    assert torch.equal(source, target)
+    kernels.move(source[:0], target[:0])
 
 
 def sequence(config: Any, length: int, seed: int) -> tuple[Any, Any, Any]:
@@ -167,8 +224,8 @@ def test_a_text_in_pieces_attends_to_all_of_itself(
             for side in range(3)
         ]
         padding = [torch.ones(2, *side.shape[1:], device=device()) for side in step]
-        q, k, v = (torch.cat(pair) for pair in zip(step, padding, strict=True))
-        out_THD = attend(1, q, k, v)
+        together = torch.cat([torch.cat(pair) for pair in zip(step, padding, strict=True)], dim=1)
+        out_THD = attend(1, unturned(together, 4, 2))
         assert not out_THD[-2:].any()
         outs = out_THD[:-2].split([sizes[row] for row in rows])
         for row, out in zip(rows, outs, strict=True):
@@ -191,8 +248,8 @@ def test_alone_a_row_depends_on_nothing_but_itself(kernels: Kernels) -> None:
     def outs(chosen: list[int]) -> list[Any]:
         segments = [Segment(lengths[row] - 1, 1, held.tables[row]) for row in chosen]
         attend = StepAttention(held.tier, segments, alone=True, kernels=kernels)
-        q, k, v = (torch.cat([rows[row][side] for row in chosen]) for side in range(3))
-        return list(attend(0, q, k, v))
+        sides = [torch.cat([rows[row][side] for row in chosen]) for side in range(3)]
+        return list(attend(0, unturned(torch.cat(sides, dim=1), 4, 2)))
 
     together = outs([0, 1, 2, 3, 4])
     for chosen in ([0], [4, 3, 2, 1, 0], [2, 4], [4], [1]):
@@ -213,7 +270,7 @@ def test_a_padding_row_writes_to_its_own_block_alone(kernels: Kernels, layout: s
     attend = DecodeAttention(tier, positions_B, table_BN, 2, kernels=kernels)
     q, k, v = sequence(config, 4, 20)
     k[0] = float("nan")  # of no interest to anybody
-    out_BHD = attend(0, q, k, v)
+    out_BHD = attend(0, unturned(torch.cat((q, k, v), dim=1), 4, 2))
     assert not out_BHD[[0, 3]].any()
     for row, length in ((1, 21), (2, 16)):
         expected = definition(q[row], *held.context(0, row - 1, length))
@@ -234,9 +291,41 @@ def test_splits_keep_a_gpu_busy_and_are_not_too_short() -> None:
                 splits = splits_for(batch, kv_heads, context)
                 assert 1 <= splits <= MAX_SPLITS
                 assert splits == 1 or context > (splits - 1) * MIN_SPLIT_TOKENS
-                assert splits == 1 or batch * kv_heads * (splits - 1) < PROGRAMS
-    assert splits_for(1, 8, 2048) == 16
-    assert splits_for(64, 8, 2048) == 2
+                assert splits == 1 or batch * kv_heads * splits <= PROGRAMS
+    assert splits_for(1, 8, 2048) == 32
+    assert splits_for(8, 8, 2048) == 10
+    assert splits_for(64, 8, 2048) == 1  # the rows alone fill the device
+
+
+# ---------------------------------------------------------------------- how prompts attend
+
+
+def test_no_prompt_hands_a_mask_over_as_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention takes none beside grouped heads; what takes its place plans for every shape."""
+    asked: list[tuple[str, bool]] = []
+    proper = torch.nn.functional.scaled_dot_product_attention
+
+    def look(*args: Any, attn_mask: Any = None, is_causal: bool = False, **rest: Any) -> Any:
+        asked.append((type(attn_mask).__name__, is_causal))
+        return proper(*args, attn_mask=attn_mask, is_causal=is_causal, **rest)
+
+    monkeypatch.setattr(attention, "F", SimpleNamespace(scaled_dot_product_attention=look))
+    held = memory(shaped(4, 2, 16), "layer_major", [40, 30], 8, torch.float32)
+    for past, new in ((0, 10), (10, 7), (17, 1)):
+        segments = [Segment(past, new, table) for table in held.tables]
+        step = StepAttention(held.tier, segments, alone=True, kernels=attention.PLAIN)
+        step(0, unturned(normal((2 * new, 8, 16), torch.float32, new), 4, 2))
+    assert asked == [("NoneType", True)] * 2 + [("CausalBias", False)] * 4
+
+
+def test_on_a_gpu_no_prompt_goes_through_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="kernels of a GPU need triton")
+    said: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", said.append)
+    kernels_for.cache_clear()
+    assert kernels_for("cuda").has_splits
+    assert said == [False]
+    kernels_for.cache_clear()
 
 
 def test_a_cpu_computes_in_plain_torch() -> None:

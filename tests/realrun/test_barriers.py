@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 from policy.errors import FaultError, InvariantError
 from realrun import batchcopy, guard, pinned, swap, transfer
 from realrun.swap import SwapManager
-from tests.helpers.fake_device import FakeCudart, FakeDevice
+from tests.helpers.fake_device import FakeDevice, FakeLocker
 from tests.helpers.planted import changed
 from tests.helpers.swapping import IN, OUT, Desk, Gate, make_store, on_first, one_thread
 
@@ -270,9 +270,9 @@ def check_nothing_moves_once_the_manager_is_closed(make: Make) -> None:
 
 
 def check_memory_that_is_not_page_locked_is_refused(make: Make) -> None:
-    pieces, cudart = make_store().host.pieces, FakeCudart(forgetful=True)
+    memory, locker = make_store().host.whole, FakeLocker(forgetful=True)
     with pytest.raises(FaultError, match="not page-locked"):
-        pinned.register_in_chunks(pieces, 8, cudart, is_locked=cudart.is_locked)
+        pinned.page_lock(memory, locker, is_locked=locker.is_locked)
 
 
 # ---------------------------------------------------------------------- the list
@@ -292,11 +292,12 @@ class Barrier(NamedTuple):
 PUT = """\
                 transfer.mark = _UNTOLD
                 try:
-                    transfer.calls = self._move(self.store, transfer.copy, lane)
+                    put = self._move(self.store, transfer.copy, lane)
+                    transfer.calls, transfer.driver_ns = put
                 finally:
                     transfer.mark = lane.mark()
 """
-MOVE = "                transfer.calls = self._move(self.store, transfer.copy, lane)\n"
+MOVE = "                transfer.calls, _ = self._move(self.store, transfer.copy, lane)\n"
 MARK = "                transfer.mark = lane.mark()\n"
 
 BARRIERS = [
@@ -514,7 +515,7 @@ def plant(barrier: Barrier, monkeypatch: pytest.MonkeyPatch) -> type[SwapManager
     elif barrier.module is transfer:
         monkeypatch.setattr(swap, "MOVERS", copy.MOVERS)
     elif barrier.module is pinned:
-        monkeypatch.setattr(pinned, "register_in_chunks", copy.register_in_chunks)
+        monkeypatch.setattr(pinned, "page_lock", copy.page_lock)
     else:
         found: type[SwapManager] = copy.SwapManager
         return found

@@ -12,7 +12,7 @@ for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
 from policy.plan import Plan
-from realrun.engine import Engine
+from realrun.engine import Engine, Served
 from realrun.runner import Work
 from realrun.serve import Machine
 from tests.helpers.real import (
@@ -93,11 +93,9 @@ def test_a_chunk_of_the_wrong_tokens_is_noticed(
     def reverse(engine: Engine, _machine: Machine) -> None:
         work = engine._work
 
-        def wrong(plan: Plan) -> list[tuple[str, Work]]:
-            return [
-                (name, one._replace(tokens=one.tokens[::-1]) if one.past else one)
-                for name, one in work(plan)
-            ]
+        def wrong(plan: Plan) -> tuple[list[Served], list[Work]]:
+            who, rows = work(plan)
+            return who, [one._replace(tokens=one.tokens[::-1]) if one.past else one for one in rows]
 
         engine._work = wrong  # type: ignore[method-assign]
 

@@ -23,8 +23,10 @@ from policy.plan import Copy, Direction, PreemptionMode
 from policy.request import LIVE_STATES, RequestState
 from policy.systems import SYSTEMS
 from realrun.engine import Engine
+from realrun.runner import Runner
 from realrun.sampling import SamplingParams
 from realrun.serve import Machine, Options
+from realrun.transfer import Put
 from sim.replay import replay
 from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.real import (
@@ -37,6 +39,7 @@ from tests.helpers.real import (
     unswapped,
     write_workload,
 )
+from tests.helpers.recorded import Recorder as GraphRecorder
 
 SCHEDULES = 500
 CHUNK = 50
@@ -159,10 +162,50 @@ def test_a_copy_that_moves_nothing_is_noticed(workload: Path) -> None:
     """The check above can fail: without its bytes, a swapped request says something else."""
 
     def break_copies(engine: Engine, machine: Machine) -> None:
-        engine.swap._move = lambda _store, copy, _lane: len(copy.runs)
+        engine.swap._move = lambda _store, copy, _lane: Put(len(copy.runs), 0)
 
     found = run(scenario(workload), deterministic=True, on_engine=break_copies)
     assert found.replies != unswapped(workload)
+
+
+@pytest.mark.parametrize("system", ["vllm-0.3.3", "fastswitch", "+batched"])
+def test_steps_that_follow_one_another_by_graphs_write_the_same_texts(
+    tmp_path: Path, system: str
+) -> None:
+    """Steps of a standing batch are done again without a look at who is in it; preemptions, blocks that are
+    added and copies come in between, and what nobody holds is poisoned after every step."""
+    rows: list[dict[str, Any]] = [{"format": "fastswitch-workload/1", "timing": "open"}]
+    for index in range(6):
+        name = f"r{index}"
+        turn = {"request_id": name, "session_id": name, "turn": 1, "arrival_s": 0.0}
+        rows.append({**turn, "input_tokens": 5 + index, "output_tokens": 25 + 3 * index})
+    path = tmp_path / "w.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    followed = [0]
+
+    def by_graphs(engine: Engine, machine: Machine) -> None:
+        model = machine.model.decoder
+        runner = Runner(model, machine.store.device, capture=GraphRecorder())
+        proper = runner.again
+
+        def again() -> list[int] | None:
+            found = proper()
+            followed[0] += found is not None
+            return found
+
+        runner.again = again  # type: ignore[method-assign]
+        engine.runner = runner
+
+    values: dict[str, Any] = {
+        "system": system,
+        "priority": {"pattern": "random", "frequency": 0.1},
+        "limits": {"max_model_len": 60, "max_num_seqs": 4},
+    }
+    tight = run(scenario(path, **values, pool={**ROOM, "device_blocks": 24}), on_engine=by_graphs)
+    eager = run(scenario(path, **values, pool={**ROOM, "device_blocks": 200}))
+    assert tight.replies == eager.replies
+    assert tight.metrics["preemptions"] > 2
+    assert followed[0] > 5
 
 
 # ---------------------------------------------------------------------- what goes wrong

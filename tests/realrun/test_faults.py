@@ -17,9 +17,9 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 from policy.errors import FaultError
 from policy.integrity import check_integrity
 from realrun.kvstore import LAYOUTS
-from realrun.pinned import register_in_chunks
+from realrun.pinned import page_lock
 from realrun.swap import TIMEOUT_S, Transfer
-from tests.helpers.fake_device import FakeCudart, FakeDevice
+from tests.helpers.fake_device import FakeDevice, FakeLocker
 from tests.helpers.inside import memory_of
 from tests.helpers.late_machine import LateMachine, swapping_scheduler
 from tests.helpers.shadow import serve
@@ -319,7 +319,7 @@ def test_closing_drops_what_is_queued_and_waits_for_what_is_under_way() -> None:
 def test_closing_over_a_copy_that_hangs_ends_and_keeps_it_in_flight() -> None:
     device = FakeDevice()
     device.stalled = {"lane0"}
-    desk = Desk(device, timeout_s=0.02)
+    desk = Desk(device, timeout_s=0.5)
     desk.start(OUT, (0, 0, 1))
     desk.start(IN, (1, 1, 1))
     desk.swap.close()
@@ -391,7 +391,7 @@ def goes_wrong_at_random(rng: random.Random, share: float, *, deadly: bool) -> A
     return on_put
 
 
-def one_cycle(seed: int, cudart: FakeCudart, seen: Counter[str]) -> None:
+def one_cycle(seed: int, locker: FakeLocker, seen: Counter[str]) -> None:
     """A store and a manager come and go; in between copies fail, are cancelled, or arrive."""
     rng = random.Random(seed)
     device = FakeDevice(seed)
@@ -404,9 +404,8 @@ def one_cycle(seed: int, cudart: FakeCudart, seen: Counter[str]) -> None:
         timeout_s=5,
     )
     store = desk.store
-    store.registered = register_in_chunks(
-        store.host.pieces, 8, cudart, chunk=1, is_locked=cudart.is_locked
-    )
+    assert store.host.whole is not None
+    store.registered = page_lock(store.host.whole, locker, chunk=1, is_locked=locker.is_locked)
     for block in range(8):
         desk.fill("device", block, 10 + block)
         desk.fill("host", block, 20 + block)
@@ -434,7 +433,7 @@ def one_cycle(seed: int, cudart: FakeCudart, seen: Counter[str]) -> None:
             assert desk.value("device", block) == desk.value("host", block) == number
     device.run()
     assert (desk.swap.in_flight, desk.swap.guard._users) == ({}, {})
-    assert (cudart.chunks, store.registered.num_bytes) == ({}, 0)
+    assert (locker.chunks, store.registered.num_bytes) == ({}, 0)
 
 
 def kind_of(transfer: Transfer) -> str:
@@ -444,10 +443,10 @@ def kind_of(transfer: Transfer) -> str:
 
 
 def test_a_thousand_cycles_of_faults_and_cancels_leave_no_block_thread_or_locked_byte() -> None:
-    cudart, seen = FakeCudart(), Counter[str]()
+    locker, seen = FakeLocker(), Counter[str]()
     threads = set(threading.enumerate())
     for seed in range(1000):
-        one_cycle(seed, cudart, seen)
+        one_cycle(seed, locker, seen)
         assert set(threading.enumerate()) == threads
     assert min(seen[k] for k in ("arrived", "cancelled", "failed", "in flight at the end")) > 100
     assert seen["died"] > 10

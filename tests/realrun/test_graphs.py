@@ -28,7 +28,6 @@ from realrun.graphs import (
     Work,
     bucket_for,
     capture_for,
-    table_row,
 )
 from realrun.kvstore import KVStore
 from realrun.model import LoadedModel, load_model
@@ -68,10 +67,20 @@ def test_a_bucket_is_the_smallest_that_holds_the_step() -> None:
     assert bucket_for(3, 9, (2, 4), (8, 16)) == Bucket(4, 16)
 
 
-def test_a_table_row_ends_in_the_spare_block() -> None:
-    assert table_row([5, 3], 4, 99) == [5, 3, 99, 99]
-    assert table_row([5, 3, 7, 1], 2, 99) == [5, 3]  # blocks in reserve behind the context
-    assert table_row([], 2, 99) == [99, 99]
+def test_a_table_row_is_the_blocks_of_its_context_then_the_spare_one(model: LoadedModel) -> None:
+    store = Bench(model, "layer_major").store
+    graphs = DecodeGraphs(
+        model.decoder, store.device, lambda _: lambda: None, batches=(2,), contexts=(2 * SIZE,)
+    )
+    graph = graphs.graph_for(2, SIZE)
+    assert graph is not None
+    spare = store.device.scratch
+    with torch.inference_mode():
+        graph.start([Work([1], 3, [5, 3, 7, 1])])  # with blocks in reserve behind the context
+        assert graph._staged.tolist() == [[1, 3, 5, 3], [0, PADDING, spare, spare]]
+        graph.tokens()
+        graph.start([Work([1], 2, [4]), Work([9], 0, [6, 2])])
+        assert graph._staged[:, 2:].tolist() == [[4, spare], [6, 2]]
 
 
 blocks = st.lists(st.integers(0, 3), min_size=1, max_size=3)
@@ -222,6 +231,23 @@ def test_graphs_write_the_same_texts_as_eager_steps(
     assert by_graph == eagerly
     assert recorder.num_replayed > 15
     assert 2 <= recorder.num_recorded <= 4  # buckets of 1, 2, 4 and 8 rows
+
+
+def test_a_step_follows_only_where_blocks_have_room_and_the_last_was_by_a_graph(
+    model: LoadedModel,
+) -> None:
+    store = Bench(model, "layer_major").store
+    capture = Recorder()
+    graphs = DecodeGraphs(model.decoder, store.device, capture, batches=(2,), contexts=(3 * SIZE,))
+    assert graphs.again() is None
+    first = graphs.step([Work([1], SIZE - 2, [4]), Work([9], 0, [6, 2])])
+    assert first is not None
+    assert graphs.again() is not None  # the last slot of block 4
+    assert graphs.again() is None
+    again = graphs.step([Work([first[0]], SIZE - 1, [4, 5]), Work([9], 1, [6, 2])])
+    assert again is not None and graphs.again() is not None
+    assert graphs.step([Work([1], 3 * SIZE, [4, 5, 7, 8])]) is None  # beyond the largest graph
+    assert graphs.again() is None
 
 
 def test_steps_can_follow_one_another_on_the_device(model: LoadedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from policy.errors import ConfigError, InvariantError
 from realrun import kvstore
 from realrun.kvstore import LAYOUTS, KVStore
-from realrun.pinned import Registered, register_in_chunks
-from tests.helpers.fake_device import FakeCudart
+from realrun.pieces import Pieces, cut
+from realrun.pinned import Registered, page_lock
+from tests.helpers.fake_device import FakeLocker
 from tests.helpers.swapping import IN, OUT, make_store, one_thread, sides, tiny
 
 
@@ -42,8 +44,8 @@ def test_what_is_written_through_a_view_is_in_no_other_layer_side_or_block(layou
 
 
 def test_a_block_is_a_piece_or_one_for_each_layer_and_side() -> None:
-    assert len(make_store("block_major").pieces((0, 0, 1), OUT)) == 1
-    assert len(make_store("layer_major").pieces((0, 0, 1), OUT)) == 4
+    assert len(make_store("block_major").pieces(((0, 0, 1),), OUT).sizes) == 1
+    assert len(make_store("layer_major").pieces(((0, 0, 1),), OUT).sizes) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -59,22 +61,53 @@ def test_an_unknown_layout_is_refused_by_name() -> None:
         make_store("diagonal")
 
 
+@pytest.mark.parametrize("by_block", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_is_whole_contiguous_slices_from_one_side_to_the_other(layout: str) -> None:
+def test_a_run_is_whole_stretches_from_one_side_to_the_other(layout: str, by_block: bool) -> None:
     store = make_store(layout)
-    out, back = store.pieces((2, 5, 3), OUT), store.pieces((2, 5, 3), IN)
-    for piece, reverse in zip(out, back, strict=True):
-        assert piece.source.is_contiguous() and piece.target.is_contiguous()
-        assert piece.source.nbytes == piece.target.nbytes
-        assert piece.source.data_ptr() == reverse.target.data_ptr()
-        assert piece.target.data_ptr() == reverse.source.data_ptr()
-    assert sum(piece.source.nbytes for piece in out) == 3 * store.device.block_bytes
+    runs = ((2, 5, 3), (7, 0, 1))
+    out, back = (store.pieces(runs, way, by_block=by_block) for way in (OUT, IN))
+    assert out.sources.tolist() == back.targets.tolist()
+    assert out.targets.tolist() == back.sources.tolist()
+    assert out.sizes.tolist() == back.sizes.tolist()
+    expected = [
+        (on_host[h + i].data_ptr(), on_device[d + i].data_ptr())
+        for on_device, on_host in zip(store.device.pieces, store.host.pieces, strict=True)
+        for d, h, n in runs
+        for i in (range(n) if by_block else [0])
+    ]
+    assert list(zip(out.targets.tolist(), out.sources.tolist(), strict=True)) == expected
+    assert int(out.sizes.sum()) == 4 * store.device.block_bytes
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=6),
+    borders=st.lists(st.integers(0, 400), max_size=12, unique=True),
+    side=st.sampled_from(["targets", "sources"]),
+)
+def test_a_cut_piece_is_the_same_bytes_and_no_part_crosses_a_border(
+    lengths: list[int], borders: list[int], side: str
+) -> None:
+    sizes = np.array(lengths, np.int64)
+    begin = np.cumsum(sizes) - sizes
+    whole = Pieces(begin + 3 * np.arange(len(sizes)), begin + 1000, sizes)
+    if side == "sources":
+        whole = Pieces(whole.sources, whole.targets, sizes)
+    parts = cut(whole, getattr(whole, side), np.array(sorted(borders), np.int64))
+
+    def pairs(pieces: Pieces) -> list[tuple[int, int]]:
+        rows = zip(*(part.tolist() for part in pieces), strict=True)
+        return [(target + i, source + i) for target, source, size in rows for i in range(size)]
+
+    assert pairs(parts) == pairs(whole)
+    for at, size in zip(getattr(parts, side).tolist(), parts.sizes.tolist(), strict=True):
+        assert size > 0 and not any(at < border < at + size for border in borders)
 
 
 @pytest.mark.parametrize("run", [(6, 0, 3), (0, 6, 3), (-1, 0, 1), (0, -1, 1), (8, 8, 1)])
 def test_a_run_that_leaves_a_pool_is_refused_and_not_cut_short(run: tuple[int, int, int]) -> None:
     with pytest.raises(InvariantError, match="not inside 8 device and 8 host blocks"):
-        make_store().pieces(run, OUT)
+        make_store().pieces(((0, 0, 1), run), OUT)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -120,18 +153,18 @@ def test_a_checksum_is_that_of_the_bits_so_nan_and_minus_zero_have_theirs() -> N
     assert found[2] == tier.checksum(0)
 
 
-def registered_by(cudart: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> KVStore:
+def registered_by(locker: FakeLocker, monkeypatch: pytest.MonkeyPatch) -> KVStore:
     """A store whose device calls itself a GPU, so that its host tier is page-locked."""
 
-    def register(tensors: list[torch.Tensor], num_blocks: int) -> Registered:
-        return register_in_chunks(tensors, num_blocks, cudart, is_locked=cudart.is_locked)
+    def register(memory: torch.Tensor) -> Registered:
+        return page_lock(memory, locker, is_locked=locker.is_locked)
 
     class Gpu:
         type = "cuda"
 
     proper = kvstore.Tier
     cpu = torch.device("cpu")
-    monkeypatch.setattr(kvstore, "register_in_chunks", register)
+    monkeypatch.setattr(kvstore, "page_lock", register)
     monkeypatch.setattr(kvstore, "Tier", lambda *args, **rest: proper(*args[:5], cpu, **rest))
     return KVStore(
         tiny(),
@@ -147,22 +180,23 @@ def registered_by(cudart: FakeCudart, monkeypatch: pytest.MonkeyPatch) -> KVStor
 def test_the_host_tier_of_a_gpu_is_page_locked_from_start_to_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cudart = FakeCudart()
-    store = registered_by(cudart, monkeypatch)
-    assert all(cudart.is_locked(piece) for piece in store.host.pieces)
-    assert sum(cudart.chunks.values()) == 6 * store.host.block_bytes
+    locker = FakeLocker()
+    store = registered_by(locker, monkeypatch)
+    assert all(locker.is_locked(piece) for piece in store.host.pieces)
+    [length] = locker.chunks.values()  # one registration for the whole pool
+    assert length >= 6 * store.host.block_bytes
     store.close()
     store.close()
-    assert cudart.chunks == {}
+    assert locker.chunks == {}
 
 
 def test_a_host_tier_that_cannot_be_page_locked_is_no_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cudart = FakeCudart(fail_at=2)
+    locker = FakeLocker(largest=0)
     with pytest.raises(ConfigError, match=r"pool\.host_blocks"):
-        registered_by(cudart, monkeypatch)
-    assert cudart.chunks == {}
+        registered_by(locker, monkeypatch)
+    assert locker.chunks == {}
 
 
 def test_a_cpu_locks_nothing() -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from policy.errors import ConfigError
 from realrun.config import PRESETS, ModelConfig, RopeScaling
+from realrun.heads import Heads
 from realrun.model import PLAIN, Decoder, LoadedModel, load_model
 from realrun.rope import inverse_frequencies
 from realrun.sampling import SamplingParams, draws, greedy, sample
@@ -53,7 +54,10 @@ class History:
         self.k: dict[int, Any] = {}
         self.v: dict[int, Any] = {}
 
-    def __call__(self, layer: int, q_THD: Any, k_TKD: Any, v_TKD: Any) -> Any:
+    def __call__(self, layer: int, heads: Heads) -> Any:
+        return self.add(layer, *heads.turned())
+
+    def add(self, layer: int, q_THD: Any, k_TKD: Any, v_TKD: Any) -> Any:
         if layer in self.k:
             k_TKD = torch.cat((self.k[layer], k_TKD))
             v_TKD = torch.cat((self.v[layer], v_TKD))
@@ -207,9 +211,9 @@ def test_requests_of_one_step_do_not_see_each_other(tmp_path: Path) -> None:
     histories = [History() for _ in texts]
     sizes = [len(text) for text in texts]
 
-    def attend(layer: int, q_THD: Any, k_TKD: Any, v_TKD: Any) -> Any:
-        parts = (x.split(sizes) for x in (q_THD, k_TKD, v_TKD))
-        return torch.cat([h(layer, *qkv) for h, *qkv in zip(histories, *parts, strict=True)])
+    def attend(layer: int, heads: Heads) -> Any:
+        parts = (x.split(sizes) for x in heads.turned())
+        return torch.cat([h.add(layer, *qkv) for h, *qkv in zip(histories, *parts, strict=True)])
 
     positions = torch.cat([torch.arange(size) for size in sizes])
     with torch.inference_mode():
@@ -228,7 +232,8 @@ def test_a_step_looks_at_no_value(shape: str) -> None:
     decoder = Decoder(config, empty(config, torch.bfloat16, "meta"))
     seen = []
 
-    def attend(layer: int, q_THD: Any, k_TKD: Any, v_TKD: Any) -> Any:
+    def attend(layer: int, heads: Heads) -> Any:
+        q_THD, k_TKD, v_TKD = heads.turned()
         seen.append((layer, tuple(q_THD.shape), tuple(k_TKD.shape), tuple(v_TKD.shape)))
         return torch.empty(q_THD.shape, dtype=q_THD.dtype, device="meta")
 
@@ -271,7 +276,7 @@ def test_other_kernels_can_take_the_place_of_the_plain_ones() -> None:
     weights = random_weights(TINY, 0, torch.float32, "cpu")
     plain = Conversation(Decoder(TINY, weights)).step(TEXT)
     assert torch.equal(Conversation(Decoder(TINY, weights, ops)).step(TEXT), plain)
-    assert called == {"norm": 1, "add_norm": 2 * TINY.layers, "turn": 2, "gate": 2}
+    assert called == {"norm": 1, "add_norm": 2 * TINY.layers, "gate": 2}
 
 
 def test_frequencies_of_llama_3_1_keep_the_fast_and_stretch_the_slow() -> None:

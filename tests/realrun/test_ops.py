@@ -1,6 +1,6 @@
 """The element-wise work of a decoder, plain and fused, against its formulas in double precision."""
 
-# ruff: noqa: E402, N806  (without its libraries a file is skipped before it imports ours)
+# ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
 from __future__ import annotations
 
 from typing import Any
@@ -14,7 +14,6 @@ pytest.importorskip("gguf", reason="the executor needs gguf")
 from realrun.device_ops import Ops
 from realrun.kvstore import KVStore
 from realrun.model import PLAIN, Decoder, load_model, ops_for
-from realrun.rope import Angles
 from realrun.runner import Runner, Work
 from tests.helpers.kernels import (
     IMPLEMENTATIONS,
@@ -75,28 +74,6 @@ def test_a_norm_is_over_the_root_of_the_mean_square(
 def test_a_norm_of_nothing_is_zero_and_not_a_division_by_it(ops: Ops) -> None:
     x = torch.zeros(2, 16, device=device())
     assert not ops.norm(x, torch.ones(16, device=device()), 1e-6).any()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize(("heads", "dim"), [(6, 16), (3, 24), (5, 64)])
-def test_heads_are_normed_then_pairs_are_turned(
-    ops: Ops, heads: int, dim: int, norms: bool, dtype: Any
-) -> None:
-    wide = normal((4, heads + 2, dim), dtype, 4)
-    qk_THD = wide[:, :heads]  # a view, as the model hands in
-    weight_HD = normal((heads, dim), dtype, 5) if norms else None
-    half_TD = normal((4, 1, dim // 2), torch.float32, 6)
-    full = torch.cat((half_TD, half_TD), dim=-1)
-    step = Angles(full.cos().to(dtype), full.sin().to(dtype))
-    x = qk_THD.double().cpu()
-    if weight_HD is not None:
-        x = normed(x, weight_HD.double().cpu(), 1e-5)
-    turned = torch.complex(x[..., : dim // 2], x[..., dim // 2 :]) * torch.complex(
-        step.cos.double().cpu()[..., : dim // 2], step.sin.double().cpu()[..., : dim // 2]
-    )
-    found = ops.turn(qk_THD, weight_HD, 1e-5, step)
-    assert close(found, torch.cat((turned.real, turned.imag), dim=-1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -3,7 +3,10 @@
 # ruff: noqa: E402  (without its libraries a file is skipped before it imports ours)
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -13,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.errors import ConfigError, FaultError
-from realrun.pinned import PAGE_BYTES, Registered, register_in_chunks
-from tests.helpers.fake_device import FakeCudart
+from realrun import pinned
+from realrun.driver import Driver
+from realrun.kvstore import LAYOUTS
+from realrun.pinned import PAGE_BYTES, Registered, page_lock
+from tests.helpers.fake_device import FakeLocker
 from tests.helpers.swapping import make_store, one_thread, tiny
 
 CHUNK = 4 * PAGE_BYTES
@@ -26,101 +32,121 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def tensors(
-    blocks: int = 40, head_dim: int = 128, layout: str = "layer_major"
-) -> list[torch.Tensor]:
-    """A host tier; a block of one of its tensors has 16 * head_dim bytes."""
-    store = make_store(layout, 1, blocks, config=tiny(layers=1, head_dim=head_dim))
-    return store.host.pieces
+def memory(blocks: int = 40, layout: str = "layer_major") -> torch.Tensor:
+    """A host tier of 10 chunks; a block of one of its tensors has 2 KiB."""
+    store = make_store(layout, 1, blocks, config=tiny(layers=1, head_dim=128))
+    assert store.host.whole is not None
+    return store.host.whole
 
 
-def register(made: list[torch.Tensor], cudart: FakeCudart, chunk: int = CHUNK) -> Registered:
-    blocks = made[0].shape[0]
-    return register_in_chunks(made, blocks, cudart, chunk, cudart.is_locked)
+def lock(made: torch.Tensor, locker: FakeLocker, chunk: int = CHUNK) -> Registered:
+    return page_lock(made, locker, chunk, locker.is_locked)
 
 
-def test_every_byte_is_locked_once() -> None:
-    made, cudart = tensors(), FakeCudart()
-    registered = register(made, cudart)
-    expected = sum(tensor.nbytes for tensor in made)
-    assert registered.num_bytes == sum(cudart.chunks.values()) == expected
-    assert all(cudart.is_locked(tensor[i : i + 1]) for tensor in made for i in range(40))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_pool_is_one_registration_where_the_driver_allows(layout: str) -> None:
+    made, locker = memory(layout=layout), FakeLocker()
+    registered = lock(made, locker)
+    assert locker.chunks == {made.data_ptr(): made.nbytes}
+    assert registered.num_bytes == made.nbytes
+    assert len(registered.borders) == 0
 
 
-@given(blocks=st.integers(1, 50), head_dim=st.integers(1, 300), chunk=st.integers(1, 1 << 16))
-def test_chunks_end_where_a_block_and_a_page_end(blocks: int, head_dim: int, chunk: int) -> None:
-    made, cudart = tensors(blocks, head_dim, "block_major"), FakeCudart()
-    register(made, cudart, chunk)
-    [tensor] = made
-    block_bytes = tensor[:1].nbytes
-    end = tensor.data_ptr()
-    for address, num_bytes in cudart.chunks.items():
+def test_else_it_goes_in_chunks_that_leave_nothing_out_and_say_where_they_end() -> None:
+    made, locker = memory(), FakeLocker(largest=CHUNK)
+    registered = lock(made, locker)
+    assert registered.num_bytes == sum(locker.chunks.values()) == made.nbytes
+    end = made.data_ptr()
+    for address, num_bytes in locker.chunks.items():
         assert address == end
-        assert num_bytes % block_bytes == 0
-        assert address % PAGE_BYTES == 0
+        assert num_bytes <= CHUNK and address % PAGE_BYTES == 0
         end += num_bytes
-    assert end == tensor.data_ptr() + tensor.nbytes
+    assert end == made.data_ptr() + made.nbytes
+    assert registered.borders.tolist() == list(locker.chunks)[1:]
 
 
-def test_a_chunk_is_no_larger_than_asked_for_unless_a_block_is() -> None:
-    cudart = FakeCudart()
-    register(tensors(), cudart)
-    assert max(cudart.chunks.values()) == CHUNK
-    large = FakeCudart()
-    register(tensors(3, 2048), large)
-    assert max(large.chunks.values()) == 2048 * 16 > CHUNK
+@given(pages=st.integers(1, 30), chunk=st.integers(1, 1 << 16))
+def test_chunks_of_any_size_end_with_a_page(pages: int, chunk: int) -> None:
+    whole = torch.zeros((pages + 1) * PAGE_BYTES, dtype=torch.uint8)
+    first = -whole.data_ptr() % PAGE_BYTES
+    made = whole[first : first + pages * PAGE_BYTES]
+    step = max(1, chunk // PAGE_BYTES) * PAGE_BYTES
+    locker = FakeLocker(largest=min(step, made.nbytes - 1))
+    if pages == 1:
+        with pytest.raises(ConfigError):
+            lock(made, locker, chunk)
+        return
+    if step > locker._largest:
+        return
+    lock(made, locker, chunk)
+    assert sum(locker.chunks.values()) == made.nbytes
+    assert all(address % PAGE_BYTES == 0 for address in locker.chunks)
 
 
-def test_the_host_tier_begins_with_a_page_so_that_no_page_is_locked_twice() -> None:
-    assert [tensor.data_ptr() % PAGE_BYTES for tensor in tensors()] == [0, 0]
-    shifted = [tensor[1:] for tensor in tensors(200, head_dim=100)]
-    with pytest.raises(ConfigError, match="CUDA error 712"):
-        register(shifted, FakeCudart())
+def test_every_tensor_of_the_host_tier_begins_with_a_page() -> None:
+    store = make_store("layer_major", 1, 7, config=tiny(layers=2, head_dim=10))
+    assert [piece.data_ptr() % PAGE_BYTES for piece in store.host.pieces] == [0] * 4
+    spans = [(piece.data_ptr(), piece.data_ptr() + piece.nbytes) for piece in store.host.pieces]
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
 
 
-def test_whichever_registration_fails_all_are_given_back_and_the_limit_is_named() -> None:
-    made = tensors()
-    counted = FakeCudart()
-    register(made, counted)
-    assert counted.num_calls == 10
-    for k in range(counted.num_calls):
-        cudart = FakeCudart(fail_at=k)
+def test_whichever_chunk_is_refused_all_are_given_back_and_the_limit_is_named() -> None:
+    made = memory()
+    for k in range(1, 11):
+        locker = FakeLocker(fail_at=k, largest=CHUNK)
         with pytest.raises(ConfigError, match=r"pool\.host_blocks.*CUDA error 2.*smaller") as error:
-            register(made, cudart)
+            lock(made, locker)
         assert len(str(error.value).splitlines()) == 1
-        assert (cudart.chunks, cudart.num_calls) == ({}, k + 1)
+        assert (locker.chunks, locker.num_calls) == ({}, k + 1)
+
+
+def test_a_refused_registration_leaves_no_error_in_the_runtime() -> None:
+    """The driver is asked, whose errors are return codes, and not the CUDA runtime, whose last error
+    the next kernel launch would report."""
+    source = inspect.getsource(pinned)
+    assert "cudart" not in source
+    asked: list[str] = []
+
+    class Library:
+        def cuGetProcAddress_v2(self, name: bytes, pointer: Any, *_: Any) -> int:  # noqa: N802
+            asked.append(name.decode())
+            return 500
+
+    with pytest.raises(FaultError, match="cuMemHostRegister: not in this driver"):
+        page_lock(memory(), Driver(Library()))
+    assert asked == ["cuMemHostRegister"]
 
 
 def test_memory_that_the_driver_takes_and_does_not_lock_is_refused() -> None:
-    cudart = FakeCudart(forgetful=True)
+    locker = FakeLocker(forgetful=True)
     with pytest.raises(FaultError, match="registered and are not page-locked"):
-        register(tensors(), cudart)
-    assert cudart.chunks == {}
+        lock(memory(), locker)
+    assert locker.chunks == {}
 
 
 def test_plain_memory_is_told_from_locked_without_a_fake() -> None:
     with pytest.raises(FaultError, match="are not page-locked"):
-        register_in_chunks(tensors(), 40, FakeCudart())
+        page_lock(memory(), FakeLocker())
 
 
 def test_closing_twice_gives_back_once() -> None:
-    cudart = FakeCudart()
-    registered = register(tensors(), cudart)
+    locker = FakeLocker()
+    registered = lock(memory(), locker)
     registered.close()
     registered.close()
-    assert (cudart.chunks, registered.num_bytes) == ({}, 0)
+    assert (locker.chunks, registered.num_bytes) == ({}, 0)
 
 
 def test_one_chunk_that_the_driver_keeps_does_not_keep_the_others() -> None:
-    cudart = FakeCudart()
-    registered = register(tensors(), cudart)
-    del cudart.chunks[next(iter(cudart.chunks))]
+    locker = FakeLocker(largest=CHUNK)
+    registered = lock(memory(), locker)
+    del locker.chunks[next(iter(locker.chunks))]
     with pytest.raises(FaultError, match=r"1 of 10 chunks .* \(CUDA error 713\)"):
         registered.close()
-    assert cudart.chunks == {}
+    assert locker.chunks == {}
     registered.close()
 
 
 def test_nothing_is_registered_for_a_host_without_blocks() -> None:
-    cudart = FakeCudart()
-    assert register(tensors(0), cudart).num_bytes == cudart.num_calls == 0
+    locker = FakeLocker()
+    assert lock(memory(0), locker).num_bytes == locker.num_calls == 0

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
 
 from realrun import runtime
-from realrun.kvstore import Piece
+from realrun.pieces import Pieces
 from realrun.runtime import CpuRuntime, CudaRuntime, runtime_for
 from tests.helpers.swapping import one_thread
 
@@ -31,7 +32,10 @@ def test_a_cpu_is_done_when_its_call_returns() -> None:
     lane, target = made.lane(), torch.zeros(3)
     with lane.on():
         lane.wait(made.barrier())
-        lane.copy_batch([Piece(target[:1], torch.ones(1)), Piece(target[1:], torch.ones(2))])
+        lane.copy(target[:1], torch.ones(1))
+        ones = torch.ones(2)
+        rows = ([target[1:].data_ptr()], [ones.data_ptr()], [ones.nbytes])
+        assert lane.copy_batch(Pieces(*(np.array(row, np.int64) for row in rows))) == 1
         mark = lane.mark()
     mark.synchronize()
     assert mark.is_done() and target.tolist() == [1, 1, 1]
@@ -42,7 +46,7 @@ def test_a_lane_may_write_what_was_made_in_inference_mode() -> None:
         target = torch.zeros(2)
     lane = CpuRuntime().lane()
     with lane.on():
-        lane.copy(Piece(target, torch.ones(2)))
+        lane.copy(target, torch.ones(2))
     assert target.tolist() == [1, 1]
 
 
@@ -60,10 +64,10 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     streams = iter(range(100))
 
     class Stream:
-        def __init__(self, device: Any) -> None:
-            self.name = next(streams)
+        def __init__(self, handle: int, device: Any) -> None:
+            self.name = handle - 1000
             self.device = device
-            self.cuda_stream = 1000 + self.name
+            self.cuda_stream = handle
 
         def wait_event(self, event: Any) -> None:
             said.append(("wait", self.name, event.name))
@@ -85,7 +89,15 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         def synchronize(self) -> None:
             said.append(("synchronize", self.name))
 
-    compute = Stream(CUDA)
+    class Driver:
+        def stream(self) -> int:
+            return 1000 + next(streams)
+
+        def copy_call(self) -> str:
+            return "cuMemcpyAsync"
+
+    compute = Stream(Driver().stream(), CUDA)
+    monkeypatch.setattr(runtime, "driver", Driver)
 
     def within(kind: str) -> Any:
         @contextmanager
@@ -96,7 +108,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
         return enter
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: compute)
     monkeypatch.setattr(torch.cuda, "device", within("device"))
@@ -120,10 +132,12 @@ def test_a_copy_waits_on_its_own_stream_and_its_mark_is_recorded_behind_it(log: 
     barrier, lane = made.barrier(), made.lane()
     with lane.on():
         lane.wait(barrier)
-        lane.copy(Piece(Noted(log), "source"))
+        lane.copy(Noted(log), "source")
         mark = lane.mark()
     assert log == [
         ("record", "a", 0),
+        ("enter device", CUDA),  # the stream is made
+        ("leave device", CUDA),
         ("enter device", CUDA),
         ("enter stream", 1),
         ("wait", 1, "a"),
@@ -143,7 +157,7 @@ def test_every_lane_is_a_stream_and_every_mark_an_event_of_its_own(log: Log) -> 
     for lane in lanes:
         lane.mark()
         lane.mark()
-    recorded = [(event, stream) for _, event, stream in log]
+    recorded = [said[1:] for said in log if said[0] == "record"]
     assert recorded == [("a", 1), ("b", 1), ("c", 2), ("d", 2), ("e", 3), ("f", 3)]
 
 
@@ -152,9 +166,16 @@ def test_a_batch_goes_to_the_lanes_stream_by_its_handle(
 ) -> None:
     found: list[Any] = []
     monkeypatch.setattr(runtime, "copy_batch", lambda *args: found.append(args))
+    monkeypatch.setattr(runtime, "copy_each", lambda *args: found.append(args))
+    lane = CudaRuntime(CUDA).lane()
+    lane.copy_batch(["piece"])
+    lane.copy_each(["piece"])
+    assert found == [(["piece"], 1001), (["piece"], 1001, "cuMemcpyAsync")]
+
+
+def test_more_lanes_than_torch_has_streams_share_none(log: Log) -> None:
     made = CudaRuntime(CUDA)
-    made.lane().copy_batch(["piece"])
-    assert found == [(["piece"], 1001)]
+    assert len({made.lane().stream.cuda_stream for _ in range(40)}) == 40
 
 
 def test_what_a_lane_raises_leaves_its_contexts(log: Log) -> None:

@@ -15,8 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policy.errors import ConfigError, InputError
+from realrun.chat import from_gguf as from_gguf_chat
 from realrun.model import smollm2_path
-from realrun.tokenizer import Message, Tokenizer, from_file, from_gguf, smollm2_chat, smollm2_turn
+from realrun.tokenizer import Tokenizer, from_file, from_gguf
 from realrun.weights import open_gguf
 
 _MADE: list[Tokenizer] = []
@@ -66,26 +67,15 @@ def test_special_tokens_are_whole_and_left_out_of_the_text() -> None:
 
 
 def test_a_chat_is_laid_out_as_smollm2_was_trained() -> None:
-    assert smollm2_chat([Message("user", "Hi")]) == (
+    smollm2()
+    chat = from_gguf_chat(open_gguf(smollm2_path()))
+    assert chat is not None
+    assert chat.opening("Hi") == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    own = [Message("system", "Be brief."), Message("user", "Hi")]
-    assert smollm2_chat(own) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_next_turn_only_appends_to_the_tokens_of_the_last(*, ended: bool) -> None:
-    tokenizer = smollm2()
-    first = [Message("user", "Count to 3.")]
-    whole = [*first, Message("assistant", "1, 2, 3"), Message("user", "On to 5!")]
-    answer = tokenizer.encode("1, 2, 3" + ("<|im_end|>" if ended else ""), begins=False)
-    turn = tokenizer.encode(smollm2_turn("On to 5!", ended=ended), begins=False)
-    assert tokenizer.encode(smollm2_chat(first)) + answer + turn == tokenizer.encode(
-        smollm2_chat(whole)
+    assert chat.following(["Hi"], "On to 5!") == (
+        "<|im_end|>\n<|im_start|>user\nOn to 5!<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

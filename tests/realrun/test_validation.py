@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="the executor needs torch")
 for _needed in ("safetensors", "tokenizers", "gguf"):
     pytest.importorskip(_needed, reason=f"the executor needs {_needed}")
 
-from benchmarks import gpu_check, validation, validation_workloads
+from benchmarks import validation, validation_workloads
 from calibrate import machine
 from calibrate.grid import Limits
 from calibrate.points import Point, Points, read
@@ -127,18 +127,18 @@ def test_the_workloads_that_ship_are_those_the_script_makes_with_200_turns(
     assert max(context.values()) <= 256
 
 
-def test_the_gpu_checks_parts_can_be_tried_on_a_cpu(
+def test_calibration_and_runs_can_be_parts_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(machine, "CPU_LIMITS", SMALL)
     monkeypatch.setattr(validation, "SAMPLES", 6)
     monkeypatch.setitem(validation.MODELS, "cpu", "random:tiny")
     monkeypatch.setitem(validation.SCENARIOS, "cpu", (str(small_scenario(tmp_path)),))
-    same = ["--device", "cpu", "--out", str(tmp_path / "out")]
-    assert gpu_check.main(["--part", "calibrate", *same]) == 0
+    same = ["--full", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert validation.main(["--part", "calibrate", *same]) == 0
     assert "error on" in capsys.readouterr().out
-    assert (tmp_path / "out" / "validation" / "machine.json").is_file()
-    assert gpu_check.main(["--part", "validate", *same]) == 0
+    assert (tmp_path / "out" / "machine.json").is_file()
+    assert validation.main(["--part", "validate", *same]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["predictions"][0]["repeats"] == {"paged": 3, "fastswitch": 3}
 

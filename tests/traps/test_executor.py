@@ -22,9 +22,9 @@ from policy.scheduler import Scheduler
 from policy.systems import System
 from realrun import batchcopy, swap, transfer
 from realrun.kvstore import LAYOUTS
-from realrun.pinned import register_in_chunks
+from realrun.pinned import page_lock
 from realrun.swap import SwapManager
-from tests.helpers.fake_device import ANY, FakeCudart, FakeDevice, numbers
+from tests.helpers.fake_device import ANY, FakeDevice, FakeLocker, numbers
 from tests.helpers.late_machine import LateMachine
 from tests.helpers.planted import changed
 from tests.helpers.scripted import (
@@ -165,13 +165,14 @@ def test_a5_a_mark_recorded_before_its_copy_is_caught() -> None:
     put = """\
                 transfer.mark = _UNTOLD
                 try:
-                    transfer.calls = self._move(self.store, transfer.copy, lane)
+                    put = self._move(self.store, transfer.copy, lane)
+                    transfer.calls, transfer.driver_ns = put
                 finally:
                     transfer.mark = lane.mark()
 """
     early = """\
                 transfer.mark = lane.mark()
-                transfer.calls = self._move(self.store, transfer.copy, lane)
+                transfer.calls, _ = self._move(self.store, transfer.copy, lane)
 """
     caught(WrongKV, "position", swap=without(put, early), submission="per_block", last="lane1")
 
@@ -207,10 +208,10 @@ def test_a7_a_barrier_that_is_set_once_and_never_again_is_caught() -> None:
 
 
 def test_a8_memory_that_was_not_page_locked_is_refused_at_the_start() -> None:
-    cudart = FakeCudart(forgetful=True)
+    locker = FakeLocker(forgetful=True)
     with pytest.raises(FaultError, match="registered and are not page-locked"):
-        register_in_chunks(make_store().host.pieces, 8, cudart, is_locked=cudart.is_locked)
-    assert cudart.chunks == {}
+        page_lock(make_store().host.whole, locker, is_locked=locker.is_locked)
+    assert locker.chunks == {}
 
 
 def test_a8_the_host_reads_what_was_gathered_once_it_has_landed(

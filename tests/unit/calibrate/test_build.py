@@ -11,9 +11,11 @@ import pytest
 from calibrate.build import build, refit, save, summary
 from calibrate.figure import fit_figure
 from calibrate.inference import centre
-from calibrate.points import Journal, Points
+from calibrate.models import _pieces
+from calibrate.points import Journal, Point, Points
 from calibrate.profile import Profile, load, names
 from policy.errors import ConfigError
+from policy.systems import named_system
 from sim.costs import CopyCosts, StepCosts
 from sim.simulate import simulate
 from tests.helpers.bench import scenario_of
@@ -82,6 +84,56 @@ def test_every_measured_number_has_its_interval_and_nearly_all_hold_the_truth(
             if not quantity.low <= true <= quantity.high:
                 missed.append(name)
     assert len(missed) <= 3, missed
+
+
+def test_what_our_python_adds_to_a_copy_is_kept_beside_what_the_driver_takes(
+    tmp_path: Path,
+) -> None:
+    """As a GPU's calibration has it: each job that the engine's own thread submits, until its last call is
+    in, and what of that was ours."""
+    per_job, per_piece = 20_000.0, 150.0
+    extra = {"python_per_job": per_job, "python_per_piece": per_piece}
+    quantities = {
+        name: TRUTH.transfer.per_job.model_copy(update={"value": value, "low": None, "high": None})
+        for name, value in extra.items()
+    }
+    ours = TRUTH.model_copy(update={"transfer": TRUTH.transfer.model_copy(update=quantities)})
+    total = ours.with_python()
+    points = synthetic(total, noise=0.01, spread=0.01)
+    spread = [1 + 0.01 * (index % 5 - 2) for index in range(20)]
+    for point in points.of_kind("copy"):
+        system = named_system(point["system"])
+        if point["duplex"] or system.transport.dispatch != "main_thread":
+            continue
+        pieces = _pieces(point, system, TRUTH.model.layers)
+        batched = system.transport.submission == "batched"
+        calls, descriptors = (1, pieces) if batched else (pieces, 0)
+        costs = total.transfer
+        whole = costs.per_job.value + calls * costs.per_call.value
+        whole += descriptors * costs.per_descriptor.value
+        added = per_job + per_piece * pieces
+        points.samples[Point("submit", point.features)] = [int(whole * each) for each in spread]
+        points.samples[Point("python", point.features)] = [int(added * each) for each in spread]
+    made = build(points, name="python", draws=20)
+    driver, both = made.transfer, made.with_python().transfer
+    assert driver.python_per_job is not None and driver.python_per_piece is not None
+    assert driver.python_per_job.value == pytest.approx(per_job, rel=0.02)
+    assert driver.python_per_piece.value == pytest.approx(per_piece, rel=0.02)
+    for name, added in (("per_job", per_job), ("per_call", per_piece)):
+        found = getattr(both, name)
+        assert found.value - getattr(driver, name).value == pytest.approx(added, rel=0.02)
+        assert found.value == pytest.approx(getattr(total.transfer, name).value, rel=0.1)
+        assert "our Python" in found.source and found.low <= found.value <= found.high
+    assert both.python_per_job is None  # charged once
+    assert made.with_python().with_python() == made.with_python()
+    path = tmp_path / "python.json"
+    save(made, path)
+    assert load(str(path)) == made
+
+
+def test_a_profile_that_was_not_told_them_apart_is_as_it_always_was(profile: Profile) -> None:
+    assert profile.with_python() is profile
+    assert "python_per_job" not in profile.as_json()["transfer"]
 
 
 def test_the_engines_overhead_is_part_of_a_step(points: Points, profile: Profile) -> None:
