@@ -1,6 +1,6 @@
 """Whose blocks are copied to the host before anybody has to leave. A decision; the rules are elsewhere.
 
-A movement names requests. They are backed up (`policy/engines/ahead.py`, `policy/memory/backup.py`) only while no other
+A movement names requests. They are backed up (`policy/engines/ahead.py`, `policy/memory/memory.py`) only while no other
 copy to the host is under way or due, within `Settings.backup_blocks`, and into host room that is free.
 """
 

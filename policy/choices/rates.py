@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policy.memory.context import InFlight
+from policy.memory.transfers import Transfer
 from policy.plan import Outcome, Plan
 
 _SHIFT = 3  # an exponentially weighted mean with weight 1/8, in integers
@@ -100,7 +100,7 @@ class Rates:
             tokens = sum(count for _, count in plan.prefill)
             self.prefill.saw(tokens, outcome.end_ns - outcome.start_ns)
 
-    def saw_copy(self, flight: InFlight, done_ns: int, *, ok: bool) -> None:
+    def saw_copy(self, flight: Transfer, done_ns: int, *, ok: bool) -> None:
         """A copy ended; its service began when it was planned or when the one before it ended. One that
         failed or was cancelled took its time too, and says nothing of how long a block takes."""
         began = max(flight.planned_ns, self._last_done[flight.to_host])

@@ -68,20 +68,19 @@ class BackupRounds:
     def _back_up(self, order: Sequence[Request], draft: Draft) -> bool:
         """Copy full blocks to the host, behind every other copy that goes there; False if one does."""
         swaps = self._swaps
-        backing = swaps.backing
-        assert backing is not None
+        memory = swaps.memory
         self.is_behind = draft.acts or bool(draft.prefill)  # what it changes may allow more
         residents = [request for request in order if request.context.device is not None]
         unsaved = {
             request: tokens
             for request in residents
-            if backing.unsaved(request.context, tokens := _computed(request))
+            if memory.unsaved(request.context, tokens := _computed(request))
         }
         if not unsaved:
             return True
         self.is_behind = True
         left = swaps.settings.backup_blocks
-        flights = backing.in_flight.values()
+        flights = memory.in_flight.values()
         for flight in flights:
             if flight.to_host:
                 context = flight.context
@@ -89,12 +88,12 @@ class BackupRounds:
                     return False  # somebody waits for the room, or a turn's KV goes
                 left -= flight.copy.num_blocks
         moving = {flight.context for flight in flights}
-        free = backing.num_soon
+        free = memory.num_soon
         for request in self._movement.nominate(residents, free):
             context = request.context
             if request not in unsaved or context in moving or left <= 0:
                 continue
-            copy = backing.back_up(context, unsaved[request], left, swaps.desk.now_ns)
+            copy = memory.back_up(context, unsaved[request], left, swaps.desk.now_ns)
             if copy is not None:
                 left -= copy.num_blocks
                 draft.add_store(copy, waited=False)

@@ -9,8 +9,9 @@ from collections import Counter
 
 from policy.engines.swaps import Swaps
 from policy.errors import InvariantError
-from policy.memory.context import Context, HostRole, InFlight
-from policy.memory.sharing import SharedMemory
+from policy.memory.context import Context, HostRole
+from policy.memory.sharing import Sharing
+from policy.memory.transfers import Kind, Transfer
 from policy.pools.allocation import Allocation
 from policy.request import Request, RequestState
 
@@ -26,11 +27,12 @@ def check_counts(swaps: Swaps) -> None:
     for context in (*swaps.idle_device, *swaps.ended):
         if context.device is not None and not context.owner.is_live:
             held += len(context.device.blocks) - context.device.num_shared
-    total = device.num_free + device.num_reserved + held + swaps.memory.pending_device
+    moving = swaps.memory.transfers.coming
+    total = device.num_free + device.num_reserved + held + moving
     if total != device.num_blocks:
         raise InvariantError(
             f"device: {device.num_free} free + {device.num_reserved} reserved + {held} held +"
-            f" {swaps.memory.pending_device} in flight is not {device.num_blocks}"
+            f" {moving} in flight is not {device.num_blocks}"
         )
 
 
@@ -44,14 +46,11 @@ def check(swaps: Swaps) -> None:
         _present([c.device for c in contexts] + [flight.device for flight in flights])
     )
     memory.host.check(_present([c.host for c in contexts] + [flight.host for flight in flights]))
-    sources = _present([flight.device for flight in flights])
-    pending = sum(len(source.blocks) - source.num_shared for source in sources)
-    if pending != memory.pending_device:
-        raise InvariantError(f"{pending} device blocks in flight, {memory.pending_device} counted")
     if swaps.sharing is not None:
-        _check_leaving(swaps.sharing, sources)
+        _check_leaving(swaps.sharing, _present([flight.device for flight in flights]))
     for context in contexts:
         _check_context(swaps, context)
+    memory.transfers.check()
     for request in swaps.desk.live.values():
         _check_request(swaps, request)
     _check_prefills(swaps)
@@ -96,19 +95,15 @@ def _check_context(swaps: Swaps, context: Context) -> None:
             raise InvariantError(
                 f"{context!r}: the next token goes into {shared_tokens} shared tokens"
             )
-    if context.outgoing is not None and context.incoming is not None:
-        raise InvariantError(f"{context!r} is copied both ways at once")
-    for flight in (context.outgoing, context.incoming):
-        if flight is None:
-            continue
-        if memory.in_flight.get(flight.copy.copy_id) is not flight or flight.context is not context:
-            raise InvariantError(f"{context!r}: copy {flight.copy.copy_id} is not in flight for it")
-        if flight.waited or flight.cancelled:
-            raise InvariantError(f"{context!r}: copy {flight.copy.copy_id} is settled already")
+    transfer = context.transfer
+    if transfer is not None:
+        copy_id = transfer.copy.copy_id
+        if memory.in_flight.get(copy_id) is not transfer or transfer.context is not context:
+            raise InvariantError(f"{context!r}: copy {copy_id} is not in flight for it")
+        if transfer.kind is Kind.BACKUP:
+            _check_backup(swaps, context, transfer)
     expected = HostRole.NONE
-    if context.backup is not None:
-        _check_backup(swaps, context, context.backup)
-    elif context.host is not None and not context.is_busy:
+    if context.host is not None and transfer is None:
         if not context.owner.is_live:
             expected = HostRole.IDLE
         elif context.device is not None:
@@ -117,14 +112,10 @@ def _check_context(swaps: Swaps, context: Context) -> None:
         raise InvariantError(f"{context!r}: host role {context.role.name}, not {expected.name}")
 
 
-def _check_backup(swaps: Swaps, context: Context, flight: InFlight) -> None:
-    """It is in flight for its context, and reads full blocks that are computed."""
+def _check_backup(swaps: Swaps, context: Context, flight: Transfer) -> None:
+    """It reads full blocks that are computed, and has room for them."""
     owner, memory = context.owner, swaps.memory
     copy_id = flight.copy.copy_id
-    if memory.in_flight.get(copy_id) is not flight or flight.context is not context:
-        raise InvariantError(f"{context!r}: backup {copy_id} is not in flight for it")
-    if flight.waited or flight.cancelled or context.is_busy:
-        raise InvariantError(f"{context!r}: backup {copy_id} is settled already, or in the way")
     computed = owner.num_tokens - 1 if owner.is_decoding else context.device_tokens
     if context.device is None or flight.tokens > computed:
         raise InvariantError(f"{context!r}: backup {copy_id} reads {flight.tokens} tokens")
@@ -136,15 +127,14 @@ def _check_backup(swaps: Swaps, context: Context, flight: InFlight) -> None:
 
 def _check_backups(swaps: Swaps) -> None:
     """All together keep to their limit, so that an urgent copy waits for no more than that."""
-    backing = swaps.backing
-    blocks = 0 if backing is None else sum(f.copy.num_blocks for f in backing.backups())
+    blocks = sum(backup.copy.num_blocks for backup in swaps.memory.backups())
     if blocks > swaps.settings.backup_blocks:
         raise InvariantError(
             f"{blocks} blocks are being backed up, limit {swaps.settings.backup_blocks}"
         )
 
 
-def _check_leaving(sharing: SharedMemory, sources: list[Allocation]) -> None:
+def _check_leaving(sharing: Sharing, sources: list[Allocation]) -> None:
     """Shared blocks know how many copies in flight hold them."""
     leaving = Counter(shared for source in sources for shared in source.shared)
     for shared in sharing.tree:

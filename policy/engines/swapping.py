@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from policy.choices.catalog import Decisions, named_decisions
-from policy.choices.movement import BACKUPS
 from policy.desk import Desk
 from policy.engines import swap_laws
 from policy.engines.base import Event, Levels
 from policy.engines.swaps import Swaps
-from policy.memory.backup import BackupMemory
 from policy.memory.ledger import Ledger
 from policy.memory.memory import Memory
-from policy.memory.sharing import SharedMemory
+from policy.memory.sharing import Sharing
 from policy.plan import CopyResult
 from policy.pools.allocation import Pool
 from policy.pools.catalog import make_pool
@@ -156,12 +154,16 @@ def make_swaps(parts: Parts) -> Swaps:
     host = make_pool(options.allocator, "host", settings.host_blocks, draw)
     ledger = Ledger(host, size, decisions.eviction, whole=options.contamination == "whole")
     increment = settings.host_increment if options.reuse else 0
+    sharing = None
     if options.prefix_sharing:
-        tree = PrefixPool(device, (settings.prefix_block or size) // size)
-        sharing = SharedMemory(tree, ledger, size, reuse=options.reuse, host_increment=increment)
-        return Swaps(desk, options, sharing, decisions, sharing=sharing)
-    if options.movement in BACKUPS:
-        backing = BackupMemory(device, ledger, size, reuse=True, host_increment=increment)
-        return Swaps(desk, options, backing, decisions, backing=backing)
-    memory = Memory(device, ledger, size, reuse=options.reuse, host_increment=increment)
+        device = tree = PrefixPool(device, (settings.prefix_block or size) // size)
+        sharing = Sharing(tree, size)
+    memory = Memory(
+        device,
+        ledger,
+        size,
+        reuse=options.reuse,
+        host_increment=increment,
+        sharing=sharing,
+    )
     return Swaps(desk, options, memory, decisions)

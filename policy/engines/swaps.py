@@ -11,10 +11,10 @@ from policy.choices.catalog import Decisions
 from policy.choices.preemption import parking_of
 from policy.desk import Desk, in_batch_order
 from policy.engines.draft import Draft
-from policy.memory.backup import BackupMemory
-from policy.memory.context import Context, InFlight
+from policy.memory.context import Context
 from policy.memory.memory import Memory
-from policy.memory.sharing import SharedMemory
+from policy.memory.sharing import Sharing
+from policy.memory.transfers import Transfer
 from policy.plan import PreemptionMode
 from policy.request import Move, Request, RequestState
 from policy.systems import SwapOptions
@@ -29,15 +29,12 @@ class Swaps:
         options: SwapOptions,
         memory: Memory,
         decisions: Decisions,
-        sharing: SharedMemory | None = None,
-        backing: BackupMemory | None = None,
     ) -> None:
         self.desk = desk
         self.settings = desk.settings
         self.options = options
         self.memory = memory
-        self.sharing = sharing  # `memory` again, where prompts share what they begin with
-        self.backing = backing  # `memory` again, where blocks are backed up
+        self.sharing = memory.sharing
         self.overlap = decisions.overlap
         self.displacement = decisions.displacement
         self.preemption = decisions.preemption
@@ -217,9 +214,10 @@ class Swaps:
             request.move(Move.LOAD)
             self.loading[request] = None
 
-    def lose_host_copy(self, request: Request, sharing: SharedMemory) -> None:
+    def lose_host_copy(self, request: Request, sharing: Sharing) -> None:
         """What its host copy continues is gone: the request recomputes."""
-        sharing.forget_host_copy(request.context)
+        sharing.count_lost(request.context)
+        self.memory.ledger.drop(request.context)
         if request.state is RequestState.SWAPPED:
             request.move(Move.RECOMPUTE)
 
@@ -294,11 +292,12 @@ class Swaps:
         at_any_cost = self.preemption.at_any_cost
         if memory.ledger.make_room(wanted, context, at_any_cost=at_any_cost):
             return True
-        if self.backing is None:
+        backups = memory.backups()
+        if not backups:
             return False
-        for flight in self.backing.backups():
-            assert flight.context is not None
-            draft.cancel.extend(memory.stop_backup(flight.context))
+        for backup in backups:
+            assert backup.context is not None
+            draft.cancel.extend(memory.stop_backup(backup.context))
         return memory.ledger.make_room(wanted, context, at_any_cost=at_any_cost)
 
     def _count_parking(self, request: Request) -> None:
@@ -335,7 +334,7 @@ class Swaps:
 
     # ------------------------------------------------------------------ copies
 
-    def copy_ended(self, flight: InFlight, *, ok: bool) -> bool:
+    def copy_ended(self, flight: Transfer, *, ok: bool) -> bool:
         """Move the request whose KV a copy carried, if anybody still wants it.
 
         True if the request lost KV with the copy and must recompute.
@@ -348,7 +347,7 @@ class Swaps:
             self.memory.ledger.forget_if_empty(context)
             return False
         if ok:
-            if not flight.to_host and not flight.waited:
+            if not flight.to_host and not flight.is_waited:
                 self.loaded(request)
             return False
         if request.is_decoding:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from policy.engines.room import Room, blocks_missing, blocks_needed
-from policy.memory.sharing import SharedMemory
+from policy.memory.sharing import Sharing
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
 
@@ -49,7 +49,7 @@ class Bounds(NamedTuple):
     growth: int
     block_size: int
     max_num_seqs: int
-    sharing: SharedMemory | None = None
+    sharing: Sharing | None = None
     protects_leader: bool = True
     place: Callable[[Request], tuple[Any, ...]] | None = None
     headroom: int = 0
@@ -242,7 +242,7 @@ class _SharedGains(_Gains):
     """With shared blocks: what it alone holds, those parked before it and copies in flight left
     out of the count, and what nobody among `incoming` is about to hold (trap L15)."""
 
-    def __init__(self, size: int, sharing: SharedMemory, incoming: Sequence[Request]) -> None:
+    def __init__(self, size: int, sharing: Sharing, incoming: Sequence[Request]) -> None:
         super().__init__(size)
         self._each = sharing.blocks_each
         self._left: dict[SharedBlock, int] = {}  # holders that have not been parked
@@ -265,7 +265,7 @@ class _SharedGains(_Gains):
 class _Once:
     """Shared blocks of those in the target so far, since they take room once."""
 
-    def __init__(self, sharing: SharedMemory) -> None:
+    def __init__(self, sharing: Sharing) -> None:
         self._sharing = sharing
         self._seen: dict[SharedBlock, None] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from policy.plan import Copy, Direction
+from policy.memory.transfers import Kind, Transfer
 from policy.pools.allocation import Allocation
 from policy.request import Request
 
@@ -27,20 +27,20 @@ class Context:
     The host copy begins with logical block `host_base`: what comes before it was shared with others
     when the copy was made and stayed with them, so it must be on the device when the copy comes
     back. 0 without prefix sharing.
+
+    `transfer`: the copy that moves its blocks and that no step has waited for; one at a time.
     """
 
     __slots__ = (
-        "backup",
         "device",
         "device_tokens",
         "host",
         "host_base",
         "host_tokens",
         "idle_since",
-        "incoming",
-        "outgoing",
         "owner",
         "role",
+        "transfer",
     )
 
     def __init__(self, owner: Request) -> None:
@@ -50,11 +50,7 @@ class Context:
         self.host: Allocation | None = None
         self.host_tokens = 0
         self.host_base = 0
-        self.outgoing: InFlight | None = None
-        self.incoming: InFlight | None = None
-        self.backup: InFlight | None = (
-            None  # full blocks on their way to the host, the owner going on
-        )
+        self.transfer: Transfer | None = None
         self.role = HostRole.NONE
         self.idle_since = 0  # rising number, set when the conversation went idle
 
@@ -66,8 +62,27 @@ class Context:
 
     @property
     def is_busy(self) -> bool:
-        """A copy that the step did not wait for reads or writes it."""
-        return self.outgoing is not None or self.incoming is not None
+        """A copy that the step did not wait for takes it off the device, or brings it there."""
+        return self.transfer is not None and self.transfer.kind is not Kind.BACKUP
+
+    @property
+    def outgoing(self) -> Transfer | None:
+        """That copy, if it takes it off the device."""
+        return self._moving(Kind.STORE)
+
+    @property
+    def incoming(self) -> Transfer | None:
+        """That copy, if it brings it to the device."""
+        return self._moving(Kind.LOAD)
+
+    @property
+    def backup(self) -> Transfer | None:
+        """A copy of full blocks to the host, the owner going on."""
+        return self._moving(Kind.BACKUP)
+
+    def _moving(self, kind: Kind) -> Transfer | None:
+        transfer = self.transfer
+        return transfer if transfer is not None and transfer.kind is kind else None
 
     @property
     def is_resident(self) -> bool:
@@ -88,55 +103,5 @@ class Context:
         """Only the first `tokens` tokens are the new owner's context (parent_prefix_tokens)."""
         self.device_tokens = min(self.device_tokens, tokens)
         self.host_tokens = min(self.host_tokens, tokens)
-        flight = self.outgoing
-        if flight is not None:
-            flight.tokens = min(flight.tokens, tokens)
-            flight.before = min(flight.before, tokens)
-
-
-class InFlight:
-    """A copy that has started and not ended.
-
-    `context` is None once nobody wants the KV any more; then the record alone owns the blocks.
-    `device`: blocks that only this copy still needs (its source, on the way to the host).
-    `host`: blocks that only this copy still needs (target or source of an unwanted copy).
-    """
-
-    __slots__ = (
-        "before",
-        "cancelled",
-        "context",
-        "copy",
-        "device",
-        "first_block",
-        "host",
-        "planned_ns",
-        "tokens",
-        "waited",
-    )
-
-    def __init__(
-        self,
-        copy: Copy,
-        context: Context,
-        *,
-        tokens: int,
-        before: int,
-        first_block: int,
-        planned_ns: int,
-    ) -> None:
-        self.copy = copy
-        self.context: Context | None = context
-        self.tokens = tokens  # valid tokens on the target side once it has ended
-        self.before = before  # valid tokens on the target side if it fails
-        self.first_block = first_block
-        self.planned_ns = planned_ns
-        self.device: Allocation | None = None
-        self.host: Allocation | None = None
-        self.waited = False
-        self.cancelled = False
-
-    @property
-    def to_host(self) -> bool:
-        """Direction, as a claim."""
-        return self.copy.direction is Direction.TO_HOST
+        if self.transfer is not None:
+            self.transfer.limit(tokens)

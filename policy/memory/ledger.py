@@ -71,7 +71,7 @@ class Ledger:
         self._idle_order = None
 
     def _role_of(self, context: Context) -> HostRole:
-        if context.host is None or context.is_busy or context.backup is not None:
+        if context.host is None or context.transfer is not None:
             return HostRole.NONE
         if not context.owner.is_live:
             return HostRole.IDLE

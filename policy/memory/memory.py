@@ -8,32 +8,40 @@ other has it when its outcome arrives.
 
 from __future__ import annotations
 
-from policy.memory.context import Context, InFlight
+from policy.memory.context import Context
 from policy.memory.ledger import Ledger
-from policy.plan import Copy, Direction
-from policy.pools.allocation import Allocation, Pool
-from policy.pools.runs import matching_runs
-from policy.request import Request
+from policy.memory.sharing import Sharing
+from policy.memory.transfers import Fate, Kind, Transfer, Transfers
+from policy.plan import Copy
+from policy.pools.allocation import Pool
 
 
 class Memory:
     """Both tiers. `reuse` keeps the host copy after a load and sends only what is new.
 
-    `host_increment`: host blocks reserved next to a copy for the conversation's next turn.
+    `host_increment`: host blocks reserved next to a copy for the conversation's next turn. `sharing`:
+    where prompts that begin alike hold the same device blocks.
     """
 
     def __init__(
-        self, device: Pool, ledger: Ledger, block_size: int, *, reuse: bool, host_increment: int
+        self,
+        device: Pool,
+        ledger: Ledger,
+        block_size: int,
+        *,
+        reuse: bool,
+        host_increment: int,
+        sharing: Sharing | None = None,
     ) -> None:
         self.device = device
         self.host = ledger.host
         self.ledger = ledger
+        self.sharing = sharing
         self.block_size = block_size
-        self.in_flight: dict[int, InFlight] = {}
-        self.pending_device = 0  # unshared device blocks that come back when copies in flight end
+        self.transfers = Transfers(device, ledger.host, block_size)
+        self.in_flight = self.transfers.in_flight
         self._reuse = reuse
         self._host_increment = host_increment
-        self._next_copy_id = 0
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens."""
@@ -42,7 +50,7 @@ class Memory:
     @property
     def num_coming(self) -> int:
         """Device blocks that come back when copies in flight end."""
-        return self.pending_device + self.device.num_leaving
+        return self.transfers.coming + self.device.num_leaving
 
     @property
     def num_soon(self) -> int:
@@ -60,22 +68,29 @@ class Memory:
         if missing > 0:
             self.device.allocate(context.device, missing, reserve)
 
-    def _begin(self, context: Context, most: int) -> int:  # noqa: ARG002
+    def _begin(self, context: Context, most: int) -> int:
         """Start a device side. Returns how many tokens are valid on it, `most` at the most."""
         context.device = self.device.new()
         self.ledger.classify(context)
-        return 0
+        return 0 if self.sharing is None else self.sharing.begin(context, most)
 
     def present_tokens(self, context: Context) -> int:
         """Tokens that need no prefill: on the device, or on the host to be loaded first."""
-        return max(context.device_tokens, context.host_tokens)
+        there = max(context.device_tokens, context.host_tokens)
+        if self.sharing is None or context.device is not None:
+            return there
+        return max(there, self.sharing.tokens_found(context))
 
     def is_to_load(self, context: Context) -> bool:
         """Off the device, with a host copy that is worth loading."""
-        return context.device is None and context.host_tokens > 0
+        if context.device is not None or not context.host_tokens:
+            return False
+        return self.sharing is None or self.sharing.is_worth_loading(context)
 
     def repeat(self, context: Context, tokens: int) -> None:
         """The owner's prompt repeats the first `tokens` tokens of what the context holds."""
+        if self.sharing is not None:
+            self.sharing.repeat(context, tokens)
         context.limit(tokens)
         if context.outgoing is None:
             if context.device is not None:
@@ -101,11 +116,20 @@ class Memory:
     # ------------------------------------------------------------------ copies out
 
     def prepare_to_leave(self, context: Context) -> None:
-        """Decide where the host copy begins, before host room is made for it."""
+        """Decide where the host copy begins, before host room is made for it: where prompts share
+        blocks, behind those that others hold too. An older copy that begins later is dropped: what was
+        others' is the context's alone by now, and would be lost."""
+        if self.sharing is None:
+            return
+        base = self.sharing.leaves_from(context)
+        if context.host is not None and context.host_base > base:
+            self.ledger.drop(context)
+        if context.host is None:
+            context.host_base = base
 
     def host_blocks_wanted(self, context: Context) -> int:
         """Host blocks a copy of the whole device side would need beyond those it has."""
-        have = context.host_base + (0 if context.host is None else len(context.host.blocks))
+        have = context.host_base + context.host_blocks
         return max(0, self.blocks_for(context.device_tokens) - have)
 
     def copy_out(self, context: Context, now_ns: int, *, waited: bool, urgent: bool) -> Copy | None:
@@ -114,55 +138,46 @@ class Memory:
         Host room must have been made. Returns None when the host already has everything; then the
         device blocks are free at once. A block that was partial on the host is sent again.
         """
-        device = context.device
-        assert device is not None and not context.is_busy
+        assert context.device is not None
         tokens = context.device_tokens
         valid = context.host_tokens
         last = self.blocks_for(tokens)
         if tokens <= valid:
             self.drop_device(context)
             return None
+        self._extend_host(context, last)
+        first = max(valid // self.block_size, context.host_base)
+        transfer = self.transfers.start(
+            Kind.STORE,
+            context,
+            (first, last),
+            tokens=tokens,
+            before=valid,
+            now_ns=now_ns,
+            waited=waited,
+            urgent=urgent,
+        )
+        if waited:
+            context.host_tokens = tokens
+        self.ledger.classify(context)
+        return transfer.copy
+
+    def _extend_host(self, context: Context, last: int) -> None:
+        """Host blocks up to logical block `last`; there is room."""
         if context.host is None:
             context.host = self.host.new()
         wanted = last - context.host_base - len(context.host.blocks)
-        self.host.allocate(context.host, wanted, self._host_increment)
-        first = max(valid // self.block_size, context.host_base)
-        copy = self._start(context, device, Direction.TO_HOST, first, last, urgent=urgent)
-        flight = InFlight(
-            copy, context, tokens=tokens, before=valid, first_block=first, planned_ns=now_ns
-        )
-        self.in_flight[copy.copy_id] = flight
-        context.device = None
-        context.device_tokens = 0
-        if waited:
-            flight.waited = True
-            self.device.truncate(device, 0)
-            context.host_tokens = tokens
-        else:
-            self.device.truncate(device, last)
-            source = self.device.split(device, max(first, device.num_shared))
-            self.device.truncate(device, device.num_shared)
-            self.device.join(device, source)
-            flight.device = device
-            self._start_leaving(device)
-            context.outgoing = flight
-        self.ledger.classify(context)
-        return copy
+        if wanted > 0:
+            self.host.allocate(context.host, wanted, self._host_increment)
 
-    def stop_backup(self, context: Context) -> tuple[int, ...]:  # noqa: ARG002
-        """Cancel the copy that is made of the context while its owner goes on (`policy/memory/backup.py`), if
-        there is one. Returns its id, for the plan's cancel list."""
-        return ()
-
-    def wait(self, flight: InFlight) -> None:
+    def wait(self, transfer: Transfer) -> None:
         """A step waits for a copy out in flight: its effects count from this plan on."""
-        assert flight.to_host and not flight.waited
-        flight.waited = True
-        self._vacate(flight)
-        context = flight.context
-        if context is not None:
-            context.outgoing = None
-            self._arrived_on_host(flight, context)
+        context = transfer.context
+        if context is None:
+            self.transfers.turn(transfer, Fate.VACATED)
+        else:
+            self.transfers.turn(transfer, Fate.WAITED)
+            self._arrived_on_host(transfer, context)
 
     def keep_source(
         self, context: Context, num_blocks: int, now_ns: int, *, waited: bool
@@ -176,34 +191,23 @@ class Memory:
         missing. Room for `num_blocks` in all must be available (`kept_blocks` of them are the
         source).
         """
-        flight = context.outgoing
-        assert flight is not None and flight.device is not None
-        flight.cancelled = True
-        flight.context = None
-        source, flight.device = flight.device, None
-        self._stop_leaving(source)
-        context.outgoing = None
-        assert context.host is not None
-        clean = flight.first_block
-        flight.host = self.host.split(context.host, clean - context.host_base)
-        context.host_tokens = clean * self.block_size
-        if clean == context.host_base:
-            context.host = None
-            context.host_tokens = context.host_base = 0
-        tokens = flight.tokens
+        transfer = context.outgoing
+        assert transfer is not None
+        cancelled = self.transfers.turn(transfer, Fate.KEPT)
+        source, clean, tokens = context.device, transfer.first_block, transfer.tokens
+        assert source is not None
         missing = clean - source.num_shared
-        context.device = source
         if missing <= 0:
             context.device_tokens = tokens
             self.hold(context, num_blocks, 0)
             self.ledger.classify(context)
-            return flight.copy.copy_id, None
+            return cancelled, None
         rest = self.device.split(source, source.num_shared)
         self.device.allocate(source, missing)
         self.device.join(source, rest)
         self.hold(context, num_blocks, 0)
         load = self._copy_in(context, source.num_shared, clean, tokens, now_ns, waited=waited)
-        return flight.copy.copy_id, load
+        return cancelled, load
 
     def kept_blocks(self, context: Context) -> int:
         """Device blocks that `keep_source` would give back."""
@@ -222,20 +226,16 @@ class Memory:
             flight is not None
             and flight.device is not None
             and flight.tokens > flight.first_block * self.block_size
-            and self._is_repeated(context.owner, flight)
+            and (self.sharing is None or self.sharing.is_repeated(context.owner, flight))
             and _missing(flight) + len(flight.device.blocks) <= num_blocks
         )
-
-    def _is_repeated(self, owner: Request, flight: InFlight) -> bool:  # noqa: ARG002
-        """Whether the owner's prompt begins with every shared block of the source."""
-        return True
 
     # ------------------------------------------------------------------ copies in
 
     def is_promised(self, context: Context) -> bool:
         """Whether its host copy is one that this very plan waits for: what it holds is known with
         the outcome, so no load of this plan may read it (trap L20)."""
-        return any(f.waited and f.context is context for f in self.in_flight.values())
+        return any(f.is_waited and f.context is context for f in self.in_flight.values())
 
     def load(
         self, context: Context, num_blocks: int, now_ns: int, reserve: int, *, waited: bool
@@ -253,136 +253,140 @@ class Memory:
         """Blocks that `load`, or `keep_source`, would copy in."""
         if context.outgoing is not None:
             return _missing(context.outgoing)
-        return self.blocks_for(context.host_tokens)
+        blocks = self.blocks_for(context.host_tokens)
+        if self.sharing is None:
+            return blocks
+        return blocks - len(self.sharing.chain_of(context)) * self.sharing.blocks_each
 
     def _copy_in(
         self, context: Context, first: int, last: int, tokens: int, now_ns: int, *, waited: bool
     ) -> Copy:
-        assert context.device is not None
-        copy = self._start(context, context.device, Direction.TO_DEVICE, first, last, urgent=True)
-        flight = InFlight(
-            copy, context, tokens=tokens, before=0, first_block=first, planned_ns=now_ns
+        transfer = self.transfers.start(
+            Kind.LOAD,
+            context,
+            (first, last),
+            tokens=tokens,
+            before=0,
+            now_ns=now_ns,
+            waited=waited,
+            urgent=True,
         )
-        self.in_flight[copy.copy_id] = flight
         if waited:
-            flight.waited = True
-            self._arrived_on_device(flight, context)
+            self._arrived_on_device(transfer, context)
         else:
-            context.incoming = flight
             self.ledger.classify(context)
-        return copy
+        return transfer.copy
+
+    # ------------------------------------------------------------------ backups
+
+    def unsaved(self, context: Context, tokens: int) -> int:
+        """Full blocks of a device side with `tokens` valid tokens that the host lacks."""
+        return tokens // self.block_size - context.host_tokens // self.block_size
+
+    def back_up(self, context: Context, tokens: int, most: int, now_ns: int) -> Copy | None:
+        """Copy full blocks that the host lacks, `most` at the most, into room that is free: nobody's
+        copy goes for a backup. None where there is no such room (docs/decisions/0032-movement.md).
+
+        KV is appended, so nobody writes a full block again. A backup gives way to everything else: it
+        is stopped when its owner leaves the device for any reason, and what it carried was never sent.
+        """
+        size = self.block_size
+        first = context.host_tokens // size
+        have = context.host_blocks
+        last = min(tokens // size, first + most, have + self.host.num_available)
+        if last <= first:
+            return None
+        self._extend_host(context, last)
+        transfer = self.transfers.start(
+            Kind.BACKUP,
+            context,
+            (first, last),
+            tokens=last * size,
+            before=first * size,
+            now_ns=now_ns,
+            waited=False,
+            urgent=False,
+        )
+        self.ledger.classify(context)
+        return transfer.copy
+
+    def backups(self) -> list[Transfer]:
+        """Those under way that somebody still wants."""
+        return [
+            transfer
+            for transfer in self.in_flight.values()
+            if transfer.kind is Kind.BACKUP and transfer.fate is Fate.MOVING
+        ]
+
+    def stop_backup(self, context: Context) -> tuple[int, ...]:
+        """Cancel the backup that is made of the context, if there is one; its target stays with the
+        copy. Returns its id, for the plan's cancel list."""
+        if context.backup is None:
+            return ()
+        cancelled = self.transfers.turn(context.backup, Fate.KEPT)
+        self.ledger.classify(context)
+        return (cancelled,)
 
     # ------------------------------------------------------------------ the end of a copy
 
-    def complete(self, copy_id: int, *, ok: bool) -> InFlight:
+    def complete(self, copy_id: int, *, ok: bool) -> Transfer:
         """Fold in the outcome of a copy and return its record; the caller moves the request.
 
-        A cancelled copy ends with `ok` false and has no effect beyond freeing its target. A failed
+        A cancelled copy ends with `ok` false and has no effect beyond freeing what it holds. A failed
         copy out loses what only it carried; a failed copy in loses the device side, and the host
-        side is not trusted either (trap L20: the request recomputes).
+        side is not trusted either (trap L20: the request recomputes). A backup moves no request.
         """
-        flight = self.in_flight.pop(copy_id)
-        context = flight.context
-        if not flight.waited:
-            self._vacate(flight)
-        if flight.host is not None:
-            self.host.truncate(flight.host, 0)
-            flight.host = None
+        transfer = self.transfers.end(copy_id)
+        context = transfer.context
         if context is None:
-            return flight
-        if flight.to_host:
-            if context.outgoing is flight:
-                context.outgoing = None
+            return transfer
+        is_done = transfer.is_waited  # its effects have counted since then
+        if transfer.to_host:
             if not ok:
-                self.ledger.cut(context, flight.before)
-            elif not flight.waited:
-                self._arrived_on_host(flight, context)
-        else:
-            context.incoming = None
-            if not ok:
-                self.drop_device(context)
-                self.ledger.drop(context)
-            elif not flight.waited:
-                self._arrived_on_device(flight, context)
+                self.ledger.cut(context, transfer.before)
+            elif not is_done:
+                self._arrived_on_host(transfer, context)
+        elif not ok:
+            self.drop_device(context)
+            self.ledger.drop(context)
+        elif not is_done:
+            self._arrived_on_device(transfer, context)
         self.ledger.classify(context)
-        return flight
+        if transfer.kind is Kind.BACKUP:
+            transfer.context = None
+        elif (
+            not transfer.to_host and ok and self.sharing is not None and context.device is not None
+        ):
+            self.sharing.publish(context)  # unless who was waited for has left meanwhile
+        return transfer
 
     def abandon(self, context: Context) -> tuple[int, ...]:
         """Nobody wants this KV: free what no copy uses, leave the rest to the copies in flight.
 
         Returns the ids of those copies, for the plan's cancel list.
         """
-        cancelled = []
-        for flight in (context.outgoing, context.incoming):
-            if flight is None:
-                continue
-            flight.context = None
-            flight.cancelled = True
-            cancelled.append(flight.copy.copy_id)
-            flight.host, context.host = context.host, None
-            if not flight.to_host:
-                assert context.device is not None
-                flight.device, context.device = context.device, None
-                self._start_leaving(flight.device)
-        context.outgoing = context.incoming = None
+        cancelled = self.stop_backup(context)
+        if context.transfer is not None:
+            cancelled = (self.transfers.turn(context.transfer, Fate.UNWANTED),)
         self.drop_device(context)
         self.ledger.drop(context)
-        return tuple(cancelled)
+        return cancelled
 
     # ------------------------------------------------------------------ pieces
 
-    def _start(
-        self,
-        context: Context,
-        device: Allocation,
-        direction: Direction,
-        first: int,
-        last: int,
-        *,
-        urgent: bool,
-    ) -> Copy:
-        assert context.host is not None
-        base = context.host_base
-        runs = matching_runs(device, first, context.host, first - base, last - first)
-        copy = Copy(
-            self._next_copy_id,
-            direction,
-            context.owner.request_id,
-            tuple(runs),
-            last - first,
-            urgent,
-        )
-        self._next_copy_id += 1
-        return copy
-
-    def _vacate(self, flight: InFlight) -> None:
-        """Free the device blocks that only this copy needed."""
-        if flight.device is not None:
-            self._stop_leaving(flight.device)
-            self.device.truncate(flight.device, 0)
-            flight.device = None
-
-    def _start_leaving(self, source: Allocation) -> None:
-        """From now on a copy in flight alone holds this."""
-        self.pending_device += len(source.blocks) - source.num_shared
-
-    def _stop_leaving(self, source: Allocation) -> None:
-        """It is somebody else's again, or about to be given back."""
-        self.pending_device -= len(source.blocks) - source.num_shared
-
-    def _arrived_on_host(self, flight: InFlight, context: Context) -> None:
-        context.host_tokens = flight.tokens
-        self.ledger.cut(context, flight.tokens)
+    def _arrived_on_host(self, transfer: Transfer, context: Context) -> None:
+        context.host_tokens = transfer.tokens
+        self.ledger.cut(context, transfer.tokens)
         self.ledger.classify(context)
 
-    def _arrived_on_device(self, flight: InFlight, context: Context) -> None:
-        context.device_tokens = flight.tokens
+    def _arrived_on_device(self, transfer: Transfer, context: Context) -> None:
+        context.device_tokens = transfer.tokens
         if not self._reuse:
             self.ledger.drop(context)
         self.ledger.classify(context)
 
 
-def _missing(flight: InFlight) -> int:
+def _missing(transfer: Transfer) -> int:
     """Blocks before the source of a copy out that were freed when it started."""
-    shared = 0 if flight.device is None else flight.device.num_shared
-    return max(0, flight.first_block - shared)
+    shared = 0 if transfer.device is None else transfer.device.num_shared
+    return max(0, transfer.first_block - shared)

@@ -1,6 +1,6 @@
-"""Memory whose device side lets prompts that begin alike hold the same blocks.
+"""Prompts that begin alike hold the same device blocks (docs/decisions/0020-prefix-sharing.md).
 
-What `Memory` does, with five differences (docs/decisions/0020-prefix-sharing.md):
+`Memory` asks where there is such a thing; without one nobody shares:
 
 - a device side begins with the longest chain of shared blocks that the owner's keys name, one token
   at least left to compute;
@@ -18,33 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy.memory.context import Context, InFlight
-from policy.memory.ledger import Ledger
-from policy.memory.memory import Memory
+from policy.memory.context import Context
+from policy.memory.transfers import Transfer
 from policy.pools.allocation import Allocation
 from policy.pools.prefix import PrefixPool, SharedBlock
 from policy.request import Request, RequestState
 
 
-class SharedMemory(Memory):
+class Sharing:
     """See the module. `num_lost_copies`: host copies whose beginning went before they came back."""
 
-    def __init__(
-        self,
-        device: PrefixPool,
-        ledger: Ledger,
-        block_size: int,
-        *,
-        reuse: bool,
-        host_increment: int,
-    ) -> None:
-        super().__init__(device, ledger, block_size, reuse=reuse, host_increment=host_increment)
-        self.tree = device
-        self.blocks_each = device.blocks_each
+    def __init__(self, tree: PrefixPool, block_size: int) -> None:
+        self.tree = tree
+        self.blocks_each = tree.blocks_each
         self.num_hits = 0  # shared blocks that first prefills found
         self.num_lost_copies = 0
         self.num_lookups = 0  # full blocks of the prompts they looked for
-        self._tokens_each = device.blocks_each * block_size
+        self._tokens_each = tree.blocks_each * block_size
 
     # ------------------------------------------------------------------ lookups
 
@@ -55,7 +45,7 @@ class SharedMemory(Memory):
         flight = context.outgoing
         if flight is not None:
             return () if flight.device is None else flight.device.shared
-        if self.is_to_load(context):
+        if context.host_tokens and self.is_worth_loading(context):
             return self._match(context.owner, context.host_tokens - 1)
         return self._match(context.owner, context.owner.num_tokens - 1)
 
@@ -66,32 +56,18 @@ class SharedMemory(Memory):
         found = self._match(context.owner, context.host_tokens - 1)
         return len(found) * self.blocks_each >= context.host_base
 
-    def is_to_load(self, context: Context) -> bool:
-        """See Memory. A prompt whose blocks are on the device as far as the host copy goes has
-        nothing to load."""
-        if not super().is_to_load(context):
-            return False
-        owner = context.owner
+    def is_worth_loading(self, context: Context) -> bool:
+        """Of a context off the device, with a host copy. A prompt whose blocks are on the device as far
+        as that goes has nothing to load."""
         return (
-            owner.state is RequestState.SWAPPED
-            or len(self._match(owner, owner.num_tokens - 1)) * self._tokens_each
-            < context.host_tokens
+            context.owner.state is RequestState.SWAPPED
+            or self.tokens_found(context) < context.host_tokens
         )
 
-    def present_tokens(self, context: Context) -> int:
-        """See Memory."""
-        tokens = super().present_tokens(context)
-        if context.device is None:
-            found = self._match(context.owner, context.owner.num_tokens - 1)
-            tokens = max(tokens, len(found) * self._tokens_each)
-        return tokens
-
-    def blocks_to_load(self, context: Context) -> int:
-        """See Memory."""
-        blocks = super().blocks_to_load(context)
-        if context.outgoing is None:
-            blocks -= len(self.chain_of(context)) * self.blocks_each
-        return blocks
+    def tokens_found(self, context: Context) -> int:
+        """Tokens on the device that it would begin with if it were prefilled now."""
+        owner = context.owner
+        return len(self._match(owner, owner.num_tokens - 1)) * self._tokens_each
 
     def blocks_for_nothing(self, context: Context, booked: dict[SharedBlock, None]) -> int:
         """Blocks it would hold that cost no room: somebody holds them, or booked them before."""
@@ -118,18 +94,17 @@ class SharedMemory(Memory):
             taken[shared] = None
         return held * self.blocks_each
 
-    def forget_host_copy(self, context: Context) -> None:
-        """Drop a host copy that `can_use_host_copy` has said no to."""
+    def count_lost(self, context: Context) -> None:
+        """A host copy is dropped that `can_use_host_copy` has said no to."""
         self.num_lost_copies += context.host is not None
-        self.ledger.drop(context)
 
     def _match(self, owner: Request, most: int) -> list[SharedBlock]:
         return self.tree.match(owner.prefix_keys, max(0, most) // self._tokens_each)
 
     # ------------------------------------------------------------------ coming and going
 
-    def _begin(self, context: Context, most: int) -> int:
-        super()._begin(context, most)
+    def begin(self, context: Context, most: int) -> int:
+        """Begin a new device side with what is there. Returns its tokens, `most` at the most."""
         assert context.device is not None
         owner = context.owner
         found = self._match(owner, most)
@@ -145,53 +120,32 @@ class SharedMemory(Memory):
         keys = context.owner.prefix_keys
         self.tree.publish(context.device, keys, context.device_tokens // self._tokens_each)
 
-    def complete(self, copy_id: int, *, ok: bool) -> InFlight:
-        """See Memory."""
-        flight = super().complete(copy_id, ok=ok)
-        context = flight.context
-        if ok and not flight.to_host and context is not None and context.device is not None:
-            self.publish(context)
-        return flight
-
     def repeat(self, context: Context, tokens: int) -> None:
-        """See Memory. A shared block that the owner's own keys do not name, or not all of which it
-        repeats, is let go, with all behind it."""
+        """The owner repeats so many tokens: a shared block that its own keys do not name, or not all of
+        which it repeats, is let go, with all behind it."""
         device = context.device
         if device is not None and context.outgoing is None:
             named = self._named(context.owner, device)
             kept = min(named, min(tokens, context.device_tokens) // self._tokens_each)
             if kept < len(device.shared):
                 context.device_tokens = min(context.device_tokens, kept * self._tokens_each)
-        super().repeat(context, tokens)
 
-    def prepare_to_leave(self, context: Context) -> None:
-        """The copy begins behind what others hold too. An older copy that begins later is dropped:
-        what was others' is the context's alone by now, and would be lost."""
+    def leaves_from(self, context: Context) -> int:
+        """The logical block that a host copy begins with: behind what others hold too."""
         device = context.device
         assert device is not None
         others = 0
         while others < len(device.shared) and _holders(device.shared[others]) > 1:
             others += 1
         whole = max(0, context.device_tokens - 1) // self._tokens_each
-        base = min(others, whole) * self.blocks_each
-        if context.host is not None and context.host_base > base:
-            self.ledger.drop(context)
-        if context.host is None:
-            context.host_base = base
+        return min(others, whole) * self.blocks_each
 
-    def _start_leaving(self, source: Allocation) -> None:
-        super()._start_leaving(source)
-        self.tree.start_leaving(source)
-
-    def _stop_leaving(self, source: Allocation) -> None:
-        super()._stop_leaving(source)
-        self.tree.stop_leaving(source)
-
-    def _is_repeated(self, owner: Request, flight: InFlight) -> bool:
-        source = flight.device
+    def is_repeated(self, owner: Request, transfer: Transfer) -> bool:
+        """Whether the owner's prompt begins with every shared block of a store's source."""
+        source = transfer.device
         assert source is not None
         whole = len(source.shared)
-        return self._named(owner, source) == whole and flight.tokens >= whole * self._tokens_each
+        return self._named(owner, source) == whole and transfer.tokens >= whole * self._tokens_each
 
     @staticmethod
     def _named(owner: Request, held: Allocation) -> int:

@@ -9,6 +9,7 @@ from policy.engines.base import Engine, Until
 from policy.engines.swapping import SwapEngine
 from policy.engines.swaps import Swaps
 from policy.memory.memory import Memory
+from policy.memory.transfers import Fate, Transfer
 from policy.plan import Plan
 from policy.scheduler import Scheduler
 
@@ -25,6 +26,11 @@ def swaps_of(scheduler: Scheduler) -> Swaps:
 def memory_of(scheduler: Scheduler) -> Memory:
     """Its pools, ledger and copies in flight."""
     return swaps_of(scheduler).memory
+
+
+def is_cancelled(transfer: Transfer) -> bool:
+    """Its source was kept, or nobody wants it."""
+    return transfer.fate in (Fate.KEPT, Fate.UNWANTED)
 
 
 class Wrapped:

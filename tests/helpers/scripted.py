@@ -88,7 +88,7 @@ def run(made: Scheduler, turns: list[Turn], **how: Any) -> Watched:
 
 def assert_nothing_is_held_by_copies(made: Scheduler) -> None:
     memory = memory_of(made)
-    assert (memory.in_flight, memory.pending_device, made.num_live) == ({}, 0, 0)
+    assert (memory.in_flight, memory.transfers.coming, made.num_live) == ({}, 0, 0)
     assert not swaps_of(made).residents
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from tests.helpers.inside import swaps_of
 from tests.helpers.watchdog import NoProgress, Watchdog
 
 Tag = tuple[str, int]
@@ -110,7 +109,7 @@ class ShadowMachine:
 
     def _keys(self, tags: list[Tag]) -> tuple[str, ...]:
         """Names of the full blocks: what they hold."""
-        if swaps_of(self.scheduler).sharing is None:
+        if not self.scheduler.system.shares_prefixes:
             return ()
         size = self.scheduler.settings.prefix_block or self.size
         return tuple(str(tags[i : i + size]) for i in range(0, len(tags) - size + 1, size))

@@ -25,9 +25,10 @@ from hypothesis.stateful import (
 )
 
 from policy.choices.host_eviction import HOST_EVICTIONS
-from policy.memory.context import Context, HostRole, InFlight
+from policy.memory.context import Context, HostRole
 from policy.memory.ledger import Ledger
 from policy.memory.memory import Memory
+from policy.memory.transfers import Transfer
 from policy.plan import Copy, Direction
 from policy.pools.allocation import Allocation, Pool
 from policy.pools.free_runs import BuddyRuns, FreeRuns
@@ -59,7 +60,7 @@ class Moving:
     valid on the target side if it fails, and if it does not."""
 
     copy: Copy
-    flight: InFlight
+    flight: Transfer
     context: Context
     book: Book | None
     before: int
@@ -287,13 +288,16 @@ class MemoryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.moving[Direction.TO_HOST])
     @rule(place=PLACES, flags=BITS)
     def wait(self, place: int, flags: int) -> None:
-        """A step waits for a copy out: what was submitted before it lands before it."""
+        """A step waits for a copy out that still has its source: what was submitted before it lands before
+        it."""
         self._report()
-        queue = self.moving[Direction.TO_HOST]
-        moving = queue[place % len(queue)]
+        sources = [m for m in self.moving[Direction.TO_HOST] if m.flight.device is not None]
+        if not sources:
+            return
+        moving = sources[place % len(sources)]
         before = self.memory.device.num_available
-        held = moving.flight.device
-        freed = 0 if held is None else len(held.blocks)
+        assert moving.flight.device is not None
+        freed = len(moving.flight.device.blocks)
         self.memory.wait(moving.flight)
         assert self.memory.device.num_available == before + freed
         self._wait_for(moving, flags)
@@ -451,7 +455,7 @@ class MemoryMachine(RuleBasedStateMachine):
         assert flight.device is None and flight.host is None
         book = moving.book
         if book is not None and moving.context in self.books:
-            if moving.ok and not flight.waited:
+            if moving.ok and not flight.is_waited:
                 self._arrived(moving, book)
             elif not moving.ok and moving.copy.direction is Direction.TO_HOST:
                 book.host = min(book.host, moving.before)
@@ -544,7 +548,7 @@ class MemoryMachine(RuleBasedStateMachine):
         memory = self.memory
         flights = list(memory.in_flight.values())
         pending = [f.device for f in flights if f.device is not None]
-        assert memory.pending_device == sum(len(held.blocks) for held in pending)
+        assert memory.transfers.coming == sum(len(held.blocks) for held in pending)
         memory.device.check(_present([c.device for c in self.books]) + pending)
         memory.host.check(_present([c.host for c in self.books] + [f.host for f in flights]))
         assert len(flights) == len(self.due) + sum(map(len, self.moving.values()))

@@ -176,7 +176,7 @@ class Chaos:
         made = self.made
         assert (made.num_live, self.outputs, self.moving) == (0, {}, {})
         memory = memory_of(made)
-        assert (memory.in_flight, memory.pending_device, swaps_of(made).residents) == ({}, 0, {})
+        assert (memory.in_flight, memory.transfers.coming, swaps_of(made).residents) == ({}, 0, {})
         idle = sum(len(c.device.blocks) for c in memory.ledger.kept.values() if c.device)
         idle -= sum(c.device.num_shared for c in memory.ledger.kept.values() if c.device)
         idle += memory.device.num_shared

@@ -474,7 +474,7 @@ def test_under_faults_and_cancels_nobody_computes_on_kv_that_is_not_its_own(thre
         machine.close()
         assert len(machine.finished) + len(machine.rejected) == len(turns)
         assert (machine.swap.in_flight, machine.swap.guard._users) == ({}, {})
-        assert memory_of(made).in_flight == {} and memory_of(made).pending_device == 0
+        assert memory_of(made).in_flight == {} and memory_of(made).transfers.coming == 0
         seen.update(kind_of(transfer) for transfer in machine.ended)
         seen["kernels"] += machine.num_kernels
     assert seen["arrived"] > 200 and seen["failed"] > 10 and seen["cancelled"] > 3

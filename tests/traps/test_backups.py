@@ -12,8 +12,8 @@ import pytest
 from policy.engines.swaps import Swaps
 from policy.errors import InvariantError
 from policy.integrity import check_integrity
-from policy.memory.backup import BackupMemory
 from policy.memory.context import HostRole
+from policy.memory.transfers import Fate
 from policy.plan import Direction, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
@@ -239,7 +239,6 @@ def test_t1_backups_give_way_to_urgent_copies_and_keep_to_their_share() -> None:
         if any(copy.urgent for copy in stores):
             assert all(copy.urgent for copy in stores)
         memory = memory_of(made)
-        assert isinstance(memory, BackupMemory)
         under_way = sum(flight.copy.num_blocks for flight in memory.backups())
         assert under_way <= made.settings.backup_blocks
 
@@ -258,7 +257,7 @@ def forget_it(swaps: Swaps, request: Request) -> None:
 
 def settle_it(_swaps: Swaps, request: Request) -> None:
     assert request.context.backup is not None
-    request.context.backup.cancelled = True
+    request.context.backup.fate = Fate.KEPT
 
 
 def read_what_is_not_computed(_swaps: Swaps, request: Request) -> None:
@@ -279,8 +278,8 @@ def overdo_it(swaps: Swaps, _request: Request) -> None:
     ("broken", "says"),
     [
         (overdo_it, r"2 blocks are being backed up, limit 1"),
-        (forget_it, r"backup \d+ is not in flight for it"),
-        (settle_it, r"backup \d+ is settled already"),
+        (forget_it, r"copy \d+ is not in flight for it"),
+        (settle_it, r"copy \d+: holds"),
         (read_what_is_not_computed, r"backup \d+ reads \d+ tokens"),
         (lose_its_room, r"backup \d+ has no room for \d+ tokens"),
     ],

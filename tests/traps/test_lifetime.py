@@ -17,6 +17,7 @@ from policy.integrity import check_integrity
 from policy.memory.context import Context, HostRole
 from policy.memory.ledger import Ledger
 from policy.memory.memory import Memory
+from policy.memory.transfers import Transfer, Transfers
 from policy.orders.base import Order
 from policy.plan import Copy, Direction, Plan
 from policy.pools.allocation import Allocation, Pool
@@ -26,7 +27,7 @@ from policy.pools.paged import PagedPool
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.systems import SYSTEMS, System, custom_system
-from tests.helpers.inside import memory_of, swaps_of
+from tests.helpers.inside import is_cancelled, memory_of, swaps_of
 from tests.helpers.scripted import (
     ASYNC,
     KEEPING,
@@ -129,7 +130,7 @@ def test_l1_preemption_does_not_free_blocks_that_a_store_still_reads() -> None:
 
     def watch(plan: Plan) -> None:
         flights = memory_of(made).in_flight.values()
-        stores = Plan(copies=tuple(f.copy for f in flights if not f.cancelled))
+        stores = Plan(copies=tuple(f.copy for f in flights if not is_cancelled(f)))
         read = blocks_of(stores, Direction.TO_HOST)
         tables = [set(made.block_table(r.request_id)) for r in swaps_of(made).residents]
         overlaps.append(read & set().union(*tables))
@@ -290,12 +291,8 @@ def test_l6_forgetting_the_copies_of_a_client_that_left_is_caught(
 
     machine = with_copies_both_ways()
     monkeypatch.setattr(Memory, "abandon", abandon)
-    machine.cancel("a")
-    machine.arrive(Turn("next", 0, 24, 9))
-    machine.step()
-    machine.end_copy(Direction.TO_DEVICE)
-    with pytest.raises(WrongKV, match="next position"):
-        machine.step()
+    with pytest.raises(InvariantError, match=r"copy \d+: .* holds \(False, False\), not as"):
+        machine.cancel("a")
 
 
 # ------------------------------------------------------------------ L8 to L12: pins
@@ -377,9 +374,18 @@ def test_l10_the_target_of_a_store_under_way_is_not_evicted() -> None:
 def test_l10_without_the_pin_the_target_is_evicted_under_the_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    busy = Context.is_busy.fget
-    monkeypatch.setattr(Context, "is_busy", property(lambda c: c.owner.is_live and busy(c)))
-    with pytest.raises(AssertionError, match="copy 1 writes"):
+    pinned = Ledger._role_of
+
+    def role_of(ledger: Ledger, context: Context) -> HostRole:
+        moving = context.transfer
+        if not context.owner.is_live:
+            context.transfer = None
+        role = pinned(ledger, context)
+        context.transfer = moving
+        return role
+
+    monkeypatch.setattr(Ledger, "_role_of", role_of)
+    with pytest.raises(InvariantError, match="host role IDLE, not NONE"):
         host_room_only_in_a_store_under_way()
 
 
@@ -398,7 +404,7 @@ def kept_beside_its_cancelled_store(**sizes: int) -> StillWrites:
     displace(machine, 12)
     assert machine.step().cancel == (1 + 1,)
     (flight,) = memory_of(made).in_flight.values()
-    assert (flight.cancelled, flight.before, made.request("a").is_decoding) == (True, 2, True)
+    assert (is_cancelled(flight), flight.before, made.request("a").is_decoding) == (True, 2, True)
     return machine
 
 
@@ -528,8 +534,8 @@ def test_l12_no_block_is_given_back_twice_and_none_is_left_at_the_end() -> None:
 
     def check(made: Scheduler) -> None:
         memory = memory_of(made)
-        assert 0 <= memory.pending_device <= memory.device.num_blocks
-        kept.append(any(flight.cancelled for flight in memory.in_flight.values()))
+        assert 0 <= memory.transfers.coming <= memory.device.num_blocks
+        kept.append(any(map(is_cancelled, memory.in_flight.values())))
 
     for seed in range(60):
         random_run(seed, 0.0, check)
@@ -537,15 +543,18 @@ def test_l12_no_block_is_given_back_twice_and_none_is_left_at_the_end() -> None:
 
 
 def test_l12_giving_a_source_back_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    proper = Memory._vacate
+    proper = Transfers._vacate
 
-    def vacate(self: Memory, flight: Any) -> None:
-        if flight.device is not None:
-            self.pending_device -= len(flight.device.blocks)
-        proper(self, flight)
+    def vacate(self: Transfers, transfer: Transfer) -> None:
+        again = self._device.new()
+        if transfer.device is not None and transfer.device.runs is not None:
+            again.blocks = [*transfer.device.blocks]
+            again.runs = [[*run] for run in transfer.device.runs]
+        proper(self, transfer)
+        self._device.truncate(again, 0)
 
-    monkeypatch.setattr(Memory, "_vacate", vacate)
-    with pytest.raises(InvariantError, match="in flight"):
+    monkeypatch.setattr(Transfers, "_vacate", vacate)
+    with pytest.raises(InvariantError):
         run(scheduler(ASYNC, device_blocks=9), low_then_urgent())
 
 
@@ -904,7 +913,7 @@ def test_l20_believing_a_store_before_its_outcome_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Memory, "is_promised", lambda *_: False)
-    with pytest.raises(InvariantError, match="waits while it is loaded"):
+    with pytest.raises(InvariantError, match=r"copy \d+: .* holds \(True, False\), not as"):
         grows_into_stores_under_way().step()
     with pytest.raises(WrongKV, match="position 0 of 36"):
         next_turns_at_once(lambda _plan: None)

@@ -11,7 +11,7 @@ from policy.engines.target import _Gains, _SharedGains
 from policy.errors import InvariantError, OutOfBlocks
 from policy.integrity import check_integrity
 from policy.memory.memory import Memory
-from policy.memory.sharing import SharedMemory
+from policy.memory.sharing import Sharing
 from policy.plan import Direction, Plan
 from policy.pools.prefix import PrefixPool, SharedBlock
 from policy.scheduler import Scheduler
@@ -326,6 +326,6 @@ def test_t20_a_host_copy_whose_beginning_is_gone_is_not_loaded() -> None:
 
 
 def test_t20_loading_it_all_the_same_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SharedMemory, "can_use_host_copy", lambda *_: True)
+    monkeypatch.setattr(Sharing, "can_use_host_copy", lambda *_: True)
     with pytest.raises((AssertionError, InvariantError, WrongKV)):
         served_randomly(LOST)

@@ -132,7 +132,7 @@ def test_t10_d5_no_more_are_parked_than_the_high_threshold_takes_pending_room_co
     for _ in range(5):
         found.step()
     assert found.preempted == [("last", SWAP)]
-    assert memory_of(found.scheduler).pending_device > 0
+    assert memory_of(found.scheduler).transfers.coming > 0
 
 
 def test_t2_rule_10_shields_from_parking_ahead_too() -> None:

@@ -12,7 +12,8 @@ import pytest
 from policy.engines.swaps import Swaps
 from policy.errors import InvariantError
 from policy.integrity import check_counts, check_integrity
-from policy.memory.context import Context, HostRole, InFlight
+from policy.memory.context import Context, HostRole
+from policy.memory.transfers import Fate, Transfer
 from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
 from tests.helpers.inside import memory_of, swaps_of
@@ -77,13 +78,13 @@ def decoding(request: Request) -> bool:
     return request.is_decoding
 
 
-def outgoing_of(request: Request) -> InFlight:
+def outgoing_of(request: Request) -> Transfer:
     flight = request.context.outgoing
     assert flight is not None
     return flight
 
 
-def incoming_of(request: Request) -> InFlight:
+def incoming_of(request: Request) -> Transfer:
     flight = request.context.incoming
     assert flight is not None
     return flight
@@ -92,8 +93,9 @@ def incoming_of(request: Request) -> InFlight:
 # ---------------------------------------------------------------------- what is broken
 
 
-def lose_a_block(swaps: Swaps, _request: Request) -> None:
-    swaps.memory.pending_device -= 1
+def lose_a_block(_swaps: Swaps, request: Request) -> None:
+    assert request.context.device is not None
+    request.context.device.blocks.pop()
 
 
 def run_too_many(swaps: Swaps, request: Request) -> None:
@@ -115,11 +117,6 @@ def shorten_a_host_table(_swaps: Swaps, request: Request) -> None:
     host = request.context.host
     assert host is not None
     host.blocks.pop()
-
-
-def count_held_blocks_as_in_flight(swaps: Swaps, request: Request) -> None:
-    del swaps.residents[request]
-    swaps.memory.pending_device += request.device_blocks
 
 
 def share_a_context(_swaps: Swaps, request: Request, other: Request) -> None:
@@ -144,8 +141,8 @@ def promise_host_tokens(_swaps: Swaps, request: Request) -> None:
     request.context.host_tokens = 1000
 
 
-def copy_both_ways(_swaps: Swaps, request: Request, other: Request) -> None:
-    request.context.outgoing = outgoing_of(other)
+def forget_a_copy(_swaps: Swaps, request: Request) -> None:
+    request.context.transfer = None
 
 
 def disown_a_copy(_swaps: Swaps, request: Request) -> None:
@@ -153,15 +150,15 @@ def disown_a_copy(_swaps: Swaps, request: Request) -> None:
 
 
 def exchange_two_copies(_swaps: Swaps, request: Request, other: Request) -> None:
-    request.context.outgoing = incoming_of(other)
+    request.context.transfer = incoming_of(other)
 
 
 def settle_a_copy(_swaps: Swaps, request: Request) -> None:
-    incoming_of(request).waited = True
+    incoming_of(request).fate = Fate.WAITED
 
 
 def cancel_a_copy(_swaps: Swaps, request: Request) -> None:
-    outgoing_of(request).cancelled = True
+    outgoing_of(request).fate = Fate.UNWANTED
 
 
 def call_it_idle(_swaps: Swaps, request: Request) -> None:
@@ -238,9 +235,6 @@ BUGS = {
     "a batch beyond its seats": Bug(run_too_many, r"\d+ requests run, limit 256"),
     "a device block with two owners": Bug(share_a_device_block, r"device: block \d+ is both"),
     "a host table that lies": Bug(shorten_a_host_table, r"host: runs .* are not", (parked,)),
-    "blocks in flight that no copy has": Bug(
-        count_held_blocks_as_in_flight, r"\d+ device blocks in flight, \d+ counted"
-    ),
     "one context, two requests": Bug(
         share_a_context, r"shares its context with another request", (fresh, decoding)
     ),
@@ -254,8 +248,8 @@ BUGS = {
     "more tokens than host blocks": Bug(
         promise_host_tokens, r"host blocks hold not 1000", (parked,)
     ),
-    "copied out and in at once": Bug(
-        copy_both_ways, r"is copied both ways at once", (loading, leaving)
+    "a copy that its context forgot": Bug(
+        forget_a_copy, r"copy \d+: its context does not know of it", (leaving,)
     ),
     "a copy that is not its own": Bug(disown_a_copy, r"copy \d+ is not in flight for", (leaving,)),
     "another's copy": Bug(
@@ -264,9 +258,7 @@ BUGS = {
     "a copy waited for and still under way": Bug(
         settle_a_copy, r"copy \d+ is settled already", (loading,)
     ),
-    "a copy cancelled and still wanted": Bug(
-        cancel_a_copy, r"copy \d+ is settled already", (leaving,)
-    ),
+    "a copy cancelled and still wanted": Bug(cancel_a_copy, r"copy \d+: holds", (leaving,)),
     "a duplicate called idle": Bug(call_it_idle, r"host role IDLE, not DUPLICATE", (doubled,)),
     "the only copy called spare": Bug(
         call_the_only_copy_spare, r"host role DUPLICATE, not NONE", (parked,)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policy.choices.rates import Rates
 from policy.errors import ConfigError
-from policy.memory.context import InFlight
+from policy.memory.transfers import Transfer
 from policy.orders.clock import UpdateClock
 from policy.orders.traces import MarkovTrace, RandomTrace
 from policy.orders.vtc import VirtualTokenCounter
@@ -106,11 +106,11 @@ def test_a_weight_is_a_whole_number_within_its_limit() -> None:
 
 @pytest.mark.parametrize("to_host", [True, False])
 def test_a_cancelled_copy_takes_its_time_from_nobody_elses(to_host: bool) -> None:
-    def copy(planned_ns: int) -> InFlight:
+    def copy(planned_ns: int) -> Transfer:
         facts = SimpleNamespace(
             planned_ns=planned_ns, to_host=to_host, copy=SimpleNamespace(num_blocks=10)
         )
-        return cast(InFlight, facts)
+        return cast(Transfer, facts)
 
     rates = Rates(load_ns_per_block=100, store_ns_per_block=100)
     for begin in range(0, 400_000, 2000):  # two at a time, each takes 1000, the first is cancelled

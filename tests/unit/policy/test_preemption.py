@@ -13,7 +13,7 @@ from policy.choices.preemption import PREEMPTIONS, ByCost, Parking, parking_of
 from policy.choices.rates import PrefillTime, Rates
 from policy.engines.swaps import Swaps
 from policy.errors import ConfigError
-from policy.memory.context import InFlight
+from policy.memory.transfers import Transfer
 from policy.plan import Direction, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
@@ -61,7 +61,7 @@ def test_the_cheaper_one_is_taken_and_a_tie_recomputes(costs: Parking, swaps: bo
 class Told(Rates):
     """Rates that stay what they are."""
 
-    def saw_copy(self, flight: InFlight, done_ns: int, *, ok: bool) -> None:
+    def saw_copy(self, flight: Transfer, done_ns: int, *, ok: bool) -> None:
         pass
 
     def saw(self, plan: Plan, outcome: Outcome) -> None:
