@@ -10,6 +10,7 @@ from cli.calibrate import calibrate_command
 from cli.compare import compare_command
 from cli.config import config
 from cli.export import export_command
+from cli.listing import metrics_command, orders_command, systems_command
 from cli.realrun import realrun_command
 from cli.report import report_command
 from cli.reproduce import reproduce_command
@@ -51,6 +52,9 @@ for _command in (
     calibrate_command,
     compare_command,
     config,
+    systems_command,
+    orders_command,
+    metrics_command,
     export_command,
     realrun_command,
     report_command,
