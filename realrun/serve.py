@@ -421,7 +421,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
             "source": serving.workload.header.source,
             "composed_from": list(serving.workload.header.composed_from),
             "rows": engine.driver.num_rows,
-            "resampled": serving.scenario.workload.resample,
+            "drawn": "machine",
         },
         "profile": None,
         "profile_kind": None,

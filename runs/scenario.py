@@ -175,6 +175,20 @@ class Scenario(Section):
             return self.order
         return "fcfs" if self.priority.pattern == "none" else self.priority.pattern
 
+    @property
+    def drawn(self) -> str:
+        """What differs between runs: `workload` (a generator's), `sessions` (a trace's, drawn anew),
+        `times` and priorities of a trace by a law, `priorities` by a pattern, or `nothing`: then all
+        runs are the same but for which pool blocks are handed out."""
+        workload = self.workload
+        if workload.generator is not None:
+            return "workload"
+        if workload.resample:
+            return "sessions"
+        if (workload.rate, workload.think, workload.priority) != (None, None, None):
+            return "times"
+        return "priorities" if self.order_name in ("random", "markov") else "nothing"
+
     def resolve_system(self) -> System:
         """The system that is asked for (`served_under` says which one serves). Raises ConfigError."""
         if isinstance(self.system, str):

@@ -118,6 +118,8 @@ def _record(
             engine.env.run(until=engine.env.process(engine.run()))
         recorded = recorder.close(_facts(setup, scheduler, engine))
     recorded.summary["metrics"] = summarise(recorded)
+    if own is not None and setup.scenario.drawn == "nothing":
+        recorded.summary["workload"]["drawn"] = "priorities"  # a user's own order may draw
     recorded.summary["rejected_because"] = rejected_because(recorded)
     recorded.summary["provenance"] = provenance(setup.scenario, setup.profile, own)
     return recorded
@@ -182,7 +184,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "source": setup.workload.header.source,
             "composed_from": list(setup.workload.header.composed_from),
             "rows": engine.driver.num_rows,
-            "resampled": setup.scenario.workload.resample,
+            "drawn": setup.scenario.drawn,
         },
         "profile": setup.profile.name,
         "profile_kind": f"{'changed ' * bool(setup.scenario.profile_values)}{setup.profile.kind}",

@@ -136,7 +136,7 @@ def _runs(
     rows = chosen.drop(columns="run").astype(object)
     told = rows.where(rows.notna(), None)  # a column may have no number at all
     return {
-        int(run): {"metrics": row, "workload": {"resampled": row.get("resampled") == "yes"}}
+        int(run): {"metrics": row, "workload": {"drawn": row.get("drawn")}}
         for run, row in zip(chosen["run"], told.to_dict("records"), strict=True)
     }
 

@@ -17,7 +17,7 @@ from explore.studies import precision, warm_up
 from explore.studies.estimates import (
     Estimate,
     Ratio,
-    are_identical,
+    are_one,
     difference_of,
     estimate_of,
     family_of,
@@ -83,7 +83,7 @@ class Comparison:
     @property
     def is_one_run(self) -> bool:
         """Of every system all runs are the same: there is no interval."""
-        return all(len(runs) < 2 or are_identical(runs) for runs in self.results.values())
+        return all(len(runs) < 2 or are_one(runs) for runs in self.results.values())
 
     @property
     def study(self) -> str:
@@ -372,9 +372,8 @@ def _replay_notes(comparison: Comparison) -> list[str]:
         ]
     if comparison.is_one_run:
         return [
-            f"One trace, no interval: all {comparison.runs} runs are the same run of"
-            f" {scenario.workload.file}, since nothing in them is drawn. workload.resample draws its"
-            " sessions anew for every run."
+            f"One trace, no interval: {comparison.runs} runs of {scenario.workload.file} are one run, since"
+            " nothing in them is drawn. workload.resample draws its sessions anew for every run."
         ]
     return [
         f"One trace: the runs redraw priorities and the like, not {scenario.workload.file}, so intervals"

@@ -3,7 +3,7 @@
 Every number is a mean over runs with its 95 % t interval; every ratio is the geometric mean of ratios
 paired by run. Metrics are amounts that cannot be negative, so their intervals are made on the
 logarithm (the delta method) and reach further up than down; those of differences reach equally far.
-Runs that agree in everything are one run and tell no spread, so no interval. Runs over sessions that were drawn
+Runs of one trace between which nothing is drawn are one run and tell no spread: no interval. Runs over sessions that were drawn
 anew from one trace (`traces.shaping.resample`) spread as traces would, and their mean is as far off as
 that trace is: their interval is that of one trace, sqrt(1 + n) times as wide as the mean's. The `p` of a ratio is that of the
 paired t test on logarithms; where several ratios are told together it is corrected by Holm over
@@ -133,15 +133,14 @@ def estimate_of(results: Results, metric: str) -> Estimate:
             None, above=math.fsum(known) / len(known) if len(known) == len(bounds) else None
         )
     mean, half = mean_and_half_width([float(value) for value in values])
-    if half is None or are_identical(results):
+    if half is None or are_one(results):
         return Estimate(mean)
     return Estimate(mean, half * wider_of(results))
 
 
 def wider_of(results: Results) -> float:
     """By how much the intervals of these runs are wider than that of a mean of independent ones."""
-    is_one_trace = any((result.get("workload") or {}).get("resampled") for result in results)
-    return math.sqrt(1 + len(results)) if is_one_trace else 1.0
+    return math.sqrt(1 + len(results)) if _drawn(results) == "sessions" else 1.0
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float], wider: float = 1.0) -> Ratio:
@@ -154,9 +153,17 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float], wider: float = 1.0)
     return Ratio(value, factor**wider, p_of_zero_mean(logs, wider))
 
 
-def are_identical(results: Results) -> bool:
-    """Several runs that agree in everything are one run."""
-    return len(results) > 1 and all(r["metrics"] == results[0]["metrics"] for r in results[1:])
+def are_one(results: Results) -> bool:
+    """Several runs that agree in everything, or between which nothing was drawn that matters, are one."""
+    if len(results) < 2:
+        return False
+    first = results[0]["metrics"]
+    return _drawn(results) == "nothing" or all(r["metrics"] == first for r in results[1:])
+
+
+def _drawn(results: Results) -> str | None:
+    """What differs between runs (`runs.scenario.Scenario.drawn`)."""
+    return (results[0].get("workload") or {}).get("drawn") if results else None
 
 
 def _bound(result: Mapping[str, Any], metric: str) -> float | None:
@@ -178,7 +185,7 @@ def speedup_of(ours: Results, theirs: Results, metric: str) -> Ratio:
         return Ratio(None)
     pair = (first, second) if metric in MORE_IS_BETTER else (second, first)
     found = ratio_of(*pair, wider_of(ours))
-    if are_identical(ours) and are_identical(theirs):
+    if are_one(ours) and are_one(theirs):
         found = Ratio(found.value)
     are_known = [all(r["metrics"].get(metric) is not None for r in side) for side in (ours, theirs)]
     if all(are_known):
@@ -203,6 +210,6 @@ def difference_of(ours: Results, theirs: Results, metric: str) -> Estimate:
     if any(mine is None or other is None for mine, other in pairs):
         return Estimate(None)
     mean, half = mean_and_half_width([float(mine - other) for mine, other in pairs])
-    if half is None or (are_identical(ours) and are_identical(theirs)):
+    if half is None or (are_one(ours) and are_one(theirs)):
         return Estimate(mean, signed=True)
     return Estimate(mean, half * wider_of(ours), signed=True)

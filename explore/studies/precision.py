@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explore.studies.estimates import SPEEDUPS, are_identical, estimate_of
+from explore.studies.estimates import SPEEDUPS, are_one, estimate_of
 
 #: Runs before anything is judged, runs added at a time, and most of them.
 FIRST, STEP, MOST = 10, 5, 50
@@ -59,7 +59,7 @@ def next_runs(results: Mapping[str, Results]) -> int:
     """How many runs of each system there should be, given those there are: as many if that is
     enough, or the most there may be."""
     count = min(map(len, results.values()))
-    if all(are_identical(runs) for runs in results.values()):
+    if all(are_one(runs) for runs in results.values()):
         return count
     if count < FIRST:
         return FIRST

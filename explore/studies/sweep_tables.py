@@ -105,7 +105,7 @@ def _results(
         "reason",
         "verdict",
         "warnings",
-        "resampled",
+        "drawn",
         *metrics,
     ]
     for trial in trials:
@@ -115,7 +115,7 @@ def _results(
             yield [*start, "failed", found.failures[trial.key], "", "", "", *("" for _ in metrics)]
             continue
         values = (result["metrics"].get(name) for name in metrics)
-        drawn = "yes" if (result.get("workload") or {}).get("resampled") else ""
+        drawn = (result.get("workload") or {}).get("drawn")
         warned = "; ".join(result["warnings"])
         yield [*start, "ok", "", result["verdict"], warned, drawn, *values]
 
