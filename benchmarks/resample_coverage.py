@@ -24,13 +24,13 @@ from traces.randomness import Streams
 from traces.readers.native import write
 from traces.sources import open_workload
 
-CHAT = {"generator": "chat", "conversations": 60, "rate": 1.0, "context_cap": 800, "think": "none"}
+CHAT = {"generator": "chat", "conversations": 90, "rate": 0.5, "context_cap": 400, "think": "none"}
 BASE: dict[str, Any] = {
     "name": "coverage",
     "profile": "a10-llama-3-8b",
     "order": "fcfs",
-    "pool": {"device_blocks": 120, "host_blocks": 600, "aging": "none"},
-    "limits": {"max_model_len": 800},
+    "pool": {"device_blocks": 55, "host_blocks": 400, "aging": "none"},
+    "limits": {"max_model_len": 400},
 }
 SYSTEMS = ("paged-keep", "fastswitch")
 METRICS = ("ttft_p50_s", "ttft_p95_s", "throughput_live_tok_s")

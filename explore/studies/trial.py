@@ -18,7 +18,7 @@ from sim.simulate import simulate
 from traces.strict import shown
 
 #: What a result keeps of a run's summary: nothing that depends on when, where or by whom it ran.
-KEPT = ("system", "order", "planner", "verdict", "warnings", "metrics")
+KEPT = ("system", "order", "planner", "verdict", "warnings", "metrics", "rejected_because")
 _MB = 1 << 20
 
 
@@ -61,7 +61,8 @@ def _result(asked: dict[str, Any], order: UserOrder | None) -> dict[str, Any]:
     with _memory_limit(asked["memory_mb"]):
         recording = simulate(scenario, order=order)
         summary = {**recording.summary, "metrics": measure_of(beside).metrics(recording)}
-    return {name: summary[name] for name in KEPT}
+    drawn = {"drawn": summary["workload"]["drawn"]}  # between runs: what intervals may say
+    return {**{name: summary[name] for name in KEPT}, "workload": drawn}
 
 
 @contextmanager
