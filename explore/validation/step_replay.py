@@ -56,7 +56,7 @@ class CostErrors:
 def compare(recorded: Recording, profile: Profile, system: System) -> list[Compared]:
     """Decode steps, prefill steps, mixed ones, and copies that had the link to themselves."""
     steps = columns_of(recorded, "steps")
-    contexts = _Contexts(recorded)
+    contexts = Contexts(recorded)
     copy_costs = CopyCosts(profile, system, int(recorded.summary["block_size"]))
     beside = _Beside(recorded, copy_costs)
     found = []
@@ -110,7 +110,7 @@ def _steps(
     kind: str,
     rows: Ints,
     steps: dict[str, Any],
-    contexts: _Contexts,
+    contexts: Contexts,
     costs: StepCosts,
     beside: _Beside,
 ) -> Compared:
@@ -159,7 +159,7 @@ class _Beside:
         return extra
 
 
-class _Contexts:
+class Contexts:
     """How long each request's context was at each step, from its spans."""
 
     def __init__(self, recorded: Recording) -> None:
