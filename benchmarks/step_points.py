@@ -127,7 +127,7 @@ def held_out(points: Sequence[Timed], seed: int) -> set[int]:
     return chosen
 
 
-def server_steps(tables: OpTables, room: int) -> list[Step]:
+def server_steps(room: int) -> list[Step]:
     """Steps of a simulated server with so much room."""
     run = scenario.build(
         {

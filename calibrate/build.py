@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,13 @@ def build(points: Points, *, name: str, seed: int = 0, draws: int = DRAWS) -> Pr
 def save(profile: Profile, path: Path) -> None:
     """Write its file, whole or not at all. Raises ConfigError if it cannot be written."""
     with whole(path) as part:
-        part.write_text(json.dumps(profile.as_json(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(_text(profile) + "\n", encoding="utf-8")
+
+
+def _text(profile: Profile) -> str:
+    """Indented, but a list of numbers or a number with its source takes one line."""
+    text = json.dumps(profile.as_json(), indent=1)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text)
 
 
 def summary(profile: Profile) -> list[str]:

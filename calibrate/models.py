@@ -278,10 +278,8 @@ def _copy_rows(point: Point, layers: int) -> tuple[tuple[float, ...], tuple[floa
     host = (1, pieces, 0) if not batched else (1, 1, pieces)
     if point.kind == "submit":
         return (*host, 0, 0, 0), nothing
-    if batched:
-        return (*host, pieces, *size), nothing
     calls = (*host, 1, *(part / pieces for part in size))
-    return (1, 1, 0, pieces, *size), calls
+    return (1, 1, 1 if batched else 0, pieces, *size), calls
 
 
 def _pieces(point: Point, system: System, layers: int) -> int:

@@ -16,57 +16,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from calibrate.quantity import NonNegative, Positive, Quantity, Strict
+from calibrate.token_cost import TokenCost
 from policy.errors import ConfigError
+
+__all__ = ["Profile", "Quantity", "StepCost", "TokenCost", "TransferCost", "load", "names"]
 
 FORMAT = "fastswitch-profile/1"
 PROFILES = Path(__file__).parent / "profiles"
 
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Quantity(_Strict):
-    """One number. `low` and `high`: the range it may lie in where it is not measured here."""
-
-    value: NonNegative
-    unit: str
-    kind: Literal["measured", "published", "derived", "assumed"]
-    source: str = Field(min_length=1)
-    low: NonNegative | None = None
-    high: NonNegative | None = None
-
-    @model_validator(mode="after")
-    def _range_holds_value(self) -> Quantity:
-        if self.kind == "assumed" and (self.low is None or self.high is None):
-            raise ValueError("an assumed number needs its range (low, high)")
-        low = self.value if self.low is None else self.low
-        high = self.value if self.high is None else self.high
-        if not low <= self.value <= high:
-            raise ValueError(f"{self.value} is outside its range {low} to {high}")
-        return self
-
-    def plus(self, other: Quantity) -> Quantity:
-        """Both together; ranges add up."""
-        low = (self.value if self.low is None else self.low) + (other.low or 0.0)
-        high = (self.value if self.high is None else self.high) + (other.high or other.value)
-        value = self.value + other.value
-        return self.model_copy(
-            update={
-                "value": value,
-                "low": min(low, value),
-                "high": max(high, value),
-                "source": f"{self.source}, and {other.value:.6g} {other.unit}: {other.source}",
-            }
-        )
-
-
-class Model(_Strict):
+class Model(Strict):
     """The shape that decides KV bytes. `kv_heads * head_dim * dtype_bytes` per token and side."""
 
     name: str
@@ -83,7 +45,7 @@ class Model(_Strict):
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
 
 
-class Memory(_Strict):
+class Memory(Strict):
     """What is left for KV. `device_kv_bytes` = utilisation * memory - weights - activations."""
 
     device_bytes: Quantity
@@ -92,7 +54,7 @@ class Memory(_Strict):
     host_kv_bytes: Quantity
 
 
-class StepCost(_Strict):
+class StepCost(Strict):
     """Time of one iteration, linear: base + per_kv_token * K + per_sequence * B
     + per_sequence_beyond * max(0, B - 64) + per_prefill_token * P + per_prefill_square * Q,
     with Q = sum of L * (past + L / 2). All in nanoseconds. `per_uneven_token`, where a machine pays
@@ -114,7 +76,7 @@ class StepCost(_Strict):
 ONE = 1 << 10
 
 
-class Curve(_Strict):
+class Curve(Strict):
     """Factors, in 1/1024, by one quantity: straight between the knots, the last one's beyond them."""
 
     knots: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
@@ -139,7 +101,7 @@ class Curve(_Strict):
         return factors[index - 1] + rise // (right - left)
 
 
-class Corrections(_Strict):
+class Corrections(Strict):
     """What the formulas leave over on a measured machine, where it lowers the error on points that
     were left out: a decode step times `decode` by its batch, a prefill step times `prefill` by its new
     tokens, a copy job times `copy_piece` by the bytes of a piece; and of the formulas themselves
@@ -151,11 +113,13 @@ class Corrections(_Strict):
     further_prompts: Curve | None = None
 
 
-class TransferCost(_Strict):
+class TransferCost(Strict):
     """A copy job. Host: `per_job` + calls * `per_call` (+ descriptors * `per_descriptor` when
     batched), serial in a dispatch thread and slower by `lock_growth` per further thread. Device:
-    pieces * `piece_setup` + bytes / bandwidth, one FIFO per direction; the second pair of
-    bandwidths holds while both directions are busy. A stream takes `queue_depth` calls, then the
+    pieces * `piece_setup` + bytes / bandwidth, one FIFO per direction, from the first call or
+    descriptor on; a job ends when both are through. Pieces below `small_piece` bytes that go to the
+    device take `small_setup` each and move at `small_rate`. The second pair of bandwidths holds
+    while both directions are busy. A stream takes `queue_depth` calls, then the
     submitter blocks. `interference`: how much slower a step is while a copy runs in a direction.
     `python_per_job` and `python_per_piece`: what our own executor's Python adds on the host, which is in
     none of the others: vLLM 0.3.3 submitted from a loop of C++.
@@ -177,9 +141,18 @@ class TransferCost(_Strict):
     interference_to_host: Quantity
     python_per_job: Quantity | None = None
     python_per_piece: Quantity | None = None
+    small_piece: Quantity | None = None
+    small_setup: Quantity | None = None
+    small_rate: Quantity | None = None
+
+    @model_validator(mode="after")
+    def _small_pieces_are_told_whole(self) -> TransferCost:
+        if len({self.small_piece is None, self.small_setup is None, self.small_rate is None}) > 1:
+            raise ValueError("small_piece, small_setup and small_rate come together")
+        return self
 
 
-class ValidRange(_Strict):
+class ValidRange(Strict):
     """Outside this the step model is an extrapolation, and a run that goes there says so."""
 
     max_batch: Annotated[int, Field(gt=0)]
@@ -187,7 +160,7 @@ class ValidRange(_Strict):
     max_prefill_tokens: Annotated[int, Field(gt=0)]
 
 
-class HeldOut(_Strict):
+class HeldOut(Strict):
     """How far predictions were off on `points` points that the fit never saw: mean, 95th percentile
     and maximum of |predicted / measured - 1|. `covered`: the share of these points that lay in their
     95 % prediction interval."""
@@ -199,14 +172,14 @@ class HeldOut(_Strict):
     covered: Annotated[float, Field(ge=0, le=1)]
 
 
-class Dropped(_Strict):
+class Dropped(Strict):
     """A point that was measured and not used."""
 
     point: str
     reason: str
 
 
-class Fit(_Strict):
+class Fit(Strict):
     """How a measured profile came out of its points. `terms`: those that earned their place.
     `problems`: what else a reader should know, in words."""
 
@@ -220,7 +193,7 @@ class Fit(_Strict):
     problems: tuple[str, ...] = ()
 
 
-class MeasuredPoint(_Strict):
+class MeasuredPoint(Strict):
     """What was timed, trimmed mean and quartiles of its `samples` repeats, and what the fit says, with its
     95 % prediction interval, where it says something. All times in nanoseconds."""
 
@@ -237,30 +210,71 @@ class MeasuredPoint(_Strict):
 #: A profile that is further off than this at P95 says so whenever it is used.
 WORST_P95 = 0.10
 #: Parts that profiles may lack; one without them has the hash it always had.
-_OPTIONAL = ("corrections", "fit", "points", "provenance")
-_OPTIONAL_TERMS = ("per_uneven_token", "per_further_prompt")
+_OPTIONAL = ("corrections", "fit", "points", "provenance", "origin", "shares")
 _PYTHON = ("python_per_job", "python_per_piece")
 
 
-class Profile(_Strict):
-    """One machine with one model. The last four parts are of measured profiles: what formulas leave over,
-    how the fit went, what it was made from, and versions, clocks, driver and link in free words."""
+class KindError(Strict):
+    """How far steps of one kind are off, by the rule named: mean and P95 of |predicted / measured - 1|."""
+
+    kind: Literal["decode", "prefill", "mixed", "all"]
+    mean: NonNegative
+    p95: NonNegative
+
+
+class Origin(Strict):
+    """Where a profile that nobody here measured comes from. `rebuild`: the command that makes it again.
+    `assumed`: what its tables lack, in words. `errors`: of steps, judged as `judged` says."""
+
+    source: str
+    licence: str
+    rebuild: str
+    assumed: tuple[str, ...] = ()
+    judged: str
+    errors: tuple[KindError, ...]
+
+
+def _form(step: Any) -> str:
+    has_form = isinstance(step, TokenCost) or (isinstance(step, dict) and "form" in step)
+    return "tokens" if has_form else "linear"
+
+
+AnyStepCost = Annotated[
+    Annotated[StepCost, Tag("linear")] | Annotated[TokenCost, Tag("tokens")], Discriminator(_form)
+]
+
+
+class Share(Strict):
+    """What differs where several GPUs share a model: each holds its part of weights and KV."""
+
+    model: Model
+    step: AnyStepCost
+    valid: ValidRange
+    assumed: tuple[str, ...] = ()
+
+
+class Profile(Strict):
+    """One machine with one model. `corrections`, `fit`, `points` and `provenance` are of measured profiles:
+    what formulas leave over, how the fit went, what it was made from, and versions, clocks, driver and link
+    in free words. `origin`: of the others. `shares`: by number of GPUs, `load("NAME@tp2")`."""
 
     format: Literal["fastswitch-profile/1"]
     name: str
-    kind: Literal["published", "measured"]
+    kind: Literal["published", "measured", "derived"]
     machine: str
     date: str
     notes: str = ""
     model: Model
     memory: Memory
-    step: StepCost
+    step: AnyStepCost
     transfer: TransferCost
     valid: ValidRange
     corrections: Corrections | None = None
     fit: Fit | None = None
     points: tuple[MeasuredPoint, ...] | None = None
     provenance: dict[str, str] | None = None
+    origin: Origin | None = None
+    shares: dict[Annotated[str, Field(pattern="^[1-9][0-9]?$")], Share] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What its file holds: parts that it lacks are not named."""
@@ -268,11 +282,32 @@ class Profile(_Strict):
         for name in _OPTIONAL:
             if data[name] is None:
                 del data[name]
-        for part, names in (("step", _OPTIONAL_TERMS), ("transfer", _PYTHON)):
-            for name in names:
-                if data[part][name] is None:
-                    del data[part][name]
+        for part in (data, *(data.get("shares") or {}).values()):
+            step = part["step"]
+            part["step"] = {name: value for name, value in step.items() if value is not None}
+        transfer = data["transfer"]
+        data["transfer"] = {name: value for name, value in transfer.items() if value is not None}
         return data
+
+    def share(self, gpus: int) -> Profile:
+        """That of each of so many GPUs. Raises ConfigError naming those there are."""
+        found = (self.shares or {}).get(str(gpus))
+        if found is None:
+            known = ", ".join(f"@tp{gpus}" for gpus in self.shares or {}) or "none"
+            raise ConfigError(f"profile {self.name}: no @tp{gpus}; it has {known}")
+        origin = self.origin
+        if origin is not None:
+            origin = origin.model_copy(update={"assumed": (*origin.assumed, *found.assumed)})
+        return self.model_copy(
+            update={
+                "name": f"{self.name}@tp{gpus}",
+                "model": found.model,
+                "step": found.step,
+                "valid": found.valid,
+                "origin": origin,
+                "shares": None,
+            }
+        )
 
     def with_python(self) -> Profile:
         """With what our own executor's Python adds to a copy job put on top of what the driver takes: for
@@ -317,6 +352,12 @@ class Profile(_Strict):
 
     def warnings(self) -> list[str]:
         """What whoever uses it should be told: where it predicts its own held-out points badly."""
+        if self.origin is not None and self.kind == "derived":
+            errors = ", ".join(f"{one.kind} {100 * one.p95:.3g} %" for one in self.origin.errors)
+            return [
+                f"profile {self.name}: derived, nobody measured this machine with this model; steps may be"
+                f" off at P95 by {errors} ({self.origin.judged})"
+            ]
         if self.fit is None:
             return []
         return [
@@ -331,7 +372,7 @@ class Profile(_Strict):
         found = {}
         for section in ("memory", "step", "transfer"):
             for name, quantity in getattr(self, section):
-                if quantity is not None and quantity.kind == "assumed":
+                if isinstance(quantity, Quantity) and quantity.kind == "assumed":
                     found[f"{section}.{name}"] = quantity
         return found
 
@@ -343,15 +384,16 @@ class Profile(_Strict):
         data = self.as_json()
         for path, value in values.items():
             section, _, name = path.partition(".")
-            if section not in ("memory", "step", "transfer") or name not in data[section]:
+            known = data[section] if section in ("memory", "step", "transfer") else {}
+            if not isinstance(known.get(name), dict):
                 raise ConfigError(f"profile_values.{path}: no such number in a profile")
             if not 0 <= value < math.inf:
                 raise ConfigError(f"profile_values.{path}: {value!r} is not a number >= 0")
             entry = data[section][name]
             entry.update(value=float(value), kind="assumed", source="set by the scenario")
             for end, widen in (("low", min), ("high", max)):
-                known = entry[end]
-                entry[end] = float(value) if known is None else widen(float(value), known)
+                edge = entry[end]
+                entry[end] = float(value) if edge is None else widen(float(value), edge)
         return Profile.model_validate_json(json.dumps(data))
 
 
@@ -361,7 +403,15 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str) -> Profile:
-    """A profile that ships, by name, or a file. Raises ConfigError naming file and field."""
+    """A profile that ships, by name, or a file; `@tp2` behind either is its share on each of two GPUs.
+    Raises ConfigError naming file and field."""
+    base, _, gpus = name_or_path.rpartition("@tp")
+    if base and gpus.isdecimal():
+        return _read(base).share(int(gpus))
+    return _read(name_or_path)
+
+
+def _read(name_or_path: str) -> Profile:
     path = PROFILES / f"{name_or_path}.json"
     if not path.exists():
         path = Path(name_or_path)
@@ -376,5 +426,8 @@ def load(name_or_path: str) -> Profile:
         return Profile.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
+        where = list(first["loc"])
+        if where[:1] == ["step"]:
+            del where[1:2]  # which of the two forms: nothing that the file says
+        field = ".".join(map(str, where))
         raise ConfigError(f"{path}: {field}: {first['msg']}") from None

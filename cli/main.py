@@ -11,6 +11,7 @@ from cli.compare import compare_command
 from cli.config import config
 from cli.export import export_command
 from cli.listing import metrics_command, orders_command, systems_command
+from cli.machine import machine_group
 from cli.realrun import realrun_command
 from cli.report import report_command
 from cli.reproduce import reproduce_command
@@ -56,6 +57,7 @@ for _command in (
     orders_command,
     metrics_command,
     export_command,
+    machine_group,
     realrun_command,
     report_command,
     reproduce_command,

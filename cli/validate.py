@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option
+from cli.options import json_option, set_option
 from cli.progress import progress
 from policy.errors import ConfigError
 
@@ -21,6 +21,12 @@ from policy.errors import ConfigError
     "--order", metavar="NAME", help="With --replay: the user's own order they were made with."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for page, tables and figures.")
+@click.option(
+    "--scenario",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With runs of others: their system, limits, workload.",
+)
+@set_option
 @json_option
 def validate_command(
     *,
@@ -29,6 +35,8 @@ def validate_command(
     profile: str | None,
     order: str | None,
     out: Path | None,
+    scenario: Path | None,
+    values: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Check recordings against the simulator.
@@ -39,8 +47,14 @@ def validate_command(
     side by side; runs of one scenario and system are repeats. Every recorded step and copy goes through
     the cost model too, so that an error can be laid at its door or at queueing's.
 
+    A RUN that is a file holds per-request records of vllm bench, LLMServingSim, BLIS TraceV2, AIPerf
+    or inference-perf: what was served is simulated on the profile, under the limits that were
+    recorded, those of --scenario and --set. Of several such runs it is told up to which load the
+    prediction holds.
+
     \b
     Examples:
+      fastswitch validate requests.jsonl --profile rtx-4090-llama-3.1-8b
       fastswitch validate run --replay
       fastswitch validate runs/vllm runs/fastswitch --replay --json
       fastswitch validate runs/vllm-* runs/fastswitch-* --profile cpu.json --out checked
@@ -51,6 +65,16 @@ def validate_command(
         raise ConfigError("--out: a replay writes nothing; it goes with --profile")
     if profile is not None and order is not None:
         raise ConfigError("--order: goes with --replay")
+    others = [run for run in runs if Path(run).is_file()]
+    if others:
+        if profile is None or len(others) < len(runs) or out is not None:
+            raise ConfigError(
+                "validate: files of others' runs go with --profile, and with no folder"
+            )
+        _beside(others, profile, scenario, values, as_json=as_json)
+        return
+    if scenario is not None or values:
+        raise ConfigError("--scenario, --set: go with files of others' runs")
     if profile is not None:
         _predict(runs, profile, out, as_json=as_json)
         return
@@ -81,3 +105,19 @@ def _predict(runs: tuple[str, ...], profile: str, out: Path | None, *, as_json: 
         command = "fastswitch " + " ".join(sys.argv[1:])
         output.write_validation(found, out, command)
         click.echo(f"written: {out / 'validation.html'}, .txt, .json and figures", err=True)
+
+
+def _beside(
+    files: list[str],
+    profile: str,
+    scenario: Path | None,
+    values: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
+    from explore.validation import beside, others
+    from runs.scenario import parse_settings
+
+    runs = [others.read(Path(file)) for file in files]
+    found = beside.lay(runs, profile, scenario, parse_settings(values))
+    click.echo(json.dumps(beside.as_json(found), indent=1) if as_json else beside.as_text(found))

@@ -247,7 +247,7 @@ def make_engine(
     )
     parts = Parts(
         machine.scheduler,
-        TurnDriver(serving.workload),
+        TurnDriver(serving.workload, serving.scenario.workload.concurrency),
         runner,
         swap,
         machine.prompts,

@@ -6,6 +6,7 @@ was due is told with it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from policy.errors import InputError
 from traces.workload import Turn, Workload
 
 NEVER = 1 << 62
+_NO_PLACE: deque[int] = deque()
 
 
 class Arrival(NamedTuple):
@@ -32,12 +34,16 @@ class Arrival(NamedTuple):
 class TurnDriver:
     """Hands out turns in (arrival_ns, request id) order, reading the workload as it is needed.
 
-    `next_ns` is when the next turn arrives, NEVER if that depends on a reply or nothing is left.
+    `next_ns` is when the next turn arrives, NEVER if that depends on a reply or nothing is left. With
+    `concurrency` the clients together keep at most so many requests under way: a turn that is due
+    while so many are arrives when one of them ends, and its wait is the client's own.
     Raises InputError for a turn whose parent does not come before it, or a first turn without an
     arrival.
     """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, concurrency: int | None = None) -> None:
+        #: When each free place became so, where there are only so many.
+        self._free: deque[int] | None = None if concurrency is None else deque([0] * concurrency)
         self._open = workload.header.timing == "open"
         self._rows: Iterator[Turn] = iter(workload)
         self._ahead: Turn | None = next(self._rows, None)
@@ -62,8 +68,11 @@ class TurnDriver:
         """Turns that have arrived by `now_ns`, in order."""
         self._read(now_ns)
         found = []
-        while self._due and self._due[0].arrival_ns <= now_ns:
+        while self._due and self._due[0].arrival_ns <= now_ns and self._free != _NO_PLACE:
             arrival = heappop(self._due)
+            if self._free is not None:
+                freed_ns = self._free.popleft()
+                arrival = arrival._replace(arrival_ns=max(arrival.arrival_ns, freed_ns))
             is_last = not self._open and arrival.request_id not in self._children
             found.append(arrival._replace(is_last=is_last))
         self._set_next()
@@ -72,13 +81,15 @@ class TurnDriver:
     def ended(self, request_id: str, now_ns: int) -> None:
         """A reply has ended, or the turn was rejected or cancelled: its children may come."""
         began = self._began.pop(request_id)
+        if self._free is not None:
+            self._free.append(now_ns)
         if self._open:
             self._ended[request_id] = (began, now_ns)
         children = self._children.pop(request_id, None)
         if children is not None:
             for child in children:
                 self._arrive(child, request_id, began, now_ns)
-            self._set_next()
+        self._set_next()
 
     # ------------------------------------------------------------------ reading ahead
 
@@ -98,10 +109,13 @@ class TurnDriver:
         return self._open or (row.turn == 1 and row.parent_id is None)
 
     def _set_next(self) -> None:
+        if self._free == _NO_PLACE:
+            self.next_ns = NEVER
+            return
         next_ns = self._due[0].arrival_ns if self._due else NEVER
         if self._ahead is not None and self._ahead.arrival_ns is not None:
             next_ns = min(next_ns, self._ahead.arrival_ns)
-        self.next_ns = next_ns
+        self.next_ns = max(next_ns, self._free[0]) if self._free else next_ns
 
     def _accept(self, row: Turn) -> None:
         self.num_rows += 1

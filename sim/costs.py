@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from calibrate.profile import ONE, Corrections, Curve, Profile, Quantity
+from calibrate.profile import ONE, Corrections, Curve, Profile, Quantity, StepCost, TokenCost
 from policy.plan import Copy, Direction
 from policy.systems import System
 
@@ -26,14 +26,107 @@ def _factor(curve: Curve | None, value: int) -> int:
     return ONE if curve is None else curve.at(value)
 
 
-class StepCosts:
-    """The iteration model of `calibrate.profile.StepCost`."""
+class StepCosts(Protocol):
+    """What a step costs, under whichever form a profile has. `uneven`: longest * B - K."""
+
+    #: Whether the longest context of a batch matters.
+    asks_longest: bool
+
+    def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:
+        """A decode step of so many as a line over its KV tokens: (at none, per token), both in
+        2**-DECODE_SHIFT ns. `uneven` stays while a batch stands: every context grows."""
+
+    def decode_ns(self, batch: int, kv_tokens: int, uneven: int = 0) -> int:
+        """A step of `batch` decoding requests that read `kv_tokens` tokens of KV."""
+
+    def mixed_ns(
+        self, batch: int, kv_tokens: int, uneven: int, lengths: list[tuple[int, int]]
+    ) -> int:
+        """A step in which `batch` requests decode beside prompts of (new tokens, tokens there)."""
+
+    def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:
+        """A step that prefills prompts of (new tokens, tokens already there)."""
+
+
+def step_costs(profile: Profile) -> StepCosts:
+    """By the form of a profile."""
+    if isinstance(profile.step, TokenCost):
+        return TokenCosts(profile.step)
+    return LinearCosts(profile.step, profile.corrections or Corrections())
+
+
+class TokenCosts:
+    """`calibrate.profile.TokenCost`: what depends on tokens or on the batch alone is a list, expanded
+    as far as steps have gone."""
+
+    def __init__(self, step: TokenCost) -> None:
+        self._step = step
+        self._table: list[int] = []  # by all new tokens, with the host's
+        self._decode = _optional(step.decode)
+        self._output = _optional(step.per_output)
+        self._own = self._output + _optional(step.sequence_decode)
+        self._kv = _fixed(step.kv_decode)
+        self._uneven = _optional(step.uneven_decode)
+        self._longest = _optional(step.longest_decode)
+        self._own_mixed = self._output + _optional(step.sequence_mixed)
+        self._kv_mixed = _fixed(step.kv_mixed)
+        self._uneven_mixed = _optional(step.uneven_mixed)
+        self._longest_mixed = _optional(step.longest_mixed)
+        self._square = _fixed(step.square)
+        self._past = _optional(step.past)
+        self._chunk = _optional(step.chunk) + self._output
+        self.asks_longest = any(
+            (self._uneven, self._longest, self._uneven_mixed, self._longest_mixed)
+        )
+        self._expand(8192)
+
+    def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:
+        """See StepCosts. The longest context is (K + uneven) / B."""
+        if batch >= len(self._table):
+            self._expand(batch)
+        at_none = self._table[batch] + self._decode + self._own * batch + self._uneven * uneven
+        longest = (self._longest << _SHIFT) // (batch or 1)
+        return (at_none << _SHIFT) + longest * uneven, (self._kv << _SHIFT) + longest
+
+    def decode_ns(self, batch: int, kv_tokens: int, uneven: int = 0) -> int:
+        """See StepCosts."""
+        at_none, per_token = self.decode_line(batch, uneven)
+        return (at_none + per_token * kv_tokens) >> DECODE_SHIFT
+
+    def mixed_ns(
+        self, batch: int, kv_tokens: int, uneven: int, lengths: list[tuple[int, int]]
+    ) -> int:
+        """See StepCosts."""
+        tokens, pasts, squares = batch, 0, 0
+        for new, past in lengths:
+            tokens += new
+            pasts += past
+            squares += new * (2 * past + new)
+        if tokens >= len(self._table):
+            self._expand(tokens)
+        found = self._table[tokens] + self._chunk * len(lengths) + self._past * pasts
+        if batch:
+            found += self._own_mixed * batch + self._kv_mixed * kv_tokens
+            found += self._uneven_mixed * uneven
+            found += self._longest_mixed * ((kv_tokens + uneven) // batch)
+        return 2 * found + self._square * squares >> _SHIFT + 1
+
+    def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:
+        """See StepCosts."""
+        return self.mixed_ns(0, 0, 0, lengths)
+
+    def _expand(self, upto: int) -> None:
+        base, each = _fixed(self._step.host_base), _fixed(self._step.host_per_token)
+        table = self._step.table(max(upto, 2 * len(self._table)), _SHIFT)
+        self._table = [ns + base + each * tokens for tokens, ns in enumerate(table)]
+
+
+class LinearCosts:
+    """`calibrate.profile.StepCost`."""
 
     KNEE = 64
 
-    def __init__(self, profile: Profile) -> None:
-        step = profile.step
-        corrections = profile.corrections or Corrections()
+    def __init__(self, step: StepCost, corrections: Corrections) -> None:
         self._decode, self._prefill = corrections.decode, corrections.prefill
         self.base = _fixed(step.base)
         self.per_kv_token = _fixed(step.per_kv_token)
@@ -43,18 +136,18 @@ class StepCosts:
         self._per_square = _fixed(step.per_prefill_square)
         #: Times longest * B - K. That does not change while a batch stands: every context grows.
         self.per_uneven_token = _optional(step.per_uneven_token)
+        self.asks_longest = bool(self.per_uneven_token)
         self._per_further_prompt = _optional(step.per_further_prompt)
         self._further = corrections.further_prompts
 
     def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:
-        """A decode step of so many as a line over its KV tokens: (at none, per token), both in
-        2**-DECODE_SHIFT ns. `uneven`: longest * B - K, which stays while a batch stands."""
+        """See StepCosts."""
         fixed = self.base + self._per_sequence * batch + self._beyond * max(0, batch - self.KNEE)
         factor = _factor(self._decode, batch)
         return factor * (fixed + self.per_uneven_token * uneven), factor * self.per_kv_token
 
     def decode_ns(self, batch: int, kv_tokens: int, uneven: int = 0) -> int:
-        """A step of `batch` decoding requests that read `kv_tokens` tokens of KV."""
+        """See StepCosts."""
         at_none, per_token = self.decode_line(batch, uneven)
         return (at_none + per_token * kv_tokens) >> DECODE_SHIFT
 
@@ -72,7 +165,7 @@ class StepCosts:
         return 2 * linear + self._per_square * squares >> _SHIFT + 1
 
     def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:
-        """A step that prefills prompts of (new tokens, tokens already there)."""
+        """See StepCosts."""
         tokens = 0
         squares = 0  # twice the sum of L * (past + L / 2)
         for new, past in lengths:
@@ -134,6 +227,12 @@ class CopyCosts:
             Direction.TO_HOST: _fixed(transfer.interference_to_host),
         }
         self._curve = None if profile.corrections is None else profile.corrections.copy_piece
+        #: Smaller pieces to the device go another way.
+        self._small = self._small_setup = self._small_per_byte = 0
+        if transfer.small_piece and transfer.small_setup and transfer.small_rate:
+            self._small = round(transfer.small_piece.value)
+            self._small_setup = _fixed(transfer.small_setup)
+            self._small_per_byte = round((1 << 40) * 1e9 / transfer.small_rate.value)
 
     def cost(self, copy: Copy) -> CopyCost:
         found = self._by_formula(copy)
@@ -159,9 +258,14 @@ class CopyCosts:
             return CopyCost(submit, submit, pack + setup + wire, wire, 2, size)
         pieces = self.pieces(copy)
         setup = pieces * self._piece_setup >> _SHIFT
+        if copy.direction is Direction.TO_DEVICE and size < self._small * pieces:
+            setup = pieces * self._small_setup >> _SHIFT
+            wire = size * self._small_per_byte >> 40
         if self.submission == "batched":
+            # the driver begins with the first descriptor while it takes the others
             submit = self.per_job_ns + ((self._per_call + pieces * self._per_descriptor) >> _SHIFT)
-            return CopyCost(submit, submit, setup + wire, 0, 1, size)
+            first = self.per_job_ns + ((self._per_call + self._per_descriptor) >> _SHIFT)
+            return CopyCost(submit, first, setup + wire, (setup + wire) // pieces, 1, size)
         submit = self.per_job_ns + (pieces * self._per_call >> _SHIFT)
         first = self.per_job_ns + (self._per_call >> _SHIFT)
         return CopyCost(submit, first, setup + wire, (setup + wire) // pieces, pieces, size)

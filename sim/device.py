@@ -153,7 +153,7 @@ class Device:
         self.batch_size = len(batch.decode)
         self.kv_tokens = batch.kv_tokens
         self._uneven = uneven = 0
-        if self._costs.per_uneven_token:
+        if self._costs.asks_longest:
             longest = max(map(self._scheduler.num_tokens, batch.decode))
             self._uneven = uneven = longest * self.batch_size - self.kv_tokens
         self._at_none, self._per_token = self._costs.decode_line(self.batch_size, uneven)

@@ -26,7 +26,7 @@ from runs.serving import CHUNKED_TOKENS, SEATS, Serving, make_scheduler, setting
 from runs.turns import NEVER, Arrival, TurnDriver
 from runs.user_order import OrderLike, user_order
 from sim.clock import Clock
-from sim.costs import CopyCost, StepCosts
+from sim.costs import CopyCost
 from sim.device import Device
 from sim.engine import Engine, StepEnd
 from sim.link import Job
@@ -336,14 +336,16 @@ class RecordedTurns(TurnDriver):
         self.next_ns = min(self.next_ns, NEVER - 1)
 
 
-class _NoCosts(StepCosts):
+class _NoCosts:
     """The times are known, so nothing is computed and no profile needed."""
 
-    def __init__(self) -> None:
-        self.per_uneven_token = 0
+    asks_longest = False
 
     def decode_line(self, batch: int, uneven: int = 0) -> tuple[int, int]:  # noqa: ARG002
         return 0, 0
+
+    def decode_ns(self, batch: int, kv_tokens: int, uneven: int = 0) -> int:  # noqa: ARG002
+        return 0
 
     def prefill_ns(self, lengths: list[tuple[int, int]]) -> int:  # noqa: ARG002
         return 0

@@ -34,7 +34,7 @@ from runs.serving import (
 from runs.turns import TurnDriver
 from runs.user_order import OrderLike, UserOrder, user_order
 from sim.clock import Clock
-from sim.costs import CopyCosts, StepCosts
+from sim.costs import CopyCosts, step_costs
 from sim.device import Device
 from sim.engine import Engine
 from sim.link import HostLink
@@ -151,11 +151,11 @@ def make_engine(
     copies = CopyCosts(setup.profile, system, setup.settings.block_size)
     workers = system.transport.workers
     link = HostLink(env, copies, worker_threads=workers)
-    device = Device(StepCosts(setup.profile), scheduler)
+    device = Device(step_costs(setup.profile), scheduler)
     return Engine(
         env,
         scheduler,
-        TurnDriver(setup.workload),
+        TurnDriver(setup.workload, setup.scenario.workload.concurrency),
         device,
         link,
         recorder,

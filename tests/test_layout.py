@@ -27,7 +27,9 @@ ARROWS: dict[str, set[str]] = {
     "cli": {"policy", "traces", "runs", "sim", "realrun", "calibrate", "explore"},
 }
 #: Named one by one: files of calibrate that sim and explore may read.
-FILE_ARROWS: dict[str, set[str]] = {"calibrate/profile.py": {"policy"}}
+FILE_ARROWS: dict[str, set[str]] = {
+    f"calibrate/{name}.py": {"policy"} for name in ("profile", "quantity", "token_cost")
+}
 
 
 def files_of(package: str) -> list[Path]:

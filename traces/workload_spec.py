@@ -103,6 +103,7 @@ class WorkloadSpec(Section):
     lacks, and `priority` gives priorities. `priority_process` names the order that the workload is
     meant for. `context_cap` is the generator's own when not given; `uncapped` takes it away.
     `resample`: a file's sessions are drawn anew for every run (`traces.shaping.resample`).
+    `concurrency`: most requests that the clients together keep under way.
     """
 
     file: str | None = None
@@ -124,6 +125,7 @@ class WorkloadSpec(Section):
     priority: PriorityShares | None = None
     priority_process: Process | None = None
     resample: bool = False
+    concurrency: Positive | None = None
 
     @field_validator("generator")
     @classmethod

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +45,7 @@ def read(folder: Path, shape: Shape, machine: str, reduce_from: Path | None = No
     attention, assumed = _attention(folder, shape)
     reduce: Callable[[float], float] = alone
     if shape.shards > 1:
-        reduce = _reduce(reduce_from or folder, shape)
+        reduce = all_reduce(reduce_from or folder, shape)
     version = folder.name.rpartition("-")[2]
     return OpTables(
         shape,
@@ -88,17 +87,15 @@ class _Products:
             raise InputError(f"{shown_path(path)}: no rows of bfloat16")
         self._path = path
         self._times: dict[tuple[int, int], Line] = {
-            (int(n), int(k)): line(  # type: ignore[call-overload]
-                zip(rows["m"].astype(int), rows["latency"] * MS, strict=True)
-            )
-            for (n, k), rows in frame.groupby(["n", "k"])
+            (int(rows["n"].iloc[0]), int(rows["k"].iloc[0])): line(_pairs(rows, "m", "latency", MS))
+            for _, rows in frame.groupby(["n", "k"])
         }
         self._widths = sorted({n for n, _ in self._times})
         self._depths = sorted({k for _, k in self._times})
 
     def __call__(self, gemm: Gemm, rows: int) -> float:
         """All of them in a step, ns."""
-        return gemm.count * sum(
+        return gemm.times * sum(
             share * self._times[corner](rows) for corner, share in self._corners(gemm)
         )
 
@@ -200,14 +197,18 @@ def _rows(path: Path, more: Sequence[str], shape: Shape) -> pd.DataFrame:
     return frame[chosen].assign(ns=frame["latency"] * MS)
 
 
+def _pairs(frame: pd.DataFrame, at: str, of: str, scale: float = 1.0) -> list[tuple[int, float]]:
+    return [(int(one), float(ns) * scale) for one, ns in zip(frame[at], frame[of], strict=True)]
+
+
 class _Plane:
     """Times by requests and tokens of each: by tokens first, straight, then between numbers of
     requests; beyond either, the last slope."""
 
     def __init__(self, frame: pd.DataFrame, by: str, along: str) -> None:
         self._lines = {
-            int(count): line(zip(rows[along].astype(int), rows["ns"], strict=True))  # type: ignore[call-overload]
-            for count, rows in frame.groupby(by)
+            count: line(_pairs(frame[frame[by] == count], along, "ns"))
+            for count in sorted({int(one) for one in frame[by]})
         }
         self._counts = sorted(self._lines)
 
@@ -231,21 +232,13 @@ class _Plane:
         return self._lines[self._counts[0]]
 
 
-def _reduce(folder: Path, shape: Shape) -> Callable[[float], float]:
+def all_reduce(folder: Path, shape: Shape) -> Callable[[float], float]:
     """Two all-reduces a layer, of tokens * hidden elements, as captured in a graph."""
     path = folder / "custom_allreduce_perf.parquet"
     frame = read_parquet(path, ("num_gpus", "message_size", "latency"), ("backend",))
     rows = frame[(frame["num_gpus"] == shape.shards) & (frame["backend"] == "vllm_graph")]
     if rows.empty:
         raise InputError(f"{shown_path(path)}: no rows of {shape.shards} GPUs")
-    found = line(zip(rows["message_size"].astype(int), rows["latency"] * MS, strict=True))
-    return _AllReduce(found, shape.hidden, 2 * shape.layers)
-
-
-class _AllReduce(NamedTuple):
-    times: Line
-    hidden: int
-    count: int
-
-    def __call__(self, tokens: float) -> float:
-        return self.count * self.times(tokens * self.hidden)
+    found = line(_pairs(rows, "message_size", "latency", MS))
+    calls = 2 * shape.layers
+    return lambda tokens: calls * found(tokens * shape.hidden)

@@ -78,7 +78,7 @@ def _summed(frame: pd.DataFrame, by: str, times: dict[str, float]) -> Line:
     groups = frame.groupby(by)
     whole = groups["layer"].nunique() == frame["layer"].nunique()
     found = groups["ns"].sum()[whole]
-    return line((int(at), float(ns)) for at, ns in found.items())  # type: ignore[call-overload]
+    return line(zip(found.index.astype(int), found, strict=True))
 
 
 class Attention:
@@ -136,10 +136,8 @@ class Attention:
         )
         for regime, rows in told.groupby("regime"):
             medians = rows.groupby("n")["alpha"].median().clip(0.0, 1.0)
-            self._alpha[str(regime)] = line(
-                (int(at), float(value))
-                for at, value in medians.items()  # type: ignore[call-overload]
-            )
+            pairs = zip(medians.index.astype(int), medians, strict=True)
+            self._alpha[str(regime)] = line(pairs)
         found = []
         for row in skew[[*_SKEW]].to_dict("records"):
             n, big = int(row["n"]), int(row["nb"])

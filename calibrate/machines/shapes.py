@@ -25,7 +25,7 @@ class Gemm(NamedTuple):
     name: str
     n: int
     k: int
-    count: int
+    times: int
 
 
 class Shape(NamedTuple):
@@ -61,7 +61,7 @@ class Shape(NamedTuple):
     @property
     def weight_bytes(self) -> int:
         """Of one GPU: products, head, and the embedding where it is not the head's."""
-        products = sum(gemm.n * gemm.k * gemm.count for gemm in self.gemms())
+        products = sum(gemm.n * gemm.k * gemm.times for gemm in self.gemms())
         head = self.head()
         embedding = 0 if self.tied else head.n * head.k
         norms = (2 * self.layers + 1) * self.hidden

@@ -22,6 +22,7 @@ class Line(NamedTuple):
     ns: tuple[float, ...]
 
     def __call__(self, value: float) -> float:
+        """The time there."""
         at, ns = self.at, self.ns
         index = min(bisect_right(at, value), len(at) - 1)
         if index == 0 or value <= at[0]:
@@ -35,8 +36,8 @@ def line(rows: Iterable[tuple[int, float]]) -> Line:
     found: dict[int, list[float]] = {}
     for at, ns in rows:
         found.setdefault(at, []).append(ns)
-    at = sorted(found)
-    return Line(tuple(at), tuple(sum(found[one]) / len(found[one]) for one in at))
+    rising = sorted(found)
+    return Line(tuple(rising), tuple(sum(found[one]) / len(found[one]) for one in rising))
 
 
 class Attention(Protocol):

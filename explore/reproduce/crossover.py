@@ -17,7 +17,7 @@ from policy.plan import Copy, Direction
 from policy.systems import System, named_system
 from runs.recording import Recording
 from runs.scenario import build
-from sim.costs import CopyCosts, StepCosts
+from sim.costs import CopyCosts, step_costs
 from sim.simulate import simulate
 
 MACHINES = ("a10-llama-3-8b", "a100-80gb-qwen-32b", "h100-llama-3-8b")
@@ -99,7 +99,7 @@ def swap_ns(profile: Profile, system: System, tokens: int) -> int:
 
 def recompute_ns(profile: Profile, tokens: int) -> int:
     """A prefill step of the whole context, beside nothing else."""
-    return StepCosts(profile).prefill_ns([(tokens, 0)])
+    return step_costs(profile).prefill_ns([(tokens, 0)])
 
 
 def checks() -> Iterator[Check]:
@@ -121,7 +121,7 @@ def checks() -> Iterator[Check]:
 def _three_requests(profile: Profile, length: int) -> str:
     """One that decodes throughout (the last runner is never preempted), one that has just begun to, and
     an urgent one that needs the room of the second."""
-    begun_ns = recompute_ns(profile, length) + 20 * StepCosts(profile).decode_ns(2, length)
+    begun_ns = recompute_ns(profile, length) + 20 * step_costs(profile).decode_ns(2, length)
     rows = [
         {"request_id": "leader", "input_tokens": 8, "output_tokens": 400, "priority": 0},
         {"request_id": "victim", "input_tokens": length, "output_tokens": 200, "priority": 2},

@@ -20,7 +20,7 @@ from policy.plan import Copy, Direction
 from policy.systems import System
 from runs.metrics.columns import columns_of
 from runs.recording import Recording
-from sim.costs import CopyCosts, StepCosts
+from sim.costs import CopyCosts, StepCosts, step_costs
 
 Ints = npt.NDArray[np.int64]
 
@@ -66,7 +66,7 @@ def compare(recorded: Recording, profile: Profile, system: System) -> list[Compa
         ("mixed", np.flatnonzero((steps["batch"] > 0) & (steps["prefill_tokens"] > 0))),
     ):
         if rows.size:
-            found.append(_steps(kind, rows, steps, contexts, StepCosts(profile), beside))
+            found.append(_steps(kind, rows, steps, contexts, step_costs(profile), beside))
     copies = _copies(recorded, copy_costs)
     return [*found, copies] if copies is not None else found
 

@@ -20,7 +20,7 @@ from calibrate.profile import Profile, load
 from policy.plan import Copy, Direction
 from policy.systems import named_system
 from sim.clock import Clock
-from sim.costs import CopyCosts, StepCosts
+from sim.costs import CopyCosts, step_costs
 from sim.link import HostLink
 
 LIMITS = Limits(max_batch=128, max_context=2048, max_tokens=65536, max_prefill=2048, copy_blocks=64)
@@ -78,7 +78,7 @@ def grid(profile: Profile) -> list[Point]:
 
 def true_ns(profile: Profile, point: Point) -> int:
     """How long the simulated machine takes for a point."""
-    costs = StepCosts(profile)
+    costs = step_costs(profile)
     if point.kind == "decode":
         batch, kv_tokens = point["batch"], point["kv_tokens"]
         uneven = max(0, point["longest"] * batch - kv_tokens)

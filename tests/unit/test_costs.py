@@ -13,6 +13,7 @@ from calibrate.profile import Profile, load
 from policy.plan import Copy, Direction
 from policy.systems import custom_system
 from sim.costs import CopyCost, CopyCosts, StepCosts
+from sim.costs import step_costs as step_costs_of
 
 A10 = load("a10-llama-3-8b")
 BLOCK = 2 * 1024 * 1024  # bytes of 16 tokens of Llama-3-8B
@@ -49,7 +50,7 @@ def profile(**values: float) -> Profile:
 
 
 def step_costs(**values: float) -> StepCosts:
-    return StepCosts(profile(**values))
+    return step_costs_of(profile(**values))
 
 
 def copy_costs(submission: str, layout: str, *, threads: int = 1, **values: float) -> CopyCosts:
@@ -200,23 +201,22 @@ def test_ten_blocks_in_three_runs_take_as_many_calls_as_the_submission_says(
         # submit, first call, link, last piece; wire is 10,000 ns to the device, 20,000 to the host
         ("per_block", "layer_major", (300 + 6400, 310, 3200, 640)),
         ("merged", "layer_major", (300 + 1920, 310, 960, 192)),
-        ("batched", "layer_major", (300 + 10 + 384, 694, 960, None)),
+        ("batched", "layer_major", (300 + 10 + 384, 312, 960, 192)),
         ("gather", "layer_major", (300 + 70 + 10, 380, 70 + 1000 + 5, 1)),
         ("per_block", "block_major", (300 + 100, 310, 50, 10)),
         ("merged", "block_major", (300 + 30, 310, 15, 3)),
-        ("batched", "block_major", (300 + 10 + 6, 316, 15, None)),
+        ("batched", "block_major", (300 + 10 + 6, 312, 15, 3)),
         ("gather", "block_major", (300 + 70 + 10, 380, 70 + 1000 + 5, 1)),
     ],
 )
 def test_the_whole_cost_of_ten_blocks_in_three_runs(
-    submission: str, layout: str, expected: tuple[int, int, int, int | None], way: Direction
+    submission: str, layout: str, expected: tuple[int, int, int, int], way: Direction
 ) -> None:
     submit, first, setup, pieces = expected
     wire = 10_000 if way is TO_DEVICE else 20_000
     cost = copy_costs(submission, layout).cost(copy_of(5, 4, 1, way=way))
-    # The last piece is the link's share of one call; a batch is one call that is already in, and
-    # what is gathered moves as a single piece.
-    last = 0 if pieces is None else wire if submission == "gather" else (setup + wire) // pieces
+    # The last piece is the link's share of one call or descriptor; what is gathered moves as one.
+    last = wire if submission == "gather" else (setup + wire) // pieces
     assert cost == CopyCost(submit, first, setup + wire, last, cost.calls, 10 * BLOCK)
 
 
@@ -226,6 +226,21 @@ def test_only_per_block_submission_ignores_that_blocks_are_neighbours() -> None:
         costs = copy_costs(submission, "layer_major")
         same = costs.cost(whole) == costs.cost(scattered)
         assert same == (submission in ("per_block", "gather"))
+
+
+def test_small_pieces_to_the_device_take_the_other_way_and_no_others_do() -> None:
+    small = {"small_piece": 40_000.0, "small_setup": 7.0, "small_rate": MICROSECOND_A_BLOCK / 100}
+    base = profile()
+    told = {
+        name: base.transfer.piece_setup.model_copy(update={"value": value})
+        for name, value in small.items()
+    }
+    changed = base.model_copy(update={"transfer": base.transfer.model_copy(update=told)})
+    pieces = custom_system({"submission": "batched", "layout": "layer_major"})
+    costs = CopyCosts(changed, pieces, 16)
+    assert costs.cost(copy_of(1)).link_ns == 64 * 7 + 100_000  # pieces of 32 KiB
+    assert costs.cost(copy_of(2)).link_ns == 64 * 5 + 2_000  # of 64 KiB
+    assert costs.cost(copy_of(1, way=TO_HOST)).link_ns == 64 * 5 + 2_000
 
 
 def test_a_merged_job_of_lone_blocks_costs_what_per_block_costs() -> None:

@@ -12,7 +12,7 @@ from calibrate.profile import load
 from policy.plan import Batch, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
-from sim.costs import StepCosts
+from sim.costs import step_costs
 from sim.device import Device, Served
 from traces.workload import Turn
 
@@ -26,10 +26,10 @@ PROFILE = load("a10-llama-3-8b").with_values(
         "step.per_prefill_square": 2.0,
     }
 )
-COSTS = StepCosts(PROFILE)
+COSTS = step_costs(PROFILE)
 THREE = PROFILE.step.base.model_copy(update={"value": 3.0})
 STEP = PROFILE.step.model_copy(update={"per_uneven_token": THREE})
-UNEVEN = StepCosts(PROFILE.model_copy(update={"step": STEP}))
+UNEVEN = step_costs(PROFILE.model_copy(update={"step": STEP}))
 
 
 class Lengths:

@@ -19,7 +19,7 @@ from explore.validation.predict import DRAWS, Line, predict, within_its_error
 from policy.errors import ConfigError
 from runs import recording
 from runs.scenario import build
-from sim.costs import StepCosts
+from sim.costs import step_costs
 from sim.simulate import simulate
 from tests.helpers.pages import problems
 
@@ -84,7 +84,7 @@ def test_a_prediction_is_the_mean_of_what_the_profiles_own_error_leaves_open(
     # 0.05 is the mean of |N(0, s)|; the level of 25 points is known to s / 5, and 9 quantiles reach 1.6 of it
     level = 0.05 * math.sqrt(math.pi / 2) / 5
     offs = [
-        StepCosts(one).decode_ns(1, 16) / StepCosts(load(PROFILE)).decode_ns(1, 16) - 1
+        step_costs(one).decode_ns(1, 16) / step_costs(load(PROFILE)).decode_ns(1, 16) - 1
         for one in within_its_error(load(known_within(0.05, tmp_path)))
     ]
     assert len(offs) == DRAWS - 1

@@ -334,3 +334,18 @@ def test_only_turns_without_children_are_called_the_last(
     parents = {arrival.parent_id for _, arrival in found}
     lasts = {arrival.request_id for _, arrival in found if arrival.is_last}
     assert lasts == (set() if timing == "open" else set(service) - parents)
+
+
+def test_clients_keep_no_more_under_way_than_they_may_and_their_wait_is_their_own() -> None:
+    rows = [Turn(f"r{i}", f"s{i}", 1, 10, 10, arrival_ns=i) for i in range(5)]
+    turns = TurnDriver(Workload.of(rows, Header(timing="open")), 2)
+    assert [arrival.request_id for arrival in turns.due(10)] == ["r0", "r1"]
+    assert turns.next_ns == NEVER
+    turns.ended("r1", 50)
+    assert turns.next_ns == 50
+    assert [(a.request_id, a.arrival_ns) for a in turns.due(50)] == [("r2", 50)]
+    assert not turns.is_done
+    turns.ended("r0", 60)
+    turns.ended("r2", 70)
+    assert [(a.request_id, a.arrival_ns) for a in turns.due(80)] == [("r3", 60), ("r4", 70)]
+    assert turns.is_done

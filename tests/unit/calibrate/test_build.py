@@ -16,7 +16,7 @@ from calibrate.points import Journal, Point, Points
 from calibrate.profile import Profile, load, names
 from policy.errors import ConfigError
 from policy.systems import named_system
-from sim.costs import CopyCosts, StepCosts
+from sim.costs import CopyCosts, step_costs
 from sim.simulate import simulate
 from tests.helpers.bench import scenario_of
 from tests.helpers.calibration import OVERHEAD, synthetic, truth
@@ -187,7 +187,7 @@ def test_the_cost_of_a_call_is_open_where_every_job_waits_for_its_bytes() -> Non
 def test_the_simulator_takes_it_as_any_other(profile: Profile) -> None:
     from policy.systems import named_system
 
-    ours, theirs = StepCosts(profile), StepCosts(TRUTH)
+    ours, theirs = step_costs(profile), step_costs(TRUTH)
     overhead = OVERHEAD[0] + 32 * OVERHEAD[1]
     true = theirs.decode_ns(32, 32_000) + overhead
     assert ours.decode_ns(32, 32_000) == pytest.approx(true, rel=0.02)

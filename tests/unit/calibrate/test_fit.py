@@ -17,7 +17,7 @@ from calibrate.models import CopyModel, StepModel, further_name
 from calibrate.points import Point, Points
 from calibrate.profile import ONE, Corrections, Curve, Profile
 from policy.errors import InputError
-from sim.costs import StepCosts
+from sim.costs import step_costs
 from tests.helpers.calibration import OVERHEAD, grid, header, synthetic, true_ns, truth
 
 TRUTH = truth(**{"step.per_prefill_square": 8.0})
@@ -206,7 +206,7 @@ def test_what_each_number_of_prompts_costs_beyond_their_tokens_is_found_again() 
     )
     points = synthetic(truly, noise=0.01, spread=0.005)
     found = build(points, name="prompts", draws=50)
-    costs, true_costs = StepCosts(found), StepCosts(truly)
+    costs, true_costs = step_costs(found), step_costs(truly)
     for prompts in range(1, 13):
         step = [(128, 0)] * prompts
         engine = OVERHEAD[0]  # which the points of whole steps brought in

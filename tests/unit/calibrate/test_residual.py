@@ -19,7 +19,7 @@ from calibrate.profile import ONE, Corrections, Curve, Profile
 from calibrate.residual import Left, curves_of
 from policy.plan import Copy, Direction
 from policy.systems import named_system
-from sim.costs import CopyCosts, StepCosts
+from sim.costs import CopyCosts, step_costs
 from tests.helpers.calibration import grid, synthetic, true_ns, truth
 
 #: A machine that takes another way for three than for four, and small pieces slowly.
@@ -47,7 +47,7 @@ def test_a_machine_that_is_no_straight_line_is_predicted_where_the_fit_never_loo
     assert profile.fit is not None and profile.corrections is not None
     assert profile.fit.steps.mean < 0.04 and profile.fit.steps.p95 < 0.12
     assert profile.fit.copies.mean < 0.06 and profile.fit.copies.p95 < 0.12
-    costs = StepCosts(profile)
+    costs = step_costs(profile)
     for batch in (1, 3, 4, 8):
         found = costs.decode_ns(batch, 16 * batch)
         true = true_ns(BENT, Point("decode", (batch, 16 * batch, 16)))
@@ -127,7 +127,7 @@ def test_a_broken_curve_is_refused(
 
 
 def test_a_factor_multiplies_a_whole_step_and_a_whole_job() -> None:
-    plain, bent = StepCosts(truth()), StepCosts(BENT)
+    plain, bent = step_costs(truth()), step_costs(BENT)
     assert bent.decode_ns(3, 100) == pytest.approx(plain.decode_ns(3, 100) * 1400 / ONE, abs=1)
     assert bent.prefill_ns([(64, 0)]) == plain.prefill_ns([(64, 0)])
     assert bent.prefill_ns([(1, 9)]) == pytest.approx(

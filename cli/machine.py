@@ -1,0 +1,126 @@
+"""`fastswitch machine`: profiles of machines, built, listed, shown and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from policy.errors import ConfigError
+
+
+@click.group("machine")
+def machine_group() -> None:
+    """Machines: cost profiles of GPUs and models."""
+
+
+@machine_group.command("build")
+@click.option("--gpu", required=True, help="As listed by `machine list`: h100-sxm, a10, ...")
+@click.option("--model", required=True, help="A model that ships, or a Hugging Face config.json.")
+@click.option("--tables", help="Folder of op tables; {tp} in it stands for the number of GPUs.")
+@click.option("--points", type=click.Path(path_type=Path), help="CSV of measured steps, or points.")
+@click.option(
+    "--all-reduce",
+    "reduce_from",
+    type=click.Path(path_type=Path),
+    help="Folder that has its table.",
+)
+@click.option("--tp", "shards", type=click.IntRange(1, 64), multiple=True, default=(1,))
+@click.option("--date", default=None, help="Kept in the profile.  [default: today]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.json")
+def build_command(
+    *,
+    gpu: str,
+    model: str,
+    tables: str | None,
+    points: Path | None,
+    reduce_from: Path | None,
+    shards: tuple[int, ...],
+    date: str | None,
+    out: Path,
+) -> None:
+    """Make a profile from measured op tables, or from a data sheet and a model's config.
+
+    Without --tables the profile is derived, with the error that such profiles have on cards left
+    out; --points corrects it by measured steps. See docs/machines.md.
+
+    \b
+    Examples:
+      fastswitch machine build --gpu h200-sxm --model config.json --out h200.json
+      fastswitch machine build --gpu l4 --model qwen3-8b --points steps.csv --out l4.json
+      fastswitch machine build --gpu h100-sxm --model llama-3.1-70b --tables h100_sxm-0.24.0 \\
+          --tp 2 --tp 4 --out h100-70b.json
+    """
+    from datetime import date as calendar
+
+    from calibrate import build
+    from calibrate.machines import make
+    from explore import machines
+
+    if out.suffix != ".json":
+        raise ConfigError(f"--out: {out} does not end in .json")
+    if tables is not None and points is not None:
+        raise ConfigError("--points: corrects a derived profile; --tables are measured themselves")
+    asked = make.Asked(
+        gpu=gpu,
+        model=model,
+        date=date or calendar.today().isoformat(),
+        tables=tables,
+        points=points,
+        reduce_from=reduce_from,
+        shards=tuple(sorted(set(shards))),
+    )
+    profile = make.profile(asked, out.stem)
+    build.save(profile, out)
+    click.echo("\n".join(machines.shown(profile)))
+    click.echo(f"written: {out}", err=True)
+
+
+@machine_group.command("list")
+def list_command() -> None:
+    """Profiles that ship, GPUs whose data sheets are known, and models.
+
+    \b
+    Example:
+      fastswitch machine list
+    """
+    from calibrate import profile
+    from calibrate.machines import gpus, shapes
+
+    for name in profile.names():
+        found = profile.load(name)
+        shares = "".join(f" @tp{count}" for count in found.shares or {})
+        click.echo(f"{name:<32} {found.kind:<10} {found.machine}, {found.model.name}{shares}")
+    click.echo("\nGPUs:   " + ", ".join(gpus.GPUS))
+    click.echo("models: " + ", ".join(shapes.known()))
+
+
+@machine_group.command("show")
+@click.argument("name")
+def show_command(*, name: str) -> None:
+    """What a machine's steps and copies take, and how each of its numbers is known.
+
+    \b
+    Example:
+      fastswitch machine show h100-sxm-llama-3.1-8b
+    """
+    from calibrate import profile
+    from explore import machines
+
+    click.echo("\n".join(machines.shown(profile.load(name))))
+
+
+@machine_group.command("compare")
+@click.argument("first")
+@click.argument("second")
+def compare_command(*, first: str, second: str) -> None:
+    """Two machines side by side: memory, steps, copies.
+
+    \b
+    Example:
+      fastswitch machine compare a100-sxm-llama-3.1-8b h100-sxm-llama-3.1-8b
+    """
+    from calibrate import profile
+    from explore import machines
+
+    click.echo("\n".join(machines.compared(profile.load(first), profile.load(second))))
