@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,32 +50,58 @@ START = Constants(0.75, 0.82, 3.0, 2000.0, 0.85, 6000.0, 50.0, 0.55, 8000.0)
 
 
 class Case(NamedTuple):
-    """One card and model, and the true times of STEPS."""
+    """One card and model: the true times of STEPS, ns, and what the roofline multiplies. Of each product
+    and step: seconds of arithmetic and of memory at the data sheet's rates, and how many there are."""
 
     gpu: Gpu
     shape: Shape
     times: Floats
+    compute: Floats
+    memory: Floats
+    many: Floats
+    attention: Floats
+
+    @classmethod
+    def of(cls, gpu: Gpu, shape: Shape, times: Floats) -> Case:
+        """With what STEPS hold of work. Attention is linear in what its constants stand for: its columns
+        are what `roofline.Attention` says of constants that are one alone."""
+        gemms = (*shape.gemms(), shape.head())
+        rows = np.array([[s.tokens] * (len(gemms) - 1) + [s.outputs] for s in STEPS], float)
+        n, k, many = (
+            np.array([getattr(g, one) for g in gemms], float) for one in ("n", "k", "times")
+        )
+        none = dict.fromkeys(ATTENTION, 0.0) | {"kv": math.inf, "pairs": math.inf}
+        columns = []
+        for name in ATTENTION:
+            alone = START._replace(**{**none, name: 1.0})
+            of = roofline.Attention(gpu, shape, alone)
+            columns.append([shape.layers * of(step) for step in STEPS])
+        return cls(
+            gpu,
+            shape,
+            times,
+            2 * rows * n * k / gpu.flops,
+            (n * k + rows * (n + k)) * shape.dtype_bytes / gpu.memory_rate,
+            np.broadcast_to(many, rows.shape),
+            np.array(columns).T,
+        )
 
 
-def foretold(gpu: Gpu, shape: Shape, constants: Constants) -> Floats:
+#: The constants of attention; times are in proportion to them, but to one over these two.
+ATTENTION = ("decode_launch", "request", "prompt_launch", "kv", "pairs")
+
+
+def foretold(case: Case, constants: Constants) -> Floats:
     """Times of STEPS by the roofline, ns."""
-    attention = roofline.Attention(gpu, shape, constants)
-    memo: dict[tuple[str, int], float] = {}
-
-    def product(gemm: shapes.Gemm, rows: int) -> float:
-        key = (gemm.name, rows)
-        if key not in memo:
-            memo[key] = roofline.product_ns(gpu, gemm, rows, constants)
-        return memo[key]
-
-    return np.array(
-        [
-            sum(product(gemm, step.tokens) for gemm in shape.gemms())
-            + product(shape.head(), step.outputs)
-            + shape.layers * attention(step)
-            for step in STEPS
-        ]
-    )
+    knee = constants.knee
+    compute, memory = case.compute / constants.compute, case.memory / constants.memory
+    both = (compute**knee + memory**knee) ** (1 / knee)
+    own = [getattr(constants, name) for name in ATTENTION]
+    weights = np.array([*own[:3], 1 / own[3], 1 / own[4]])
+    found: Floats = ((both * 1e9 + constants.launch) * case.many).sum(
+        axis=1
+    ) + case.attention @ weights
+    return found
 
 
 def truth(tables: OpTables) -> Floats:
@@ -84,12 +111,17 @@ def truth(tables: OpTables) -> Floats:
 def fit(cases: Sequence[Case]) -> Constants:
     """Least squares of logarithms, by a pattern search over logarithms of the constants."""
 
+    every = cases[0]._replace(
+        times=np.concatenate([case.times for case in cases]),
+        compute=np.concatenate([case.compute for case in cases]),
+        memory=np.concatenate([case.memory for case in cases]),
+        many=np.concatenate([case.many for case in cases]),
+        attention=np.concatenate([case.attention for case in cases]),
+    )
+
     def loss(logs: Floats) -> float:
         constants = Constants(*np.exp(logs))
-        return sum(
-            float((np.log(foretold(case.gpu, case.shape, constants) / case.times) ** 2).mean())
-            for case in cases
-        )
+        return float((np.log(foretold(every, constants) / every.times) ** 2).mean())
 
     return Constants(*map(float, np.exp(_descend(loss, np.log(np.array(START))))))
 
@@ -110,10 +142,10 @@ def _descend(loss: Callable[[Floats], float], start: Floats) -> Floats:
     return best
 
 
-def errors(cases: Sequence[Case], constants: Constants) -> dict[str, Floats]:
-    """|predicted / measured - 1| by kind of step."""
-    kinds = np.array([step.kind for step in STEPS])
-    off = [np.abs(foretold(c.gpu, c.shape, constants) / c.times - 1) for c in cases]
+def errors(cases: Sequence[Case], constants: Constants, most: int = 8192) -> dict[str, Floats]:
+    """|predicted / measured - 1| by kind of step, of steps with no more than `most` tokens."""
+    kinds = np.array([step.kind if step.tokens <= most else "" for step in STEPS])
+    off = [np.abs(foretold(c, constants) / c.times - 1) for c in cases]
     return {
         kind: np.concatenate([one[kinds == kind] for one in off])
         for kind in ("decode", "prefill", "mixed")
@@ -132,7 +164,7 @@ def main() -> None:
         for model in MODELS:
             shape = shapes.known()[model]
             tables = aiconfigurator.read(data / "aiconfigurator" / folder, shape, key)
-            cases.append(Case(gpus.GPUS[key], shape, truth(tables)))
+            cases.append(Case.of(gpus.GPUS[key], shape, truth(tables)))
     rows: list[dict[str, Any]] = []
     left_out: dict[str, dict[str, list[Floats]]] = {"gpu": {}, "model": {}}
     everything = fit(cases)
@@ -156,8 +188,8 @@ def main() -> None:
     consumer = llmservingsim.read(
         data / "rtx4090-llama-3.1-8b", shapes.known()["llama-3.1-8b"], "rtx-4090"
     )
-    case = Case(gpus.GPUS["rtx-4090"], consumer.shape, truth(consumer))
-    apart = errors([case], everything)
+    case = Case.of(gpus.GPUS["rtx-4090"], consumer.shape, truth(consumer))
+    apart = errors([case], everything, consumer.tokens.at[-1])
     show(rows, "consumer card", "rtx-4090", apart)
     summed["consumer"] = {
         kind: (float(off.mean()), float(np.percentile(off, 95))) for kind, off in apart.items()

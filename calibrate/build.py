@@ -236,18 +236,28 @@ def _transfer(fitted: Fitted) -> TransferCost:
 
 
 def _per_call(copies: Part, host: Callable[[str], Quantity]) -> Quantity:
-    """Where every job waits for its bytes and none for its calls, a call may cost anything up to what
-    its piece takes on the link."""
-    found = host("per_call")
+    return _hidden(copies, host("per_call"), "calls")
+
+
+def _hidden(copies: Part, found: Quantity, what: str) -> Quantity:
+    """Where every job waits for its bytes and none for its calls or descriptors, one may cost anything
+    up to what its piece takes on the link."""
     assert isinstance(copies.model, CopyModel)
     told = any(point.kind == "submit" for point in copies.points)
-    if told or copies.model.bound_by_calls(copies.result.coefficients).any():
+    bound = copies.model.bound_by_calls(copies.result.coefficients)
+    is_batched = [
+        named_system(point["system"]).transport.submission == "batched" for point in copies.points
+    ]
+    if told or any(
+        waits and batched == (what == "descriptors")
+        for waits, batched in zip(bound, is_batched, strict=True)
+    ):
         return found
     return Quantity(
         value=found.value,
         unit="ns",
         kind="measured",
-        source="no job waited for its calls: at most piece_setup",
+        source=f"no job waited for its {what}: at most piece_setup",
         low=0.0,
         high=max(found.high or 0.0, copies.coefficient("piece_setup")),
     )
@@ -257,7 +267,7 @@ def _per_descriptor(copies: Part, host: Callable[[str], Quantity]) -> Quantity:
     if any(
         named_system(point["system"]).transport.submission == "batched" for point in copies.points
     ):
-        return host("per_descriptor")
+        return _hidden(copies, host("per_descriptor"), "descriptors")
     return _assumed(500.0, 50.0, 5000.0, "ns")
 
 

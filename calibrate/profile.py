@@ -396,6 +396,33 @@ class Profile(Strict):
                 entry[end] = float(value) if edge is None else widen(float(value), edge)
         return Profile.model_validate_json(json.dumps(data))
 
+    def ranged(self) -> dict[str, Quantity]:
+        """Numbers of steps and copies that may be others, by name."""
+        return {
+            f"{section}.{name}": quantity
+            for section in ("step", "transfer")
+            for name, quantity in getattr(self, section)
+            if isinstance(quantity, Quantity)
+            and quantity.low is not None
+            and quantity.high is not None
+            and quantity.low < quantity.high
+        }
+
+    def drawn(self, draw: int) -> Profile:
+        """A machine that this one may be as well: every number that has a range somewhere in it, evenly
+        by its logarithm where it is above 0. The same draw moves every machine alike, so that systems
+        are compared on the same ones. Draw 0 is the profile itself."""
+        if not draw:
+            return self
+        moved = {name: _within(one, f"{draw} {name}") for name, one in self.ranged().items()}
+        return self.with_values(moved).model_copy(update={"name": f"{self.name} draw {draw}"})
+
+
+def _within(quantity: Quantity, key: str) -> float:
+    low, high = quantity.low or 0.0, quantity.high or 0.0
+    share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / (1 << 48)
+    return float(low * (high / low) ** share if low > 0 else low + (high - low) * share)
+
 
 def names() -> list[str]:
     """Profiles that ship."""

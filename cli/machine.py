@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from cli.options import load, set_option
+from cli.progress import progress
 from policy.errors import ConfigError
 
 
@@ -124,3 +126,32 @@ def compare_command(*, first: str, second: str) -> None:
     from explore import machines
 
     click.echo("\n".join(machines.compared(profile.load(first), profile.load(second))))
+
+
+@machine_group.command("doubt")
+@click.argument("scenario")
+@click.option("--systems", required=True, metavar="A,B", help="Two systems.")
+@click.option("--metric", default="ttft_p99_s", show_default=True, help="As in run.json's metrics.")
+@click.option("--draws", type=click.IntRange(min=1), default=20, show_default=True)
+@set_option
+def doubt_command(
+    *, scenario: str, systems: str, metric: str, draws: int, values: tuple[str, ...]
+) -> None:
+    """Whether a verdict survives what is not known about the machine.
+
+    Both systems run on the profile and on machines drawn from the ranges of its numbers, the same
+    for both; it says how often the same one is ahead, and which two numbers that hangs on most.
+
+    \b
+    Example:
+      fastswitch machine doubt paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --draws 20
+    """
+    from explore import uncertain
+
+    names = tuple(systems.split(","))
+    if len(names) != 2:
+        raise ConfigError(f"--systems: {systems!r}: two, as vllm-0.3.3-keep,fastswitch")
+    loaded, _ = load(scenario, values)
+    with progress(2 * (draws + 1), "runs") as advance:
+        verdict = uncertain.judge(loaded, (names[0], names[1]), metric, draws, advance)
+    click.echo(uncertain.as_text(verdict))

@@ -49,17 +49,19 @@ class SwapOptions:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """How copies are made: what machines read, and no engine.
+    """How copies are made and when steps are planned: what machines read, and no engine.
 
     `layout`: what is contiguous inside a block. `submission`: one call per block, per merged run, one
     batched call per job with a descriptor per run, or gather into one piece. `dispatch`: who submits;
-    `threads` per direction.
+    `threads` per direction. `async_scheduling`: the next step is planned while one runs, so that a
+    request that arrives meanwhile is in the one after it.
     """
 
     layout: Literal["layer_major", "block_major"] = "layer_major"
     submission: Literal["per_block", "merged", "batched", "gather"] = "per_block"
     dispatch: Literal["main_thread", "worker_threads"] = "main_thread"
     threads: int = 1
+    async_scheduling: bool = False
 
     @property
     def workers(self) -> int | None:
@@ -154,10 +156,16 @@ class System:
         return (*((9,) * (not options.protects_leader)), *((10,) * (not options.caps_parkings)))
 
     def switches(self) -> dict[str, Any]:
-        """Every switch but the name, for provenance; the engine as what it does under FCFS."""
-        parts = (self.options, self.transport)
-        found = {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
+        """Every switch but the name, for provenance; the engine as what it does under FCFS. What keys of
+        results have not always known is there where it is on."""
+        found = self._values()
+        if not self.transport.async_scheduling:
+            del found["async_scheduling"]
         return {**found, "fcfs_planner": PLANNERS.get(self.engine, self.engine)}
+
+    def _values(self) -> dict[str, Any]:
+        parts = (self.options, self.transport)
+        return {f.name: getattr(part, f.name) for part in parts for f in fields(part)}
 
 
 _WAYS = {field.name for field in fields(Transport)}
@@ -367,7 +375,7 @@ def custom_system(switches: dict[str, Any]) -> System:
             raise ConfigError(f"system.{key}: unknown; switches are {', '.join(known)}")
     name = str(given.pop("name", f"{base or 'custom'}+" + "+".join(sorted(map(str, given)))))
     start = named_system(str(base)) if base is not None else System(name)
-    defaults = {**start.switches(), "engine": start.engine}
+    defaults = {**start._values(), "engine": start.engine}
     for key, value in given.items():
         wanted = type(defaults[key])
         if type(value) is not wanted:

@@ -113,6 +113,10 @@ def prepare(
     if model is None:
         model = load_model(options.model, kind, device, seed=scenario.seed)
     system = scenario.resolve_system()
+    if system.transport.async_scheduling:
+        raise ConfigError(
+            f"system {system.name}: async_scheduling: the real machine plans step by step"
+        )
     token_bytes = model.config.token_elements * kind.itemsize
     settings = settings_for(
         scenario,

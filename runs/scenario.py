@@ -139,6 +139,7 @@ class RateSpec(Section):
 class Scenario(Section):
     """Everything a run depends on.
 
+    `profile_draw`: a machine within the profile's ranges (`Profile.drawn`), 0 the profile itself.
     `last_turn_known`: the engine is told with its last turn that a conversation ends, and keeps
     nothing of it. A server is not told, so the default is false.
     """
@@ -152,6 +153,7 @@ class Scenario(Section):
     priority: PrioritySpec = PrioritySpec()
     profile: str
     profile_values: dict[str, float] = Field(default={})
+    profile_draw: Count = 0
     pool: PoolSpec = PoolSpec()
     limits: LimitSpec = LimitSpec()
     groups: GroupSpec = GroupSpec()

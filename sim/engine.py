@@ -76,6 +76,9 @@ class Engine:
     """One serving engine on a simulated machine. `run` is its process. `keys` names the blocks of a
     prompt.
 
+    `plans_ahead`: the next step is planned while one runs (vLLM's asynchronous scheduling), so a turn
+    that arrives meanwhile is in the one after it. `frontend_ns`: what lies between a client and the
+    engine; turns are seen so much later than they arrive.
     `check` is called after every schedule and update. `progress` is told how many turns have ended.
     `verdict` is what vLLM 0.3.3 would have died of, if it did.
     """
@@ -91,6 +94,8 @@ class Engine:
         *,
         submits_itself: bool,
         last_turn_known: bool,
+        plans_ahead: bool = False,
+        frontend_ns: int = 0,
         keys: Keys = no_keys,
         names: Names = no_names,
         check: Callable[[Scheduler], None] | None = None,
@@ -106,6 +111,8 @@ class Engine:
         self.num_ended = 0
         self._submits_itself = submits_itself
         self._last_turn_known = last_turn_known
+        self._plans_ahead = plans_ahead
+        self._frontend_ns = frontend_ns
         self._keys = keys
         self._names = names
         self._longest = longest_context(scheduler.settings, scheduler.system)
@@ -124,11 +131,14 @@ class Engine:
         schedule, update, decides = scheduler.schedule, scheduler.update, recorder.decides
         step_end = self._step_end
         last: Plan | None = None
+        ahead, frontend_ns = self._plans_ahead, self._frontend_ns
+        began: int | None = None  # of the step just ended, if this plan was made while it ran
         try:
             while True:
                 now = env.now
-                if driver.next_ns <= now:
-                    self._arrive(now)
+                seen = (now if began is None else began) - frontend_ns
+                if driver.next_ns <= seen:
+                    self._arrive(now, seen)
                 if self._cancels and self._cancels[0][0] <= now:
                     self._cancel(now)
                 plan = schedule(now)
@@ -164,16 +174,18 @@ class Engine:
                         )
                     )
                     copies = self._ended_copies() if link.ended_jobs else ()
+                    began = now if ahead else None
                     update(Outcome(True, now, end, None, finished, copies))
                 elif plan.is_numbered or plan.has_commands:
                     outcome = yield from self._execute(plan, free)
                     finished = outcome.finished
+                    began = now if ahead and plan.runs else None
                     update(outcome)
                 elif self._is_over():
                     return
                 else:
                     yield from self._idle(plan)
-                    finished = ()
+                    finished, began = (), None
                     update(Outcome(False, env.now, env.now, None, (), self._ended_copies()))
                 if finished:
                     self._finish(finished)
@@ -293,8 +305,8 @@ class Engine:
 
     # ------------------------------------------------------------------ arrivals and departures
 
-    def _arrive(self, now: int) -> None:
-        for arrival in self.driver.due(now):
+    def _arrive(self, now: int, seen: int) -> None:
+        for arrival in self.driver.due(seen):
             self.recorder.arrived(arrival.turn, arrival.due_ns)
             why = unservable(arrival.turn)
             request = make_request(
@@ -375,9 +387,11 @@ class Engine:
         if self.link.in_flight and not self.link.ended_jobs:
             self.link.on_end = env.event()
             events.append(self.link.on_end)
-        wake = min(self.driver.next_ns, self._cancels[0][0] if self._cancels else NEVER)
-        if wake < NEVER:
-            events.append(env.timeout(max(0, wake - env.now)))
+        wakes = [at for at, _ in self._cancels[:1]]
+        if self.driver.next_ns < NEVER:
+            wakes.append(self.driver.next_ns + self._frontend_ns)
+        if wakes:
+            events.append(env.timeout(max(0, min(wakes) - env.now)))
         if not events and not self.link.ended_jobs:
             raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
         if events and not self.link.ended_jobs:

@@ -477,6 +477,8 @@ class _Replay(Recorder):
             self,
             submits_itself=False,  # what that took is in the recorded times
             last_turn_known=last_turn_known,
+            plans_ahead=scheduler.system.transport.async_scheduling,
+            frontend_ns=int(recording.summary.get("frontend_ns", 0)),
             keys=keys,
             names=names,
             check=self._checked,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate import profile as profiles
-from calibrate.profile import Profile
+from calibrate.profile import Profile, TokenCost
 from policy.scheduler import Scheduler
 from runs import recording
 from runs.lineages import names_for
@@ -56,6 +56,7 @@ def prepare(scenario: Scenario, profile: Profile | None = None) -> Setup:
     Raises ConfigError or InputError.
     """
     profile = profile or profiles.load(scenario.profile)
+    profile = profile.drawn(scenario.profile_draw)
     if scenario.profile_values:
         profile = profile.with_values(scenario.profile_values)
     streams = Streams(scenario.seed, scenario.run)
@@ -163,9 +164,16 @@ def make_engine(
         last_turn_known=setup.scenario.last_turn_known,
         keys=keys,
         names=names_for(system, setup.settings, keys),
+        plans_ahead=system.transport.async_scheduling,
+        frontend_ns=frontend_ns(setup.profile),
         check=checker(check),
         progress=progress,
     )
+
+
+def frontend_ns(profile: Profile) -> int:
+    """What lies between a client and the engine, ns."""
+    return round(profile.step.first_token.value) if isinstance(profile.step, TokenCost) else 0
 
 
 def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]:
@@ -195,6 +203,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
         "max_model_len": setup.settings.max_model_len,
         "max_num_batched_tokens": setup.settings.max_num_batched_tokens,
         "max_num_seqs": setup.settings.max_num_seqs,
+        "frontend_ns": frontend_ns(setup.profile),
         "priority_updates": scheduler.num_updates,
         **scheduler.engine.facts(),
         "link_bytes_per_s": {

@@ -184,7 +184,7 @@ def _attention(folder: Path, shape: Shape) -> tuple[Attention, tuple[str, ...]]:
     )
 
 
-def _rows(path: Path, more: Sequence[str], shape: Shape) -> pd.DataFrame:
+def _rows(path: Path, more: tuple[str, ...], shape: Shape) -> pd.DataFrame:
     """Rows of the model's KV heads and head size in bf16, no window."""
     frame = read_parquet(path, (*_HEADS, *more, "latency"), ("kv_cache_dtype",))
     chosen = (

@@ -99,7 +99,8 @@ def form_of(tables: OpTables, points: Sequence[Timed]) -> Form:
     """The table at the rows of the matrix products, everything else fitted to the rows of attention,
     each seen against the whole step it is part of."""
     base, each = _head(tables)
-    at = tables.tokens.at
+    measured = tables.tokens.at
+    at = (*measured, 2 * measured[-1])  # beyond its rows the table goes on as its upper half does
     ns = [tables.tokens(one) + tables.reduce(one) + base for one in at]
     steps = [point.step for point in points]
     whole = np.array([point.ns for point in points])
@@ -230,9 +231,9 @@ def room_of(gpu: Gpu, shape: Shape) -> int:
 
 
 def valid_of(step: TokenCost, room: int) -> ValidRange:
-    """As far as the tables go."""
+    """As far as the tables go; the last entry of a step's table lies as far beyond them."""
     return ValidRange(
-        max_batch=MAX_BATCH, max_kv_tokens=max(1, room), max_prefill_tokens=step.tokens[-1]
+        max_batch=MAX_BATCH, max_kv_tokens=max(1, room), max_prefill_tokens=step.tokens[-1] // 2
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ def read_csv(path: Path, numbers: Sequence[str], names: Sequence[str] = ()) -> p
     return _checked(frame, path, numbers, names)
 
 
-def read_parquet(path: Path, numbers: Sequence[str], names: Sequence[str] = ()) -> pd.DataFrame:
-    """A parquet file. Raises InputError naming file, row and field."""
+@lru_cache(maxsize=8)
+def read_parquet(path: Path, numbers: tuple[str, ...], names: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A parquet file, kept for the next model's share. Raises InputError naming file, row and field."""
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:

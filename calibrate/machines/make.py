@@ -26,6 +26,9 @@ from calibrate.profile import KindError, Origin, Profile, TokenCost
 from policy.errors import ConfigError, InputError
 from traces.strict import shown_path
 
+#: Steps of a derived machine are worked out up to so many KV tokens at least.
+MOST_ROOM = 1 << 17
+
 
 class Asked(NamedTuple):
     """What `machine build` was told. `tables`: a folder; `{tp}` in it stands for the number of GPUs.
@@ -140,12 +143,19 @@ def _tables(asked: Asked, where: str, gpu: Gpu, shape: Shape) -> OpTables:
     )
 
 
+def derived_cost(gpu: Gpu, shape: Shape) -> TokenCost:
+    """Of a machine that is known by its data sheet alone."""
+    constants, errors = roofline.fitted()
+    tables = roofline.tables_of(gpu, shape, constants)
+    cost = build.step_cost(tables, max(MOST_ROOM, build.room_of(gpu, shape)), gpu)
+    return _with_error(cost, errors["consumer" if gpu.consumer else "gpu"])
+
+
 def _derived(asked: Asked, gpu: Gpu, shape: Shape) -> _Part:
     constants, errors = roofline.fitted()
     tables = roofline.tables_of(gpu, shape, constants)
-    cost = build.step_cost(tables, max(1, build.room_of(gpu, shape)), gpu)
+    cost = derived_cost(gpu, shape)
     told = errors["consumer" if gpu.consumer else "gpu"]
-    cost = _with_error(cost, told)
     if asked.points is None:
         return _Part(
             shape,

@@ -96,10 +96,14 @@ class Attention:
         per_token = 2 * shape.kv_heads * shape.head_dim * shape.dtype_bytes
         self._kv = per_token / (constants.kv * gpu.memory_rate) * 1e9
         self._pair = 4 * shape.heads * shape.head_dim / (constants.pairs * gpu.flops) * 1e9
+
+    @property
+    def rows(self) -> Sequence[Timed]:
+        """Steps all over what a table would hold."""
         steps = [even(batch, context) for batch in BATCHES for context in CONTEXTS]
         steps += [Step(chunks=((new, past),)) for new in PROMPTS for past in (0, 4096)]
         steps += [Step(chunks=((new // 4, 0),) * 4) for new in PROMPTS]
-        self.rows: Sequence[Timed] = [Timed(step, self(step)) for step in steps]
+        return [Timed(step, self(step)) for step in steps]
 
     def __call__(self, step: Step) -> float:
         """One layer, ns."""

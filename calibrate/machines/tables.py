@@ -16,7 +16,8 @@ from calibrate.machines.steps import Step, Timed
 
 
 class Line(NamedTuple):
-    """Times at rising numbers, straight in between; the last slope beyond, the first value before."""
+    """Times at rising numbers, straight in between; the first value before, and beyond the last the slope
+    over the upper half, since two rows that lie close together tell none."""
 
     at: tuple[int, ...]
     ns: tuple[float, ...]
@@ -24,9 +25,12 @@ class Line(NamedTuple):
     def __call__(self, value: float) -> float:
         """The time there."""
         at, ns = self.at, self.ns
-        index = min(bisect_right(at, value), len(at) - 1)
-        if index == 0 or value <= at[0]:
+        if value <= at[0] or len(at) == 1:
             return ns[0]
+        if value > at[-1]:
+            half = max(at[0], at[-1] / 2)
+            return ns[-1] + (ns[-1] - self(half)) * (value - at[-1]) / (at[-1] - half)
+        index = min(bisect_right(at, value), len(at) - 1)
         left, right = at[index - 1], at[index]
         return ns[index - 1] + (ns[index] - ns[index - 1]) * (value - left) / (right - left)
 
@@ -43,10 +47,12 @@ def line(rows: Iterable[tuple[int, float]]) -> Line:
 class Attention(Protocol):
     """Attention of one layer."""
 
-    #: Steps that were measured, each with the time of one layer, ns.
-    rows: Sequence[Timed]
     #: Whether prompts beside decoding requests were measured together.
     has_mixed: bool
+
+    @property
+    def rows(self) -> Sequence[Timed]:
+        """Steps that were measured, each with the time of one layer, ns."""
 
     def __call__(self, step: Step) -> float:
         """One layer's time, ns, from the rows around."""

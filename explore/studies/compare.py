@@ -183,7 +183,8 @@ def compare(
         )
     else:
         results = replicated(0, runs, measure=measure)
-    profile = profiles.load(scenario.profile).with_values(dict(scenario.profile_values))
+    profile = profiles.load(scenario.profile).drawn(scenario.profile_draw)
+    profile = profile.with_values(dict(scenario.profile_values))
     comparison = Comparison(
         scenario,
         names,

@@ -130,6 +130,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "priority.stay": ({"order": "markov"}, 0.1),
     "profile": ({}, "h100-llama-3-8b"),
     "profile_values": ({}, {"transfer.per_call": 1e-3}),
+    "profile_draw": ({}, 3),
+    "workload.concurrency": ({}, 1),
     "pool.device_blocks": ({}, 80),
     "pool.host_blocks": ({}, 30),
     "pool.block_size": ({}, 32),
