@@ -27,7 +27,7 @@ from calibrate.machines.steps import Step, Timed
 from calibrate.machines.tables import OpTables
 from explore.validation.step_replay import Contexts
 from runs import scenario
-from runs.metrics.summary import columns_of
+from runs.metrics.columns import columns_of
 from sim.simulate import simulate
 
 SHARE = 0.3

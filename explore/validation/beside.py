@@ -22,7 +22,7 @@ from calibrate.profile import Profile, TokenCost
 from explore.validation.others import Measured, RealRun
 from policy.errors import ConfigError, InputError
 from runs import scenario as scenarios
-from runs.metrics.summary import columns_of
+from runs.metrics.columns import columns_of
 from runs.scenario import Scenario
 from sim.simulate import simulate
 from traces.readers import native

@@ -10,7 +10,7 @@ import pytest
 
 from calibrate.profile import Profile, load
 from runs import scenario
-from runs.metrics.summary import columns_of
+from runs.metrics.columns import columns_of
 from runs.recording import Recording
 from sim.replay import replay
 from sim.simulate import simulate
