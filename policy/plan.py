@@ -5,7 +5,7 @@ membership changes, so machines and recorders skip by identity. Everything else 
 happens once. While nothing changes the very same `Plan` object is handed out again; it then holds
 no command.
 
-Order inside one plan (design.md section 3): copies to the host that are waited for end first; then
+Order inside one plan: copies to the host that are waited for end first; then
 copies to the device start; then those waited for end; then the kernels run. Copies of one direction
 take effect in the order of submission, over all plans: two of one plan may fill the same host
 block, where the later one gave up the copy that the earlier one made, and the later one counts.

@@ -78,7 +78,7 @@ class DecodeClock:
     """Counts the steps in which the standing batch decoded.
 
     Every decoding request gains one token per count, so its length is `offset + clock.count` and
-    nobody has to touch it in a step (speed.md, "lazy").
+    nobody has to touch it in a step (docs/sources.md#lazy-counts).
     """
 
     __slots__ = ("count",)
@@ -180,7 +180,7 @@ class Request:
         engines that find KV by name; None: shared with nobody.
 
         A request without a session is one of its own, and a session is its own client when no
-        client is named (design.md section 5, metrics).
+        client is named.
         """
         self.request_id = request_id
         self.session_id = session_id if session_id is not None else request_id

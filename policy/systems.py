@@ -1,4 +1,4 @@
-"""Named systems: an engine, its options, and a transport; each a few lines of data (design.md section 3)."""
+"""Named systems: an engine, its options, and a transport; each a few lines of data."""
 
 from __future__ import annotations
 

@@ -78,6 +78,69 @@ def test_policy_imports_the_standard_library_alone() -> None:
     assert not outside
 
 
+#: Two files of a room that name each other, one of them for types alone (`if TYPE_CHECKING`).
+FOR_TYPES = {
+    ("explore.search.recipes", "explore.search.spec"),
+    ("explore.studies.compare", "explore.studies.frames"),
+    ("policy.engines.v1_holdings", "policy.engines.v1_laws"),
+    ("policy.memory.context", "policy.request"),
+    ("policy.pools.allocation", "policy.pools.prefix"),
+}
+
+
+def graph() -> dict[str, set[str]]:
+    """File of ours -> files of ours that it imports, anywhere in it, if only for its types."""
+    files = {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+        for package in sorted(ARROWS)
+        for path in files_of(package)
+    }
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        wanted = {one if one in files else one.rpartition(".")[0] for one in imports_of(path)}
+        found[name] = {one for one in wanted if one in files and one != name}
+    return found
+
+
+def circle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Files that import each other around a circle, and those that need them; empty if there is none."""
+    left = dict(imports)
+    while left:
+        free = [name for name, wanted in left.items() if not wanted & left.keys()]
+        if not free:
+            return sorted(left)
+        for name in free:
+            del left[name]
+    return []
+
+
+def test_no_files_import_each_other_around_a_circle() -> None:
+    imports = graph()
+    for pair in sorted(FOR_TYPES):
+        for one, other in (pair, pair[::-1]):
+            if is_for_types(one, other):
+                imports[one].discard(other)
+    assert circle_in(imports) == []
+
+
+def is_for_types(importer: str, imported: str) -> bool:
+    """Whether a file imports another one in `if TYPE_CHECKING` alone."""
+    tree = ast.parse((ROOT / f"{importer.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    blocks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+    ]
+    inside = [ast.unparse(block) for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING"]
+    return any(f"from {imported} import" in text for text in inside)
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+    assert not is_for_types("explore.studies.compare", "runs.scenario")
+
+
 FORBIDDEN = {"time", "random", "threading", "asyncio", "os", "io", "socket", "pathlib", "secrets"}
 
 

@@ -25,7 +25,7 @@ class Displacement(Protocol):
 
 
 class ByOrder:
-    """Whoever is later in the order gives way (FastSwitch's priority scheduler, paper.md 2d)."""
+    """Whoever is later in the order gives way (docs/sources.md#fastswitch-priorities)."""
 
     name = "order"
     by_rank = True
@@ -36,8 +36,8 @@ class ByOrder:
 
 
 class ByGap:
-    """Only for a gap in priority larger than a threshold (SGLang's priority preemption, policies.md
-    1.2 rule 4). All or nothing: a target is chosen whole or not at all (`policy.engines.target`).
+    """Only for a gap in priority larger than a threshold (SGLang's priority preemption,
+    docs/sources.md#sglang). All or nothing: a target is chosen whole or not at all (`policy.engines.target`).
 
     Who holds a place counts as `threshold` more urgent. So a waiting request r stands before a
     running v exactly if key(v) - key(r) > threshold, and v, once out, comes back only over a gap of
@@ -61,7 +61,7 @@ class ByGap:
 
 class Never:
     """Who runs stays until growth takes the room, and then the last in order goes: `max(priority,
-    arrival)` as in vLLM V1 (policies.md 1.2 rule 2)."""
+    arrival)` as in vLLM V1 (docs/sources.md#vllm-v1)."""
 
     name = "never"
     by_rank = False

@@ -48,7 +48,7 @@ class HostEviction:
 
 
 class ByPriority(HostEviction):
-    """The copy of the request served last goes first (FastSwitch, paper.md 2c)."""
+    """The copy of the request served last goes first (docs/sources.md#fastswitch-reuse)."""
 
     name = "priority"
 
@@ -58,7 +58,7 @@ class ByPriority(HostEviction):
 
 
 class AdaptiveReplacement(HostEviction):
-    """ARC (Megiddo and Modha 2003; vLLM's offloading, policies.md 2.4), in blocks: conversations that
+    """ARC (docs/sources.md#arc), as vLLM's offloading has it, in blocks: conversations that
     came once and those that came back are two LRU lists, and how much room the first is to have is
     learnt from which of them one gives up too early.
 
@@ -145,7 +145,7 @@ class _Ghosts:
 
 
 class IsolatedLru(HostEviction):
-    """One LRU list per client, so that none can flush another's (LMCache, policies.md 2.4).
+    """One LRU list per client, so that none can flush another's (docs/sources.md#lmcache).
 
     A client's share is the pool divided by the clients that have idle copies, or want room. Copies of
     clients that hold more than their share go first, the longest idle of them all, while that is so;

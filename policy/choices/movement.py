@@ -41,7 +41,7 @@ class WriteThrough:
 class Incremental:
     """Likely victims alone, every so many steps: from the end of the order on, those that decode, until
     with what is free they hold `backup_depth` of the device. What vLLM's lazy offload does from the
-    eviction end of its free queue (policies.md 2.5)."""
+    eviction end of its free queue (docs/sources.md#vllm-v1)."""
 
     is_lazy = True
 

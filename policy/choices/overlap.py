@@ -1,4 +1,5 @@
-"""Does the step wait for its copies? FastSwitch's swap manager chooses per step (paper.md 2b)."""
+"""Does the step wait for its copies? FastSwitch's swap manager chooses per step
+(docs/sources.md#fastswitch-swap)."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Adaptive:
 
     Waiting makes `running` requests idle for `load_ns`. Not waiting makes `loading` requests miss
     the step that could have started now. Few, short running requests make waiting the better deal
-    (paper.md 2b, as recalled; the rule that worked in magnitudes.md trap 15).
+    (recalled of FastSwitch; the rule that worked, docs/traps.md, M15).
     """
 
     name = "adaptive"

@@ -60,7 +60,7 @@ class AlwaysRecompute:
 
 
 class ByCost:
-    """The cheaper of the two, in time that requests wait (policies.md 2.3; request-nanoseconds, as
+    """The cheaper of the two, in time that requests wait (request-nanoseconds, as
     the adaptive overlap counts them).
 
         swap      = w * (store + load)

@@ -104,7 +104,7 @@ class ProactiveParking:
     """Between two thresholds of free device blocks: below the low one the last in order that decode are
     swapped out, by copies that no step waits for, until the high one is reached. Who comes to the
     device leaves the high one free, unless nobody else is there; so who was parked does not come back
-    to be parked again (NEO's two thresholds, policies.md 1.2 rule 25)."""
+    to be parked again (NEO's two thresholds, docs/sources.md#neo)."""
 
     wake_step: int | None = None
 

@@ -1,9 +1,9 @@
-"""Who should hold device memory now: one pure choice per decision (magnitudes.md trap 1).
+"""Who should hold device memory now: one pure choice per decision (docs/traps.md, M1).
 
 The target set is the longest prefix of the order whose whole contexts, plus one step, fit the
 device. All of its members that need room are named beneficiaries, and all victims that this takes
 are nominated together: pending room is theirs and nobody else's, so an update is reached however
-many plans the copies take. Rules of policies.md 3.4 are cited by number.
+many plans the copies take. Rules, by number, are those at the top of `ranked.py`.
 """
 
 from __future__ import annotations

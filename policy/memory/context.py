@@ -10,7 +10,7 @@ from policy.request import Request
 
 
 class HostRole(Enum):
-    """What a host copy is, which decides when it may be given up (paper.md 2c)."""
+    """What a host copy is, which decides when it may be given up (docs/sources.md#fastswitch-reuse)."""
 
     NONE = auto()  # no copy, or one that a copy in flight uses, or the only copy of live work
     DUPLICATE = auto()  # its owner also holds this KV on the device

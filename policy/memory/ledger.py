@@ -1,6 +1,6 @@
 """The host side: which copies exist, which may be given up, and who kept what between turns.
 
-Host pressure is met in this order (paper.md 2c): free blocks and reserved tails (the pool's own
+Host pressure is met in this order (docs/sources.md#fastswitch-reuse): free blocks and reserved tails (the pool's own
 business), copies of requests that are on the device too, copies of conversations between turns.
 The only copy of an unfinished request is never touched, nor one that a copy in flight uses. Room is
 made all or nothing: if everything that may go is not enough, nothing goes.
@@ -26,7 +26,7 @@ class Ledger:
     """Host copies by role, and the contexts that finished turns left behind.
 
     `whole`: give up a copy as a whole (the default); otherwise cut it from the end, as the paper is
-    recalled to do, which shreds the pool (magnitudes.md trap 3).
+    recalled to do, which shreds the pool (docs/traps.md, M3).
     """
 
     def __init__(self, host: Pool, block_size: int, eviction: HostEviction, *, whole: bool) -> None:

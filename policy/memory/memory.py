@@ -182,7 +182,7 @@ class Memory:
     def keep_source(
         self, context: Context, num_blocks: int, now_ns: int, *, waited: bool
     ) -> tuple[int, Copy | None]:
-        """Cancel the context's copy out and take its source back (magnitudes.md trap 9).
+        """Cancel the context's copy out and take its source back (docs/traps.md, M9).
 
         The target blocks stay with the copy until its outcome arrives, one that was valid in part
         included: the copy may still write it, from a source that is no longer pinned. Clean blocks

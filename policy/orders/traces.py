@@ -1,4 +1,5 @@
-"""Replayed priority traces, Random and Markov (FastSwitch's two patterns, paper.md 2d).
+"""Replayed priority traces, Random and Markov (FastSwitch's two patterns,
+docs/sources.md#fastswitch-priorities).
 
 Both are pure functions of seeded draws, so every system replays the same trace however many steps
 it takes for the same work.
@@ -54,9 +55,9 @@ class _Slot:
 class MarkovTrace(Order):
     """Two states, high and low; a stay lasts a geometric number of updates.
 
-    A conversation keeps its slot over its turns and while it is idle (paper.md 2d). `share` of the
+    A conversation keeps its slot over its turns and while it is idle. `share` of the
     conversations are high in the long run, whatever is live, since "what fits on the GPU" would
-    depend on the system (magnitudes.md trap 10). `stay` is the chance that a high one stays high at
+    depend on the system (docs/traps.md, M10). `stay` is the chance that a high one stays high at
     an update; the chance to leave low follows from the share. The tie-break is drawn once per stay.
     Keyed by (conversation, number of the stay), counted from the conversation's first arrival.
     """

@@ -1,7 +1,8 @@
 """Virtual token counter: serve the client that has received least (Sheng et al., 2401.00588).
 
 Preemptive, with a head start: a request that holds device memory counts as `head_start` less
-served, the size of a context switch, or token-level fairness thrashes itself (policies.md 3.5).
+served, the size of a context switch, or token-level fairness thrashes itself
+(docs/sources.md#head-start).
 """
 
 from __future__ import annotations

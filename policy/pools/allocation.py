@@ -36,7 +36,7 @@ class Pool(Protocol):
 
     `num_free` blocks could be handed out now; `num_reserved` are unused tails that the pool may
     take back. Admission counts both (`num_available`), or reserving would make the pool look
-    smaller than `paged` and the comparison unfair (paper.md 2a).
+    smaller than `paged` and the comparison unfair (docs/sources.md#fastswitch-groups).
     """
 
     name: str

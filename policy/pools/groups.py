@@ -1,4 +1,4 @@
-"""Dynamic block groups: runs of any length with a reserved tail (FastSwitch, paper.md 2a).
+"""Dynamic block groups: runs of any length with a reserved tail (docs/sources.md#fastswitch-groups).
 
 A holder's last run may own unused blocks after it. Growth takes them without asking the free
 space; under shortage the pool takes them back. The order in which room is looked for:

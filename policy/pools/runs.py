@@ -2,7 +2,7 @@
 
 A run is `(device, host, length)`: block ids `device .. device+length-1` pair with
 `host .. host+length-1`. A LIFO free list hands out descending ids; a descending run is the same
-bytes, so it is returned ascending, by its lowest ids (design.md section 3).
+bytes, so it is returned ascending, by its lowest ids.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(
     seeds: Callable[[int, int], range],
 ) -> None:
     seen: Counter[str] = Counter()
-    runs = seeds(100, 20_000)
+    runs = seeds(130, 20_000)
     for seed in runs:
         rng = random.Random(seed)
         scheduler = sharing_scheduler(rng)
@@ -69,4 +69,4 @@ def test_prompts_that_share_blocks_compute_on_their_own_kv_under_every_law(
         seen["evicted"] += sharing.tree.num_evicted
         seen["lost copies"] += sharing.num_lost_copies
     assert min(seen["hits"], seen["evicted"]) > 5 * len(runs), seen
-    assert seen["lost copies"] >= len(runs) // 200, seen
+    assert seen["lost copies"] > len(runs) // 200, seen
