@@ -78,11 +78,12 @@ def test_policy_imports_the_standard_library_alone() -> None:
     assert not outside
 
 
-#: Two files of a room that name each other, one of them for types alone (`if TYPE_CHECKING`).
+#: Files of a room that name each other, one of them for types alone (`if TYPE_CHECKING`).
 FOR_TYPES = {
     ("explore.search.recipes", "explore.search.spec"),
     ("explore.studies.compare", "explore.studies.frames"),
     ("policy.engines.v1_holdings", "policy.engines.v1_laws"),
+    ("policy.memory.context", "policy.memory.transfers"),
     ("policy.memory.context", "policy.request"),
     ("policy.pools.allocation", "policy.pools.prefix"),
 }
