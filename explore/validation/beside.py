@@ -1,8 +1,8 @@
 """Real runs of others beside their prediction: what was served is simulated on a profile, once each.
 
-The system is fixed beforehand: chunked prefill, recompute, nothing kept between turns, watermark 0, and
-prefix sharing where the workload names its blocks; limits are those recorded, then the scenario's, then
---set. Nothing is fitted to a run.
+The system is fixed beforehand: `vllm-v1` with asynchronous scheduling, that engine's default, and prefixes
+shared where the workload names its blocks; limits are those recorded, then the scenario's, then --set.
+Nothing is fitted to a run.
 """
 
 from __future__ import annotations
@@ -35,12 +35,7 @@ PERCENTILES = (50, 90, 99)
 HOLDS = 0.05
 #: Below this share of the highest throughput measured in a set of runs the load is called light.
 LOADED = 0.9
-SYSTEM: Mapping[str, Any] = {
-    "name": "chunked, recompute",
-    "base": "+chunked",
-    "preemption": "recompute",
-    "between_turns": "drop",
-}
+SYSTEM: Mapping[str, Any] = {"name": "vllm-v1", "base": "vllm-v1", "async_scheduling": True}
 
 
 class Line(NamedTuple):
@@ -219,7 +214,7 @@ def _scenario(
 ) -> Scenario:
     """Recorded limits, under what the scenario and the command say."""
     data: dict[str, Any] = {"name": run.name, "workload": {}, "system": dict(SYSTEM)}
-    data = scenarios.merge(data, {"pool.watermark": 0.0, "pool.aging": "none", **run.limits})
+    data = scenarios.merge(data, {"pool.aging": "none", **run.limits})
     if given is not None:
         own, _ = scenarios.read_mapping(given)
         scenarios.find_beside(own, given)
@@ -231,8 +226,6 @@ def _scenario(
         workload["file"] = str(served)
         if run.concurrency is not None:
             workload.setdefault("concurrency", run.concurrency)
-    elif isinstance(data["system"], dict):
-        data["system"].setdefault("prefix_sharing", True)
     if isinstance(profile.step, TokenCost) and run.inside:
         data.setdefault("profile_values", {}).setdefault("step.first_token", 0.0)
     data["limits"] = {"max_model_len": profile.model.max_model_len, **data.get("limits", {})}
