@@ -17,7 +17,7 @@ from calibrate.profile import load, names
 from cli.main import main
 from policy.errors import InputError
 
-PAGE = Path(__file__).parents[3] / "docs" / "machines.md"
+PAGE = Path(__file__).parents[3] / "docs/machines.md"
 QWEN = {
     "model_type": "qwen3",
     "hidden_size": 2560,
