@@ -36,15 +36,18 @@ def o1_key(patch: pytest.MonkeyPatch) -> None:
 
 
 def o2(patch: pytest.MonkeyPatch) -> None:
-    """Whoever has copies under way is looked up all the same."""
+    """What somebody else is loading is loaded once more.
+
+    That nobody is looked up who has copies under way cannot be seen: a victim's are waited for (O9).
+    """
     original = Host.match
 
     def match(self: Host, share: Share, found: int) -> int | None:
-        jobs, share.jobs = share.jobs, {}
+        loading, self._loading = self._loading, {}
         try:
             return original(self, share, found)
         finally:
-            share.jobs = jobs
+            self._loading = loading
 
     patch.setattr(Host, "match", match)
 
