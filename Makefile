@@ -25,7 +25,7 @@ $(BIN)/test: $(BIN)/core
 
 # The main job: FastSwitch against vLLM-style swapping on a real-shaped workload.
 demo: $(BIN)/core
-	$(BIN)/fastswitch compare paper-8b-a10 --seeds 3 --out demo
+	$(BIN)/fastswitch compare paper-8b-a10 --seeds 3 --out demo --overwrite
 
 check: $(BIN)/test
 	$(BIN)/ruff check .

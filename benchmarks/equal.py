@@ -85,12 +85,17 @@ MORE_ORDERS: dict[str, dict[str, Any]] = {
 OTHER_ORDERS = tuple(name for name in (*ORDERS, *MORE_ORDERS) if name != "fcfs")
 RENAMED_SYSTEMS: dict[tuple[str, str], str] = {}
 #: Dotted path in the JSON or YAML of the earlier tree -> the same in this one; None: no longer there.
-RENAMED_FIELDS: dict[str, str | None] = {}
+RENAMED_FIELDS: dict[str, str | None] = {"torn_journal_lines": None}
 #: Files of the earlier tree that this one no longer writes, or writes under another name.
 RENAMED_FILES: dict[str, str | None] = {}
 #: Stores: what they hold is compared by the tables made of it.
 STORES = ("made/sweep/*", "made/search/*")
 TABLES_OF_STORES = (".csv", ".txt", "search.json")
+#: The runs that a comparison keeps since, and its pictures, drawn since from the page's own description.
+LEFT_OUT = tuple(
+    f"made/compare*/{name}"
+    for name in ("study.sqlite", "lock", "tails.*", "timeline.*", "warm_up.*")
+)
 #: Values that name the program rather than what it did.
 EXCEPTED = {"provenance", "commit", "digest", "key", "uid", "version"}
 #: Commits, hashes of sources and the time of day, in text.
@@ -206,6 +211,8 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def _is_in_a_store(name: str) -> bool:
+    if any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT):
+        return True
     return any(fnmatch.fnmatch(name, store) for store in STORES) and not name.endswith(
         TABLES_OF_STORES
     )

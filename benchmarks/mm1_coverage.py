@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import click
 import numpy as np
@@ -169,13 +168,13 @@ def until_precise(queue: Queue, studies: int, seed: int) -> Row:
 
 def _precise(values: list[float]) -> list[float]:
     """As many of these replications as the product's rule makes."""
-
-    def more(begin: int, end: int) -> dict[str, list[dict[str, Any]]]:
+    count, wanted = 0, precision.FIRST
+    while wanted > count:
+        count = wanted
         # a mean, so that its target is 5 %
-        return {"mm1": [{"metrics": {"throughput_tok_s": v}} for v in values[begin:end]]}
-
-    found = precision.replicate(more, precision.FIRST)["mm1"]
-    return [result["metrics"]["throughput_tok_s"] for result in found]
+        runs = [{"metrics": {"throughput_tok_s": value}} for value in values[:count]]
+        wanted = precision.next_runs({"mm1": runs})
+    return values[:count]
 
 
 @click.command()

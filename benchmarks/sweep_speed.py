@@ -6,13 +6,15 @@ The same sweep, of trials of about a second, with one worker and with two, in tu
 of each round is taken in that round, so a slow minute hits both; printed is its median. Start of
 processes, plan, writes, syncs and tables are all inside the time. The cost of the sweep is what its
 own process spends beside its one worker, as a share of the time. `resume` is the time to
-find a sweep of 10,000 trials complete and to make its tables again.
+find a sweep of 10,000 trials complete and to make its tables again. A trial of 20 conversations is
+timed too, in CPU seconds: alone in its process, and beside others, whose aged pools it may use.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -20,7 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from explore.studies import trial
 from explore.studies.plan import expand
+from explore.studies.semantics import canonical
 from explore.studies.spec import load
 from explore.studies.store import Store, claimed
 from explore.studies.sweep import sweep
@@ -55,8 +59,32 @@ def resumed(done: Path, folder: Path) -> float:
         for key in plan.keys:
             store.keep(key, result)
     begin = time.perf_counter()
-    assert sweep(many, folder, resume=True, workers=1).done == 10_000
+    assert sweep(many, folder, workers=1).done == 10_000
     return time.perf_counter() - begin
+
+
+def small_trials(rounds: int) -> tuple[float, float]:
+    """CPU seconds of a trial of 20 conversations: alone, and beside others. The least of some rounds."""
+    given = {
+        "name": "small-trials",
+        "scenario": "paper-8b-a10",
+        "set": {"workload.conversations": 20},
+        "systems": ["vllm-0.3.3-keep", "fastswitch"],
+        "grid": {"workload.rate": [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]},
+    }
+    plan = expand(load(given))
+    common = {"seconds": None, "memory_mb": None}
+    asks = [canonical({"key": t.key, "scenario": t.scenario, **common}) for t in plan.trials]
+    least = [math.inf, math.inf]
+    for _ in range(rounds):
+        for kind in (0, 1):
+            begin = time.process_time()
+            for ask in asks:
+                if not kind:
+                    trial.POOLS.clear()
+                assert "result" in json.loads(trial.run_trial(ask))
+            least[kind] = min(least[kind], (time.process_time() - begin) / len(asks))
+    return least[0], least[1]
 
 
 def main() -> None:
@@ -77,6 +105,8 @@ def main() -> None:
             shares.append(cpu / alone)
             print(f"{number:>5} {alone:>11.1f} {both:>12.1f} {ratios[-1]:>6.2f} {shares[-1]:>9.1%}")
         resume = resumed(one, Path(name) / "many")
+    alone, beside = small_trials(options.rounds)
+    print(f"a trial of 20 conversations: {alone:.3f} CPU s alone, {beside:.3f} beside others")
     found = {
         "trials": options.trials,
         "cores": os.cpu_count(),
@@ -84,6 +114,8 @@ def main() -> None:
         "ratios": [round(ratio, 3) for ratio in ratios],
         "own_cpu_share": round(statistics.median(shares), 4),
         "resume_s_per_10000": round(resume, 2),
+        "small_trial_cpu_s": round(beside, 4),
+        "small_trial_alone_cpu_s": round(alone, 4),
         "tables_equal": len(digests) == 1,
     }
     print(json.dumps(found))

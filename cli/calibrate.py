@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import kept_when_stopped, needing_torch
+from cli.options import TO_WRITE, kept_when_stopped, needing_torch
 from cli.progress import progress
 from policy.errors import ConfigError
 
@@ -28,7 +28,7 @@ from policy.errors import ConfigError
     help="Seconds; no new round of samples after it.  [default: 180 on a CPU, 300 on a GPU]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.json")
+@click.option("--out", type=TO_WRITE, required=True, help="NAME.json")
 def calibrate_command(
     *,
     device: str,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
-from cli.options import heed, json_option, load, order_option, say_aliases, set_option
+from cli.options import (
+    heed,
+    json_option,
+    kept_when_stopped,
+    load,
+    order_option,
+    overwrite_option,
+    say_aliases,
+    set_option,
+)
 from cli.progress import progress
-from cli.show import refuse_nothing_served
+from cli.show import refuse_nothing_served, show
 from policy.errors import ConfigError
 
 DEFAULT_SCENARIO = "paper-8b-a10"
@@ -22,6 +31,7 @@ DEFAULT_RUNS = 3
 @click.option("--systems", help="Comma-separated systems; default: the scenario's own list.")
 @click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for JSON, CSV, figures, page.")
+@overwrite_option
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one per core.")
 @click.option(
     "--study",
@@ -40,6 +50,7 @@ def compare_command(
     systems: str | None,
     runs: int,
     out: Path | None,
+    overwrite: bool,
     workers: int | None,
     study: str,
     until_precise: bool,
@@ -48,6 +59,10 @@ def compare_command(
     as_json: bool,
 ) -> None:
     """Run systems side by side on the same workload, priority trace and random streams.
+
+    With --out every run is kept as it ends: Ctrl-C or a crash costs only those under way, and the same
+    command goes on, or prints again what is there. More systems and seeds may be added. Results of
+    another scenario or version are refused.
 
     \b
     Examples:
@@ -71,8 +86,9 @@ def compare_command(
         loaded.model_copy(update={"system": name}) for name in module.names_of(loaded, names)
     ]
     heed(compared, values, order, own)
-    total = None if until_precise else module.num_jobs(loaded, names, runs, study)
-    with progress(total, "runs") as advance:
+    total = None if until_precise else module.num_trials(loaded, names, runs, study)
+    going_on = nullcontext() if out is None else kept_when_stopped(out, "the same command goes on")
+    with progress(total, "runs") as advance, going_on:
         found = module.compare(
             loaded,
             names,
@@ -82,8 +98,12 @@ def compare_command(
             own,
             study=study,
             until_precise=until_precise,
+            out=out,
+            overwrite=overwrite,
         )
-    click.echo(json.dumps(tables.as_json(found), indent=1) if as_json else tables.as_text(found))
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    show(lambda: tables.as_json(found), lambda: tables.as_text(found), as_json=as_json)
     if out is not None:
         command = "fastswitch " + " ".join(sys.argv[1:])
         output.write(found, out, command)

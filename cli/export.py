@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from cli.options import TO_WRITE
+
 FORMATS = ("perfetto", "vllm", "aiperf", "llm-d")
 
 
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "name", type=click.Choice(FORMATS), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A file; .gz packs it.")
+@click.option("--out", type=TO_WRITE, required=True, help="A file; .gz packs it.")
 def export_command(*, run: Path, name: str, out: Path) -> None:
     """Write a recording, simulated or real, in the format of another tool.
 

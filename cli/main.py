@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -18,11 +19,12 @@ from cli.reproduce import reproduce_command
 from cli.search import search_command
 from cli.simulate import simulate_command
 from cli.sweep import group as sweep_group
-from cli.trace import trace
+from cli.trace.group import trace
 from cli.validate import validate_command
-from policy.errors import FastSwitchError
+from policy.errors import FastSwitchError, FaultError
 
 VERSION = "0.1.0"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class _Group(click.Group):
@@ -37,6 +39,13 @@ class _Group(click.Group):
             lines = f"error: {error}".splitlines()[:5]
             click.echo("\n".join(lines), err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            # a disk that is full between two writes of a run, which each command keeps as far as it got
+            if ctx.params.get("debug") or error.errno not in _OF_THE_DISK:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}cannot be written: {error.strerror}", err=True)
+            ctx.exit(FaultError.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from policy.errors import ConfigError
+from traces.atomic import tried
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from runs.scenario import Scenario
     from runs.user_order import UserOrder
     from traces.readers.base import Aids
 
+
+class _ToWrite(click.Path):
+    """A file that is written at the end: one that cannot be is told before the work for it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        path = Path(os.fspath(value))
+        tried(path)
+        return super().convert(value, param, ctx)
+
+
+TO_WRITE = _ToWrite()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 set_option = click.option(
     "--set",
@@ -33,6 +53,11 @@ check_option = click.option(
     show_default=True,
     help="Conservation laws checked after every step.",
 )
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Delete what the folder has of another study."
+)
+#: Results of the same study are gone on with anyway; scripts of earlier versions say so.
+resume_option = click.option("--resume", is_flag=True, hidden=True, expose_value=False)
 order_option = click.option(
     "--order",
     metavar="NAME",
@@ -145,7 +170,10 @@ def kept_when_stopped(where: Path, how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"stopped; what was finished is in {where}, {how}", err=True)
+        kept = (
+            f"what was finished is in {where}, {how}" if where.exists() else "nothing was finished"
+        )
+        click.echo(f"stopped; {kept}", err=True)
         raise
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import click
 
 from cli.options import json_option, kept_when_stopped, set_option
 from cli.progress import progress
+from cli.show import show
 
 PARTS = ("ttft", "tbt", "throughput", "breakdown", "groups", "async", "reuse", "sensitivity")
 
@@ -56,9 +56,6 @@ def reproduce_command(
     going_on = kept_when_stopped(out, "the same command goes on")
     with progress(study.missing(planned, out), "trials") as advance, going_on:
         found = study.reproduce(planned, parts, out, full=full, workers=workers, progress=advance)
-    if as_json:
-        click.echo(json.dumps(words.as_json(found), indent=1))
-    else:
-        click.echo(words.as_text(found))
+    show(lambda: words.as_json(found), lambda: words.as_text(found), as_json=as_json)
     importlib.import_module("explore.reproduce.output").write(found, out)
     click.echo(f"\nwritten: {out / 'claims.md'} and what it is made of", err=True)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option, kept_when_stopped, order_option, settings_of
+from cli.options import (
+    json_option,
+    kept_when_stopped,
+    order_option,
+    overwrite_option,
+    resume_option,
+    set_option,
+    settings_of,
+)
 from cli.progress import progress
+from cli.show import show
 from cli.sweep import engine_options
 
 if TYPE_CHECKING:
@@ -23,25 +31,20 @@ _folder = click.Path(path_type=Path)
 @click.argument("search")
 @click.option("--out", type=_folder, required=True, help="Folder for results and the answer.")
 @click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
-@click.option("--resume", is_flag=True, help="Go on with what the folder has of this search.")
+@resume_option
 @click.option("--extend", is_flag=True, help="The search has changed: keep what still applies.")
+@overwrite_option
 @engine_options
 @order_option
-@click.option(
-    "--set",
-    "values",
-    multiple=True,
-    metavar="A.B=C",
-    help="Put a value over the search's scenario. May be repeated.",
-)
+@set_option
 @json_option
 def search_command(
     *,
     search: str,
     out: Path,
     dry_run: bool,
-    resume: bool,
     extend: bool,
+    overwrite: bool,
     engine: Any,
     workers: int | None,
     address: str | None,
@@ -55,14 +58,14 @@ def search_command(
     """Find the point of a space that serves best (a file, or one of scenarios/searches by name).
 
     Recipes: max-goodput-under-slo, max-rate-under-sla, pareto. A small space is run whole; a large
-    one is sampled by Sobol points or by Optuna. A killed search goes on with --resume and gives the
-    same answer. If no point keeps all limits, the answer says so and names the nearest.
+    one is sampled by Sobol points or by Optuna. The same command goes on with a killed search and
+    gives the same answer. If no point keeps all limits, the answer says so and names the nearest.
 
     \b
     Examples:
       fastswitch search rate --out search --dry-run
       fastswitch search rate --out search
-      fastswitch search rate --out search --resume --workers 2
+      fastswitch search rate --out search --workers 2
       fastswitch search front --out front --order my_module:MyOrder
     """
     study = importlib.import_module("explore.search.run")
@@ -71,27 +74,28 @@ def search_command(
     if dry_run:
         _show_plan(made, as_json=as_json)
         return
-    settings = study.EngineSettings(engine, workers, address, start_cluster)
+    settings = study.WorkerSettings(engine, workers, address, start_cluster)
     spec = made.search.spec
-    going_on = kept_when_stopped(out, "--resume goes on")
+    going_on = kept_when_stopped(out, "the same command goes on")
     with progress(spec.budget * spec.runs, "trials") as advance, going_on:
         found = made.run(
             out,
             settings,
             study.Limits(seconds, memory_mb),
-            resume=resume,
             extend=extend,
+            overwrite=overwrite,
             progress=advance,
         )
     for note in found.sweep.notes:
         click.echo(f"warning: {note}", err=True)
     answer = importlib.import_module("explore.search.answer")
-    told = answer.as_json(found.answer) if as_json else answer.as_text(found.answer)
-    click.echo(json.dumps(told, indent=1) if as_json else told)
+    show(
+        lambda: answer.as_json(found.answer), lambda: answer.as_text(found.answer), as_json=as_json
+    )
     click.echo(f"written: {out / answer.WORDS}, .csv, .json and the sweep's tables", err=True)
     if found.sweep.failed:
         click.echo(
-            f"{found.sweep.failed} trials failed; their points say why, and --resume tries them again",
+            f"{found.sweep.failed} trials failed; their points say why, and the same command tries them again",
             err=True,
         )
         raise click.exceptions.Exit(5)
@@ -108,11 +112,9 @@ def _show_plan(study: Study, *, as_json: bool) -> None:
         "runs": spec.runs,
         "trials": spec.budget * spec.runs,
     }
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-        return
     size = "without end" if spec.size is None else f"of {spec.size} points"
-    click.echo(
+    text = (
         f"{spec.name}: {spec.recipe} over a space {size}: {spec.budget} tried ({spec.how}),"
         f" {spec.runs} runs each, {spec.budget * spec.runs} trials; nothing was written"
     )
+    show(lambda: facts, lambda: text, as_json=as_json)

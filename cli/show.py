@@ -1,8 +1,9 @@
-"""A run as text."""
+"""What commands print: text, or JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,12 +11,17 @@ import click
 from policy.errors import InputError
 
 
+def show(data: Callable[[], Any], text: Callable[[], str], *, as_json: bool) -> None:
+    """What was found, on stdout."""
+    click.echo(json.dumps(data(), indent=1) if as_json else text())
+
+
 def show_run(summary: dict[str, Any], *, as_json: bool) -> None:
     """What a run came to, on stdout; its warnings on stderr. Exit code 5 with a verdict, 3 where every
     turn was rejected."""
     for line in summary["warnings"]:
         click.echo(f"warning: {line}", err=True)
-    click.echo(json.dumps(summary, indent=1) if as_json else _run_as_text(summary))
+    show(lambda: summary, lambda: _run_as_text(summary), as_json=as_json)
     if summary["verdict"]:
         click.echo(f"verdict: {summary['verdict']}", err=True)
         raise click.exceptions.Exit(5)

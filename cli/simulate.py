@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from cli.options import check_option, heed, json_option, load, order_option, say_aliases, set_option
+from cli.options import (
+    TO_WRITE,
+    check_option,
+    heed,
+    json_option,
+    load,
+    order_option,
+    say_aliases,
+    set_option,
+)
 from cli.progress import progress
 from cli.show import show_run
 
@@ -15,9 +24,7 @@ from cli.show import show_run
 @click.argument("scenario")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to record to.")
 @click.option("--decisions", is_flag=True, help="Also write decisions.jsonl, one line per step.")
-@click.option(
-    "--perfetto", type=click.Path(path_type=Path), help="Also write a timeline, .json.gz."
-)
+@click.option("--perfetto", type=TO_WRITE, help="Also write a timeline, .json.gz.")
 @order_option
 @check_option
 @set_option

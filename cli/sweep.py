@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option, kept_when_stopped, order_option, say_aliases, settings_of
+from cli.options import (
+    json_option,
+    kept_when_stopped,
+    order_option,
+    overwrite_option,
+    resume_option,
+    say_aliases,
+    set_option,
+    settings_of,
+)
 from cli.progress import progress
+from cli.show import show
 from policy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,29 +60,24 @@ def group() -> None:
 @click.argument("sweep")
 @click.option("--out", type=_folder, required=True, help="Folder for results and tables.")
 @click.option("--dry-run", is_flag=True, help="Say what would run; write nothing.")
-@click.option("--resume", is_flag=True, help="Go on with what the folder has of this sweep.")
+@resume_option
 @click.option("--extend", is_flag=True, help="The sweep has changed: keep what still applies.")
+@overwrite_option
 @click.option("--shard", metavar="I/N", help="Only the I-th of N parts; put together by merge.")
 @engine_options
 @click.option(
     "--until-precise", is_flag=True, help="More runs of a point until intervals are narrow."
 )
 @order_option
-@click.option(
-    "--set",
-    "values",
-    multiple=True,
-    metavar="A.B=C",
-    help="Put a value over the sweep's scenario. May be repeated.",
-)
+@set_option
 @json_option
 def _run(
     *,
     sweep: str,
     out: Path,
     dry_run: bool,
-    resume: bool,
     extend: bool,
+    overwrite: bool,
     shard: str | None,
     engine: Any,
     workers: int | None,
@@ -88,14 +92,14 @@ def _run(
 ) -> None:
     """Run a sweep file (or one of scenarios/sweeps by name) into a folder.
 
-    A killed run loses only the trials under way: the same command with --resume goes on. A trial
-    that fails is a row with its reason, is tried again by the next run, and makes the exit code 5.
+    A killed run loses only the trials under way: the same command goes on. A trial that fails is a row
+    with its reason, is tried again by the next run, and makes the exit code 5.
 
     \b
     Examples:
       fastswitch sweep run load --out sweep --dry-run
       fastswitch sweep run load --out sweep
-      fastswitch sweep run load --out sweep --resume --seconds 600 --memory-mb 4096
+      fastswitch sweep run load --out sweep --seconds 600 --memory-mb 4096
       fastswitch sweep run load --out part1 --shard 1/2
       fastswitch sweep run load --out sweep --engine ray --address auto
       fastswitch sweep run load --out sweep --order my_module:MyOrder --until-precise
@@ -111,17 +115,17 @@ def _run(
     if dry_run:
         _show_plan(plan, keys, out, as_json=as_json)
         return
-    settings = study.EngineSettings(engine, workers, address, start_cluster)
+    settings = study.WorkerSettings(engine, workers, address, start_cluster)
     limits = study.Limits(seconds, memory_mb)
-    going_on = kept_when_stopped(out, "--resume goes on")
+    going_on = kept_when_stopped(out, "the same command goes on")
     with progress(len(keys) if grow is None else None, "trials") as advance, going_on:
         found = study.run(
             plan,
             out,
             settings,
             limits,
-            resume=resume,
             extend=extend,
+            overwrite=overwrite,
             shard=part,
             progress=advance,
             grow=grow,
@@ -166,21 +170,20 @@ def _status(*, folder: Path, as_json: bool) -> None:
       fastswitch sweep status sweep
     """
     found = importlib.import_module("explore.studies.merge").status(folder)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
+    show(lambda: found, lambda: _status_as_text(found), as_json=as_json)
+
+
+def _status_as_text(found: dict[str, Any]) -> str:
     state = "running" if found["is_running"] else "not running"
-    click.echo(
+    lines = [
         f"{found['name']}: {found['done']} of {found['trials']} trials done, {found['failed']}"
         f" failed, {found['missing']} missing, {found['corrupt']} corrupt; {state}"
-    )
+    ]
     if found["last"]:
-        click.echo(f"  sessions {found['sessions']}, last event {found['last']} (UTC)")
-    if found["torn_journal_lines"]:
-        click.echo(f"  torn journal lines {found['torn_journal_lines']}; no result depends on them")
+        lines.append(f"  sessions {found['sessions']}, last event {found['last']} (UTC)")
     if not found["is_current"]:
-        click.echo(f"  made under semantics version {found['semantics']}: results are not reused")
-    click.echo(f"  digest {found['digest']}")
+        lines.append(f"  made under semantics version {found['semantics']}: results are not reused")
+    return "\n".join([*lines, f"  digest {found['digest']}"])
 
 
 def _parsed_shard(text: str) -> tuple[int, int]:
@@ -203,14 +206,12 @@ def _show_plan(plan: Plan, keys: tuple[str, ...], out: Path, *, as_json: bool) -
         "trials": len(keys),
         "done": done,
     }
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-        return
-    click.echo(
+    text = (
         f"{plan.name}: {facts['points']} points, {len(facts['systems'])} systems"
-        f" ({', '.join(facts['systems'])}), {facts['runs']} runs"
+        f" ({', '.join(facts['systems'])}), {facts['runs']} runs\n"
+        f"  {len(keys)} trials to have, {done} of them in {out}; nothing was written"
     )
-    click.echo(f"  {len(keys)} trials to have, {done} of them in {out}; nothing was written")
+    show(lambda: facts, lambda: text, as_json=as_json)
 
 
 def _show(found: Sweep, *, as_json: bool) -> None:
@@ -219,17 +220,14 @@ def _show(found: Sweep, *, as_json: bool) -> None:
     facts = {
         name: getattr(found, name) for name in ("trials", "done", "failed", "missing", "digest")
     }
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        click.echo(
-            f"{found.done} of {found.trials} trials done, {found.failed} failed,"
-            f" {found.missing} missing: {found.folder / 'results.csv'}"
-        )
-        click.echo(f"  digest {found.digest}")
+    text = (
+        f"{found.done} of {found.trials} trials done, {found.failed} failed,"
+        f" {found.missing} missing: {found.folder / 'results.csv'}\n  digest {found.digest}"
+    )
+    show(lambda: facts, lambda: text, as_json=as_json)
     if found.failed:
         click.echo(
-            f"{found.failed} trials failed; their rows say why, and --resume tries them again",
+            f"{found.failed} trials failed; their rows say why, and the same command tries them again",
             err=True,
         )
         raise click.exceptions.Exit(5)

@@ -10,7 +10,9 @@ import click
 
 from cli.options import json_option, set_option
 from cli.progress import progress
+from cli.show import show
 from policy.errors import ConfigError
+from traces.atomic import tried_folder
 
 
 @click.command("validate")
@@ -97,10 +99,11 @@ def _predict(runs: tuple[str, ...], profile: str, out: Path | None, *, as_json: 
     from explore.studies import output
     from explore.validation import predict, predict_text
 
+    if out is not None:
+        tried_folder(out)
     with progress(None, "systems") as advance:
         found = predict.predict([Path(run) for run in runs], profile, advance)
-    as_text = predict_text.as_text(found)
-    click.echo(json.dumps(predict_text.as_json(found), indent=1) if as_json else as_text)
+    show(lambda: predict_text.as_json(found), lambda: predict_text.as_text(found), as_json=as_json)
     if out is not None:
         command = "fastswitch " + " ".join(sys.argv[1:])
         output.write_validation(found, out, command)

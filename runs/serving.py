@@ -6,9 +6,11 @@ a profile's, or what a real device has left.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 from policy.errors import ConfigError
 from policy.integrity import check_counts, check_integrity
@@ -108,14 +110,39 @@ def settings_for(
     )
 
 
-def make_scheduler(serving: Serving, order: Order | None = None) -> Scheduler:
-    """The scheduler of a scenario, its pools aged as the scenario says. `order`: the user's own."""
+class Kept(OrderedDict[Any, Any]):
+    """Aged pools by all that they come from, which runs of one process have in common. Of too many,
+    those not used for longest go."""
+
+    def __init__(self, most: int = 16) -> None:
+        super().__init__()
+        self._most = most
+
+    def find(self, key: Any) -> Any:
+        """What is kept, None if it is not there (any more)."""
+        if key not in self:
+            return None
+        self.move_to_end(key)
+        return self[key]
+
+    def add(self, key: Any, value: Any) -> None:
+        """Keep it for the next run."""
+        self[key] = value
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
+def make_scheduler(
+    serving: Serving, order: Order | None = None, kept: Kept | None = None
+) -> Scheduler:
+    """The scheduler of a scenario, its pools aged as the scenario says, or as they are `kept`. `order`:
+    the user's own."""
     scenario, streams = serving.scenario, serving.streams
     if order is None:
         order = make_order(scenario.order_name, streams, scenario.order_settings())
     system = served_under(serving.system, is_fcfs=type(order) is Order)
     scheduler = Scheduler(serving.settings, system, order, streams, scenario.rates.start())
-    age(scheduler, serving)
+    age(scheduler, serving, kept)
     return scheduler
 
 
@@ -124,30 +151,38 @@ def planner_of(scheduler: Scheduler) -> str:
     return PLANNERS.get(scheduler.engine.name, scheduler.engine.name)
 
 
-def age(scheduler: Scheduler, serving: Serving) -> None:
+def age(scheduler: Scheduler, serving: Serving, kept: Kept | None = None) -> None:
     """Use both pools before time zero (`pool.aging`)."""
     kind = serving.scenario.pool.aging
     if kind == "none":
         return
-    settings = serving.settings
-    pools = [
-        (pool, reserve, picker(serving.streams, f"age-{pool.name}"))
-        for pool, reserve in scheduler.engine.pools()
-    ]
-    if kind == "shuffle":
-        for pool, _, pick in pools:
-            shuffle(pool, pick)
-        return
+    streams = serving.streams
+    lengths: tuple[tuple[int, int], ...] = ()
+    if kind == "churn":
+        lengths = tuple(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
 
     def blocks_for(tokens: int) -> int:
-        return -(-tokens // settings.block_size)
+        return -(-tokens // serving.settings.block_size)
 
-    lengths = list(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
-    for pool, reserve, pick in pools:
-        contexts = [(blocks_for(prompt + reply), 0) for prompt, reply in lengths]
+    for pool, reserve in scheduler.engine.pools():
+        contexts = tuple((blocks_for(prompt + reply), 0) for prompt, reply in lengths)
         if pool.name == "device":
-            contexts = [(blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths]
-        churn(pool, contexts, pick, reserve)
+            contexts = tuple((blocks_for(prompt), blocks_for(reply)) for prompt, reply in lengths)
+        key = (
+            *(kind, pool.kind, pool.name, pool.num_blocks),
+            *(streams.seed, streams.run, reserve, contexts),
+        )
+        worn = None if kept is None else kept.find(key)
+        if worn is not None:
+            pool.wear(worn)
+            continue
+        pick = picker(streams, f"age-{pool.name}")
+        if kind == "shuffle":
+            shuffle(pool, pick)
+        else:
+            churn(pool, contexts, pick, reserve)
+        if kept is not None:
+            kept.add(key, pool.worn())
 
 
 def aging_lengths(serving: Serving) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario
 from runs.serving import (
+    Kept,
     Serving,
     aging_lengths,
     assumptions,
@@ -82,17 +83,19 @@ def simulate(
     order: OrderLike | None = None,
     profile: Profile | None = None,
     progress: Callable[[int], None] | None = None,
+    kept: Kept | None = None,
 ) -> Recording:
     """Run a scenario on the simulated machine, or on that of `profile`.
 
     `order`: the user's own in place of the scenario's (`runs.user_order`); an Order is copied as it is.
+    `kept`: what earlier runs of this process made and this one may use, which changes nothing else.
     With `out` the recording is a folder, written under a temporary name and renamed at the end;
     without, it is in memory. Where vLLM 0.3.3 would abort or stall for ever the run ends there and
     its summary has a `verdict`. Raises ConfigError, InputError, or InvariantError from the checks.
     """
     setup = prepare(scenario, profile)
     own = None if order is None else user_order(order)
-    scheduler = make_scheduler(setup, None if own is None else own.make(setup.streams))
+    scheduler = make_scheduler(setup, None if own is None else own.make(setup.streams), kept)
     if out is None:
         return _record(setup, scheduler, own, None, decisions, check, progress)
     with recording.claimed(out) as part:

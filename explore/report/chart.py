@@ -1,4 +1,4 @@
-"""Charts as SVG: colours come from the page's style, so that they follow light and dark.
+"""Charts, and how they look as SVG: colours come from the page's style, so that they follow light and dark.
 
 Curves are told apart by dashes as well as colours. Nothing here needs a script.
 """
@@ -105,35 +105,35 @@ class Point:
     attributes: str = ""
 
 
-def lines(label: str, x: Axis, y: Axis, curves: Sequence[Curve]) -> str:
-    """Curves with their legend."""
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn, into a page (`svg`) or a file (`explore.report.plot`). `groups`: what the colours of
+    points mean. `equal_within`: also y = x with a band of that share."""
+
+    title: str
+    x: Axis
+    y: Axis
+    curves: Sequence[Curve] = ()
+    points: Sequence[Point] = ()
+    groups: Sequence[str] = ()
+    equal_within: float | None = None
+
+
+def svg(picture: Picture) -> str:
+    """The picture with its legend."""
+    x, y, curves = picture.x, picture.y, picture.curves
     parts = [_axes(x, y)]
-    for i, curve in enumerate(curves):
-        if curve.band is not None:
-            parts.append(_band(x, y, curve, i))
+    if picture.equal_within is not None:
+        parts.append(_diagonal(x, y, picture.equal_within))
+    parts += [_band(x, y, curve, i) for i, curve in enumerate(curves) if curve.band is not None]
     parts += [
         f'<path class="line {_look(i)}" d="{path}"/>'
         for i, curve in enumerate(curves)
         if (path := _path(x, y, curve.points))
     ]
-    return _svg(label, parts) + legend([curve.label for curve in curves])
-
-
-def scatter(
-    label: str,
-    x: Axis,
-    y: Axis,
-    points: Sequence[Point],
-    groups: Sequence[str],
-    *,
-    equal_within: float | None = None,
-) -> str:
-    """Points with the legend of their groups. `equal_within`: also y = x with a band of that share."""
-    parts = [_axes(x, y)]
-    if equal_within is not None:
-        parts.append(_diagonal(x, y, equal_within))
-    parts += [_point(x, y, point) for point in points]
-    return _svg(label, parts) + legend(groups, dots=True)
+    parts += [_point(x, y, point) for point in picture.points]
+    labels = [curve.label for curve in curves] or picture.groups
+    return _svg(picture.title, parts) + legend(labels, dots=not curves)
 
 
 def stacked(label: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:

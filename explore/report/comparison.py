@@ -8,10 +8,12 @@ from typing import Any
 
 from explore import words
 from explore.report import chart, document, pareto
+from explore.report.chart import Curve, Picture
 from explore.report.document import Cell, Row
 from explore.studies.compare import Comparison
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
 from explore.studies.series import TAIL
+from explore.studies.warm_up import WarmUp
 from explore.studies.worth import worth
 
 
@@ -129,41 +131,51 @@ def _warm_up(comparison: Comparison) -> Iterator[tuple[str, str]]:
     found = comparison.warm_up
     if found is None:
         return
-    curves = [
-        chart.Curve(name, list(zip(trace.arrival_s, trace.ttft_s, strict=True)))
-        for name, trace in found.traces.items()
-    ]
-    waits = [wait for trace in found.traces.values() for wait in trace.ttft_s]
-    x = chart.linear(
-        "arrival, seconds", [t for one in found.traces.values() for t in one.arrival_s]
-    )
-    y = chart.linear("TTFT, seconds", waits)
-    curves.append(chart.Curve("cut", [(found.cut_s, 0.0), (found.cut_s, max(waits, default=0.0))]))
     asked = ", ".join(f"{name} {trace.cut_s:g} s" for name, trace in found.traces.items())
     caption = (
         f"MSER-5 on the mean over {found.runs} pilot runs, five turns to a point: the first"
         f" {found.cut_s:g} s are cut off every system and run, the latest that any asked for ({asked})."
     )
-    picture = chart.lines("Warm-up: time to first token over time", x, y, curves)
-    yield "Warm-up", document.figure(picture, caption)
+    yield "Warm-up", document.figure(chart.svg(warm_up(found)), caption)
+
+
+def warm_up(found: WarmUp) -> Picture:
+    """TTFT over time, batch means over all pilot runs, and the cut that holds for all systems."""
+    waits = [wait for trace in found.traces.values() for wait in trace.ttft_s]
+    x = chart.linear(
+        "arrival, seconds", [t for one in found.traces.values() for t in one.arrival_s]
+    )
+    y = chart.linear("TTFT, seconds", waits)
+    curves = [
+        Curve(name, list(zip(trace.arrival_s, trace.ttft_s, strict=True)))
+        for name, trace in found.traces.items()
+    ]
+    curves.append(Curve("cut", [(found.cut_s, 0.0), (found.cut_s, max(waits, default=0.0))]))
+    return Picture("Warm-up: time to first token over time", x, y, curves)
 
 
 def _tails(comparison: Comparison) -> str:
-    figures = []
+    figures = (
+        document.figure(
+            chart.svg(one),
+            f"{one.title}: share that takes longer than x. Lines: mean over runs; bands, for two systems:"
+            " smallest to largest run.",
+        )
+        for one in tails(comparison)
+    )
+    return f'<div class="pair">{"".join(figures)}</div>'
+
+
+def tails(comparison: Comparison) -> Iterator[Picture]:
+    """Share of turns (TTFT) and of gaps (TBT) that take longer than x; both axes logarithmic."""
     for key, title in (("ttft_s", "Time to first token"), ("tbt_s", "Time between tokens")):
         curves = [_tail(comparison, name, key) for name in comparison.systems]
         values = [x for curve in curves for x, _ in filter(None, curve.points)]
         y = chart.Axis("share that takes longer", 1e-4, 1.0, True, 100, " %")
-        picture = chart.lines(title, chart.log("seconds", values), y, curves)
-        caption = (
-            f"{title}: share that takes longer than x. Lines: mean over runs; bands, for two systems:"
-            " smallest to largest run."
-        )
-        figures.append(document.figure(picture, caption))
-    return f'<div class="pair">{"".join(figures)}</div>'
+        yield Picture(title, chart.log("seconds", values), y, curves)
 
 
-def _tail(comparison: Comparison, name: str, key: str) -> chart.Curve:
+def _tail(comparison: Comparison, name: str, key: str) -> Curve:
     """Mean curve over runs; for two systems also the band from the smallest to the largest run."""
     curves = [result["series"][key] for result in comparison.results[name]]
     length = min(map(len, curves))
@@ -174,7 +186,7 @@ def _tail(comparison: Comparison, name: str, key: str) -> chart.Curve:
     band = None
     if name in comparison.telling and columns:  # more bands than these hide each other
         band = [min(c) for c in columns], [max(c) for c in columns]
-    return chart.Curve(name, points, band)
+    return Curve(name, points, band)
 
 
 _LEVELS = (
@@ -186,7 +198,15 @@ _LEVELS = (
 
 
 def _timelines(comparison: Comparison) -> str:
-    figures = []
+    figures = [
+        document.figure(chart.svg(one), f"{name}, first run.")
+        for name, one in timelines(comparison)
+    ]
+    return f'<div class="pair">{"".join(figures)}</div>' if figures else ""
+
+
+def timelines(comparison: Comparison) -> Iterator[tuple[str, Picture]]:
+    """Pools and link of the first run, for the first and the last interesting system."""
     for name in comparison.telling:
         line = comparison.results[name][0]["series"].get("timeline") or {}
         if not line:
@@ -194,12 +214,8 @@ def _timelines(comparison: Comparison) -> str:
         hours = [value / 3600 for value in line["time_s"]]
         x = chart.Axis("hours", 0.0, max(hours[-1], 1e-6))
         y = chart.Axis("share", 0.0, 1.0, factor=100, unit=" %")
-        curves = [
-            chart.Curve(label, list(zip(hours, line[key], strict=True))) for key, label in _LEVELS
-        ]
-        picture = chart.lines(f"{name} over time", x, y, curves)
-        figures.append(document.figure(picture, f"{name}, first run."))
-    return f'<div class="pair">{"".join(figures)}</div>' if figures else ""
+        curves = [Curve(label, list(zip(hours, line[key], strict=True))) for key, label in _LEVELS]
+        yield name, Picture(f"{name} over time", x, y, curves)
 
 
 def _fine_print(comparison: Comparison, command: str) -> str:

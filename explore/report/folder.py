@@ -10,6 +10,7 @@ from policy.errors import InputError
 from traces.strict import Place, parse_json, reason, shown_path
 
 MAX_JSON = 1 << 28
+STUDY = "study.sqlite"  # explore.studies.store.STUDY, which is slow to import
 
 
 class Report(NamedTuple):
@@ -74,7 +75,7 @@ def _of_sweep(folder: Path, _: Callable[[], None] | None) -> Report:
 
     store = Store(folder)
     plan = store.plan()
-    return Report("report.html", _guarded(folder / "plan.json", lambda: sweep.page(store, plan)))
+    return Report("report.html", _guarded(folder / STUDY, lambda: sweep.page(store, plan)))
 
 
 _KINDS: dict[str, Callable[[Path, Callable[[], None] | None], Report]] = {
@@ -82,7 +83,7 @@ _KINDS: dict[str, Callable[[Path, Callable[[], None] | None], Report]] = {
     "requests.journal.jsonl": _of_run,
     "compare.json": _of_comparison,
     "validation.json": _of_validation,
-    "plan.json": _of_sweep,
+    STUDY: _of_sweep,
 }
 
 

@@ -81,10 +81,9 @@ def _figure(candidates: Sequence[Candidate], groups: Sequence[str], latency: str
         " intervals of means over runs; pale: somebody is as good in one mean and better in the other."
         + (f" {left_out} not drawn: too few samples, or too many points." if left_out else "")
     )
-    picture = chart.scatter(
-        f"{words.HEADINGS[latency][0]} against throughput", x, y, points, groups
-    )
-    return document.figure(picture, caption)
+    title = f"{words.HEADINGS[latency][0]} against throughput"
+    picture = chart.Picture(title, x, y, points=points, groups=groups)
+    return document.figure(chart.svg(picture), caption)
 
 
 def _around(title: str, values: Sequence[float]) -> Axis:

@@ -16,7 +16,7 @@ from explore.report import document, pareto
 from explore.report.comparison import estimate_cell, ratio_cell
 from explore.report.document import Cell
 from explore.report.pareto import Candidate
-from explore.studies import journal, sweep_tables
+from explore.studies import sweep_tables
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
 from explore.studies.plan import Plan
 from explore.studies.store import Store
@@ -278,11 +278,7 @@ class _Page:
         return document.items(f"{count} trials: {why}" for why, count in counted.most_common(20))
 
     def _provenance(self) -> str:
-        sessions = [
-            line
-            for line in journal.read(self.store.folder)
-            if line and line.get("event") == "session"
-        ]
+        sessions = self.store.sessions()
         last = sessions[-1] if sessions else {}
         command = last.get("command")
         pairs = [
@@ -290,7 +286,7 @@ class _Page:
             ("results", self.made.digest[:16]),
             ("semantics", self.plan.semantics),
             ("sessions", len(sessions)),
-            ("last session (UTC)", last.get("time")),
+            ("last session (UTC)", last.get("began")),
             ("commit", last.get("commit")),
         ]
         folder = str(self.store.folder)
@@ -300,7 +296,7 @@ class _Page:
         return (
             document.facts(pairs)
             + document.paragraph(
-                "plan.json has every trial; each result is named by what it depends on."
+                "study.sqlite has every trial and result, each under a key of what it depends on."
             )
             + document.commands(lines)
         )

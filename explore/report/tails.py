@@ -146,7 +146,7 @@ def _curves(title: str, what: str, spreads: dict[str, Exact] | dict[str, Spread]
     values = [x for curve in curves for x, _ in filter(None, curve.points)]
     y = chart.Axis("share that takes longer", 1e-4, 1.0, True, 100, " %")
     return document.figure(
-        chart.lines(title, chart.log("seconds", values), y, curves),
+        chart.svg(chart.Picture(title, chart.log("seconds", values), y, curves)),
         f"{title}: share of {what} that takes longer than x (one less the CDF), as far as the samples"
         " tell; gaps within 0.1 %.",
     )

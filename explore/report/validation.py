@@ -9,6 +9,7 @@ from pathlib import Path
 
 from explore import words
 from explore.report import chart, document
+from explore.report.chart import Picture
 from explore.report.document import Cell
 from explore.validation.predict import BAR_SHARE, Line, Prediction, Validation
 from explore.validation.predict_text import SAYS, measured, number, percent, stories, within
@@ -115,28 +116,32 @@ def _scenario(found: Prediction, shown: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def _scatter(found: Prediction) -> str:
+    picture = scatter(found)
+    if not picture.points:
+        return ""
+    return document.figure(
+        chart.svg(picture),
+        "Latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest on"
+        " both sides.",
+    )
+
+
+def scatter(found: Prediction) -> Picture:
+    """Latencies of every system that have a number on both sides, y = x and a band of 10 %."""
     systems = list(found.repeats)
     points = [
         _point(line, systems.index(line.system))
         for line in found.lines
         if line.metric in SHOWN and line.measured and line.predicted
     ]
-    if not points:
-        return ""
     values = [value for point in points for value in (*point.x, *point.y)]
-    x, y = chart.log("measured, s", values), chart.log("predicted, s", values)
-    picture = chart.scatter(
+    return Picture(
         f"{found.scenario}: predicted against measured",
-        x,
-        y,
-        points,
-        systems,
+        chart.log("measured, s", values),
+        chart.log("predicted, s", values),
+        points=points,
+        groups=systems,
         equal_within=BAR_SHARE,
-    )
-    return document.figure(
-        picture,
-        "Latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest on"
-        " both sides.",
     )
 
 

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from explore.report.plot import COLOURS, STYLES
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place
 from explore.studies.estimates import speedup_of
-from explore.studies.figures import COLOURS, STYLES
 from explore.words import HEADINGS
 from traces.figure_style import SETTINGS
 

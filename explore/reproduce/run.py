@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,15 @@ from explore.reproduce.judge import Verdict, judge_all
 from explore.reproduce.overhead import Overhead, measure
 from explore.reproduce.study import Found, Study, found_in, study_of
 from explore.studies import sweep as sweeps
+from explore.studies.engine import NO_LIMITS
 from explore.studies.semantics import SEMANTICS
-from explore.studies.store import Store, write_whole, writing
-from explore.studies.workers.base import EngineSettings
+from explore.studies.store import Store
+from explore.studies.workers.base import WorkerSettings
 from policy.errors import FaultError, InputError
 from runs.provenance import commit
+from traces.atomic import whole
 
-TRIALS, SESSIONS, OVERHEAD = "trials", "sessions.json", "overhead.json"
+TRIALS, OVERHEAD = "trials", "overhead.json"
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,15 @@ def reproduce(
     A folder of an earlier run is gone on with: what both have in common is kept. Raises ConfigError or
     FaultError; what was finished by then stays.
     """
+    made = sweeps.run(
+        study.plan,
+        out / TRIALS,
+        WorkerSettings("local", workers),
+        NO_LIMITS,
+        extend=True,
+        progress=progress,
+    )
     store = Store(out / TRIALS)
-    before = missing(study, out)
-    begin, cpu = time.monotonic(), _cpu_seconds()
-    try:
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-        made = sweeps.run(
-            study.plan,
-            store.folder,
-            EngineSettings("local", workers),
-            sweeps.Limits(),
-            extend=True,
-            progress=progress,
-        )
-    finally:
-        made_now = before - missing(study, out)
-        if made_now > 0 and out.is_dir():
-            spent = round(time.monotonic() - begin, 1), round(_cpu_seconds() - cpu, 1)
-            _note_session(out, Session(spent[0], made_now, workers, spent[1]))
     if made.failed:
         raise FaultError(_failure(store, study))
     overhead = _overhead(out) if any(c.kind == "overhead" for c in _claims(parts)) else None
@@ -102,15 +92,9 @@ def reproduce(
         tuple(judge_all(_claims(parts), found, overhead)),
         found,
         overhead,
-        _sessions(out),
+        _sessions(store),
         {"commit": commit(), "semantics": SEMANTICS, "trials": len(study.plan.keys)},
     )
-
-
-def _cpu_seconds() -> float:
-    """Of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _claims(parts: Sequence[str]) -> list[data.Claim]:
@@ -125,14 +109,13 @@ def _failure(store: Store, study: Study) -> str:
     )
 
 
-def _note_session(out: Path, session: Session) -> None:
-    sessions = [*_sessions(out), session]
-    with writing(out):
-        write_whole(out / SESSIONS, json.dumps([vars(one) for one in sessions], indent=1) + "\n")
-
-
-def _sessions(out: Path) -> tuple[Session, ...]:
-    return tuple(Session(**row) for row in _held(out / SESSIONS) or ())
+def _sessions(store: Store) -> tuple[Session, ...]:
+    """Those that made something and ended."""
+    return tuple(
+        Session(one["seconds"], one["trials"], one["workers"], one["cpu_seconds"])
+        for one in store.sessions()
+        if one["trials"] and "seconds" in one
+    )
 
 
 def _overhead(out: Path) -> Overhead:
@@ -141,8 +124,8 @@ def _overhead(out: Path) -> Overhead:
     if held is not None:
         return Overhead(**held)
     found = measure(data.points(full=False))
-    with writing(out):
-        write_whole(out / OVERHEAD, json.dumps(vars(found), indent=1) + "\n")
+    with whole(out / OVERHEAD) as part:
+        part.write_text(json.dumps(vars(found), indent=1) + "\n", encoding="utf-8")
     return found
 
 

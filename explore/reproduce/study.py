@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from explore.reproduce.data import Group, Points, Variant
+from explore.studies import sweep_tables
 from explore.studies.plan import Plan, Trial
 from explore.studies.semantics import Inputs, key_of, portable
-from explore.studies.store import Corrupt, Store
+from explore.studies.store import Store
 from policy.errors import ConfigError
 from policy.systems import SYSTEMS, custom_system
 from runs import scenario as scenarios
@@ -148,18 +149,13 @@ class Found:
 
 def found_in(store: Store, study: Study) -> Found:
     """What a folder holds of a study."""
-    read: dict[str, Result | None] = {}
-    for key in study.plan.keys:
-        try:
-            read[key] = store.result(key)
-        except Corrupt:
-            read[key] = None
+    read = sweep_tables.read(store, study.plan).results
     results: dict[Place, dict[str, list[Result]]] = {}
     for place, systems in study.keys.items():
         held = results[place] = {}
         for name, keys in systems.items():
-            runs = [result for key in keys if (result := read[key]) is not None]
+            runs = [result for key in keys if (result := read.get(key)) is not None]
             if len(runs) == len(keys):
                 held[name] = runs
-    missing = sum(result is None for result in read.values())
+    missing = len(study.plan.keys) - len(read)
     return Found(results, study.variants, missing, study.left_out)

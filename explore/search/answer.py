@@ -7,8 +7,6 @@ search.txt    the answer in words
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from explore.search.recipes import Bound
 from explore.search.spec import Search
 from explore.studies.estimates import Estimate
 from explore.studies.store import Store
+from explore.studies.sweep_tables import cell, csv_text
 from explore.studies.tables import text_table
 from explore.words import HEADINGS, in_words
 
@@ -117,34 +116,29 @@ def _point(found: Answer, point: Point) -> dict[str, Any]:
 
 def as_csv(found: Answer) -> str:
     """search.csv: `place` is `chosen`, `beside` or empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     names = [one.name for one in found.search.objectives]
     knobs = [path for path in found.search.spec.space if path != "system"]
     told = [column for name in names for column in (f"mean {name}", f"half {name}")]
-    writer.writerow(["point", *knobs, "system", *told, "feasible", "place", "problems", "unsure"])
-    places = {point.index: "chosen" for point in found.chosen}
-    places.update({point.index: "beside" for point in found.beside})
+    places = {point.index: "beside" for point in found.beside}
+    places |= {point.index: "chosen" for point in found.chosen}
+    rows: list[list[Any]] = [
+        ["point", *knobs, "system", *told, "feasible", "place", "problems", "unsure"]
+    ]
     for point in found.points:
         estimates = [point.estimate(which) for which in range(len(names))]
-        cells = [cell for one in estimates for cell in (one.value, one.half)]
-        writer.writerow(
+        rows.append(
             [
                 point.index,
-                *(_cell(point.values[path]) for path in knobs),
+                *(cell(point.values[path]) for path in knobs),
                 point.system,
-                *cells,
+                *(number for one in estimates for number in (one.value, one.half)),
                 "yes" if point.is_feasible else "no",
                 places.get(point.index, ""),
                 "; ".join(point.problems),
                 "; ".join(point.unsure),
             ]
         )
-    return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
+    return csv_text(rows)
 
 
 # ---------------------------------------------------------------------- words

@@ -13,12 +13,13 @@ from explore.search.answer import Answer
 from explore.search.points import points_of
 from explore.search.recipes import limits_of
 from explore.search.spec import Search, load
+from explore.studies.engine import Grow, Limits
 from explore.studies.plan import Plan, expand
 from explore.studies.semantics import canonical, digest
 from explore.studies.store import Store
-from explore.studies.sweep import Grow, Limits, Sweep
+from explore.studies.sweep import Sweep
 from explore.studies.sweep import run as run_sweep
-from explore.studies.workers.base import EngineSettings
+from explore.studies.workers.base import WorkerSettings
 from policy.errors import ConfigError
 from policy.systems import System
 from runs.user_order import OrderLike, UserOrder, user_order
@@ -53,8 +54,8 @@ def search(
     out: str | Path,
     *,
     values: dict[str, Any] | None = None,
-    resume: bool = False,
     extend: bool = False,
+    overwrite: bool = False,
     engine: Literal["local", "dask", "ray"] = "local",
     workers: int | None = None,
     address: str | None = None,
@@ -72,9 +73,11 @@ def search(
     found = load(search_file)
     own = None if order is None else user_order(order)
     study = Study(found, values, own)
-    settings = EngineSettings(engine, workers, address, start_cluster)
+    settings = WorkerSettings(engine, workers, address, start_cluster)
     limits = Limits(seconds, memory_mb)
-    return study.run(Path(out), settings, limits, resume=resume, extend=extend, progress=progress)
+    return study.run(
+        Path(out), settings, limits, extend=extend, overwrite=overwrite, progress=progress
+    )
 
 
 class Study:
@@ -96,11 +99,11 @@ class Study:
     def run(
         self,
         out: Path,
-        settings: EngineSettings,
+        settings: WorkerSettings,
         limits: Limits,
         *,
-        resume: bool = False,
         extend: bool = False,
+        overwrite: bool = False,
         progress: Callable[[], None] | None = None,
     ) -> Found:
         """Run what is missing, and answer."""
@@ -116,8 +119,8 @@ class Study:
             out,
             settings,
             limits,
-            resume=resume,
             extend=extend,
+            overwrite=overwrite,
             progress=progress,
             grow=grow,
             conclude=conclude,

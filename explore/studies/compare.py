@@ -8,12 +8,16 @@ and is the same for all systems. `explore.studies.estimates` has what is told of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibrate import profile as profiles
 from explore.studies import precision, warm_up
+from explore.studies.engine import NO_LIMITS, Engine, check_where
 from explore.studies.estimates import (
     Estimate,
     Ratio,
@@ -23,9 +27,15 @@ from explore.studies.estimates import (
     family_of,
     speedup_of,
 )
-from explore.studies.jobs import Job, job_for, run_job, run_jobs
 from explore.studies.measure import WHOLE_RUN, Measure
+from explore.studies.plan import Plan, expand
+from explore.studies.semantics import Inputs, key_of
+from explore.studies.spec import MAX_RUNS, Source, SweepSpec
+from explore.studies.store import STUDY, Store, claimed
+from explore.studies.sweep import differs, planned
+from explore.studies.sweep_tables import results_of
 from explore.studies.warm_up import WarmUp
+from explore.studies.workers.base import WorkerSettings
 from policy.errors import ConfigError
 from policy.systems import BASELINE_NAMES, BASELINES, named_system
 from runs.metrics.goodput import Slo
@@ -34,10 +44,13 @@ from runs.obeyed import UNREAD
 from runs.provenance import provenance
 from runs.scenario import Scenario
 from runs.user_order import OrderLike, UserOrder, user_order
+from traces.strict import shown_path
 
 if TYPE_CHECKING:
     import pandas
 
+#: The file that says it all, beside the store of runs.
+RESULT = "compare.json"
 STUDIES = ("terminating", "steady-state")
 
 #: How often the arrival rate is doubled in search of the baseline's capacity.
@@ -74,6 +87,8 @@ class Comparison:
     measure: Measure = WHOLE_RUN
     warm_up: WarmUp | None = None
     until_precise: bool = False
+    #: What whoever asked should know of the folder, and no reader of the result.
+    warnings: list[str] = field(default_factory=list, compare=False)
 
     @property
     def all_metrics(self) -> list[dict[str, Any]]:
@@ -146,43 +161,50 @@ def compare(
     study: str = "terminating",
     until_precise: bool = False,
     slo: Slo | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> Comparison:
     """Run every system `runs` times on the same inputs. Deterministic for any number of workers.
 
     `order`: the user's own in place of the scenario's. One given by name travels to the workers; an
     object (an Order, a class of a notebook's cell) stays, and all runs are made in this process.
     `study`: one of STUDIES. `until_precise`: runs are added until every interval is narrow enough
-    (explore.studies.precision). `slo` asks for goodput. Raises ConfigError, also where no steady
-    state is seen.
+    (explore.studies.precision). `slo` asks for goodput. `out`: runs are kept in this folder, where an
+    earlier comparison of the same scenario is gone on with and another one refused, unless
+    `overwrite`. Raises ConfigError, also where no steady state is seen, and what a run raised; what was
+    finished by then is kept.
     """
     if study not in STUDIES:
         raise ConfigError(f"study: {study!r} is not one of {', '.join(STUDIES)}")
     own = None if order is None else user_order(order)
-    if own is not None and own.text is None:
-        if workers is not None and workers > 1:
-            raise ConfigError(
-                f"order {own.name}: an object cannot go to {workers} workers; name it as module:MyOrder"
-                " or file.py:MyOrder, or leave workers out"
-            )
-        workers = 1
+    is_object = own is not None and own.text is None
     names = names_of(scenario, systems)
+    here = is_object or (workers or os.cpu_count() or 1) == 1
+    settings = WorkerSettings("here" if here else "local", workers)
+    check_where(own, settings, NO_LIMITS)
+    point = _Point(scenario, _free(own) if own is not None and is_object and out is None else own)
+    purpose = point.purpose(study, slo)
 
-    def replicated(begin: int, end: int, **asked: Any) -> dict[str, list[dict[str, Any]]]:
-        jobs = [
-            job_for(scenario, name, scenario.run + run, order=own, **_asked(run, asked))
-            for run in range(begin, end)
-            for name in names
-        ]
-        return _by_system(names, jobs, workers, progress)
+    def named(plan: Plan) -> Plan:
+        return replace(plan, name=scenario.name, purpose=purpose)
 
-    warmed = _warm_up(replicated) if study == "steady-state" else None
-    measure = Measure(slo, None if warmed is None else warmed.cut_s)
-    if until_precise:
-        results = precision.replicate(
-            lambda begin, end: replicated(begin, end, measure=measure), runs
-        )
-    else:
-        results = replicated(0, runs, measure=measure)
+    def grown(plan: Plan, store: Store) -> Plan | None:
+        larger = None if grow is None else grow(plan, store)
+        return None if larger is None else named(larger)
+
+    with _store(out, overwrite=overwrite) as store:
+        _adopt(store, named(point.plan(names, runs, Measure(slo))))
+        with Engine(store, settings, order=own, progress=progress, stops=True) as engine:
+            cut = _warm_up(engine, point, names) if study == "steady-state" else None
+            measure = Measure(slo, None if cut is None else cut.cut_s)
+            source = point.source(names, runs, replace(measure, keeps="series"))
+            plan, grow = planned(source, None, point.order, until_precise=until_precise)
+            plan = engine.run_all(named(plan), grown)
+            results = _of_one_point(plan, store)
+            load = _load(engine, point, results, names)
+    for runs_of in results.values():
+        for result in runs_of[1:]:  # a figure has room for one
+            result["series"].pop("timeline", None)
     profile = profiles.load(scenario.profile).drawn(scenario.profile_draw)
     profile = profile.with_values(dict(scenario.profile_values))
     comparison = Comparison(
@@ -190,12 +212,13 @@ def compare(
         names,
         len(results[names[0]]),
         results,
-        _load(scenario, results, names, own),
+        load,
         {name: q.model_dump(mode="json") for name, q in profile.assumptions().items()},
         provenance(scenario, profile, own),
         measure=measure,
-        warm_up=warmed,
+        warm_up=cut,
         until_precise=until_precise,
+        warnings=engine.notes,
     )
     comparison.notes.extend(_notes(comparison))
     return comparison
@@ -207,29 +230,90 @@ def names_of(scenario: Scenario, systems: Sequence[str] | None) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
-def _asked(run: int, asked: dict[str, Any]) -> dict[str, Any]:
-    return asked if "with_waits" in asked else {"with_timeline": run == 0, **asked}
+@dataclass(frozen=True)
+class _Point:
+    """The scenario as the only point of a plan."""
+
+    scenario: Scenario
+    order: UserOrder | None
+
+    def source(self, systems: Sequence[str], runs: int, measure: Measure, **values: Any) -> Source:
+        """As a sweep's. Raises ConfigError."""
+        if runs > MAX_RUNS:
+            raise ConfigError(f"{runs} runs, limit {MAX_RUNS}")
+        scenario = self.scenario.with_values(values) if values else self.scenario
+        spec = SweepSpec(
+            scenario={
+                **scenario.model_dump(mode="json", exclude_unset=True),
+                "name": scenario.name,
+            },
+            systems=tuple(systems),
+            runs=runs,
+            slo=measure.slo,
+            warm_up_s=measure.warm_up_s,
+        )
+        return Source(spec, None, kind="scenario", keeps=measure.keeps)
+
+    def plan(self, systems: Sequence[str], runs: int, measure: Measure, **values: Any) -> Plan:
+        """Paired runs of systems. Raises ConfigError or InputError."""
+        return expand(self.source(systems, runs, measure, **values), None, self.order)
+
+    def purpose(self, study: str, slo: Slo | None) -> dict[str, str]:
+        """What an earlier comparison must have been of to be gone on with, whatever its systems and
+        number of runs."""
+        asked = Measure(slo).as_json()
+        order = {} if self.order is None else {"order": self.order.sources()}
+        key = key_of(self.scenario, Inputs(), {**asked, **order, "name": self.scenario.name})
+        return {"scenario": key[:12], "study": study}
 
 
-def _by_system(
-    names: Sequence[str],
-    jobs: Sequence[Job],
-    workers: int | None,
-    progress: Callable[[], None] | None,
-) -> dict[str, list[dict[str, Any]]]:
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for index, result in enumerate(run_jobs(jobs, workers, progress)):
-        results[names[index % len(names)]].append(result)
-    return results
+def _free(order: UserOrder) -> UserOrder:
+    """An order as results depend on it that nobody keeps: none can be taken for another's."""
+    return replace(order, holds=(), source_hash=order.source_hash or "unknown", _module=None)
 
 
-def _warm_up(replicated: Callable[..., dict[str, list[dict[str, Any]]]]) -> WarmUp:
+@contextmanager
+def _store(out: Path | None, *, overwrite: bool) -> Iterator[Store]:
+    """Raises ConfigError for a folder that holds a comparison that cannot be gone on with."""
+    if out is None:
+        yield Store()
+        return
+    if (out / RESULT).exists() and not (overwrite or (out / STUDY).exists()):
+        raise ConfigError(
+            f"{shown_path(out)}: holds a comparison without its runs; give another folder,"
+            " or --overwrite"
+        )
+    with claimed(out, overwrite=overwrite, beside=True) as store:
+        yield store
+
+
+def _adopt(store: Store, plan: Plan) -> None:
+    """Make the folder this comparison's. Raises ConfigError if it holds another one."""
+    if store.has_plan:
+        held = store.plan()
+        if (held.name, held.semantics, held.purpose) != (plan.name, plan.semantics, plan.purpose):
+            assert store.folder is not None
+            raise ConfigError(
+                f"{shown_path(store.folder)}: holds {differs(held, plan)}; give another folder,"
+                " or --overwrite"
+            )
+    store.write_plan(plan)
+
+
+def _of_one_point(plan: Plan, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """System -> its runs in order."""
+    (systems,) = results_of(plan, store).values()
+    return {name: [run for run in runs if run is not None] for name, runs in systems.items()}
+
+
+def _warm_up(engine: Engine, point: _Point, names: Sequence[str]) -> WarmUp:
     """From pilot runs of all systems."""
-    pilots = replicated(0, warm_up.PILOTS, with_waits=True)
+    plan = point.plan(names, warm_up.PILOTS, Measure(keeps="waits"))
+    engine.run(plan)
     return warm_up.find(
         {
-            name: [warm_up.Waits(**result["series"]["waits"]) for result in found]
-            for name, found in pilots.items()
+            name: [warm_up.Waits(**result["series"]["waits"]) for result in runs]
+            for name, runs in _of_one_point(plan, engine.store).items()
         }
     )
 
@@ -237,7 +321,7 @@ def _warm_up(replicated: Callable[..., dict[str, list[dict[str, Any]]]]) -> Warm
 _DEFAULT = (*BASELINES, "+groups", "+reuse", "fastswitch", "+block-major", "+batched")
 
 
-def num_jobs(
+def num_trials(
     scenario: Scenario, systems: Sequence[str] | None, runs: int, study: str = "terminating"
 ) -> int:
     """How many simulations `compare` will run, for a progress bar."""
@@ -249,10 +333,10 @@ def num_jobs(
 
 
 def _load(
-    scenario: Scenario,
+    engine: Engine,
+    point: _Point,
     results: dict[str, list[dict[str, Any]]],
     names: Sequence[str],
-    own: UserOrder | None,
 ) -> Load:
     """Offered load against what the baseline makes of a backlog; the drop-in baseline with kept KV
     if it was run."""
@@ -266,22 +350,22 @@ def _load(
     if all(value is not None for value in reached):
         capacity: float | None = math.fsum(reached) / len(reached)
     else:
-        capacity = _search_capacity(scenario, baseline, own)
+        capacity = _search_capacity(engine, point, baseline)
     return Load(mean, capacity, baseline, _load_in_words(mean, capacity, metrics))
 
 
-def _search_capacity(scenario: Scenario, baseline: str, own: UserOrder | None) -> float | None:
+def _search_capacity(engine: Engine, point: _Point, baseline: str) -> float | None:
     """The baseline was not pushed to its capacity: double a generator's rate until it is."""
-    rate = scenario.workload.rate
-    if scenario.workload.generator is None or rate is None:
+    rate = point.scenario.workload.rate
+    if point.scenario.workload.generator is None or rate is None:
         return None
     for _ in range(MAX_DOUBLINGS):
         rate *= 2
-        harder = scenario.with_values({"workload.rate": rate})
-        job = job_for(harder, baseline, scenario.run, order=own)
-        found = run_job(job)["metrics"]["capacity_tok_s"]
-        if found is not None:
-            return float(found)
+        plan = point.plan((baseline,), 1, Measure(), **{"workload.rate": rate})
+        engine.run(plan)
+        ((found,),) = _of_one_point(plan, engine.store).values()
+        if found["metrics"]["capacity_tok_s"] is not None:
+            return float(found["metrics"]["capacity_tok_s"])
     return None
 
 

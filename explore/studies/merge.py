@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from explore.studies import journal, sweep_tables
+from explore.studies import sweep_tables
 from explore.studies.plan import Plan
-from explore.studies.semantics import SEMANTICS, canonical
+from explore.studies.semantics import SEMANTICS
 from explore.studies.store import Corrupt, Store, claimed, is_claimed
 from explore.studies.sweep import Sweep, adopt
 from policy.errors import ConfigError, InvariantError
@@ -24,9 +24,10 @@ def merge(sources: Sequence[Path], out: Path) -> Sweep:
     plan = _common_plan(sources)
     notes: list[str] = []
     with claimed(out) as store:
-        adopt(store, plan, resume=True, extend=False)
-        for source in sources:
-            _take(Store(source), store, plan, notes)
+        adopt(store, plan)
+        with store.transaction():
+            for source in sources:
+                _take(Store(source), store, plan, notes)
         made = sweep_tables.write(store, plan)
     return Sweep(out, len(plan.trials), made.done, made.failed, made.digest, notes)
 
@@ -52,10 +53,10 @@ def _take(source: Store, store: Store, plan: Plan, notes: list[str]) -> None:
                 store.note_failure(key, why)
         elif held is None:
             store.keep(key, found)
-        elif canonical(held) != canonical(found):
+        elif held != found:
             raise InvariantError(
-                f"{shown_path(source.folder)}: another result of trial {key[:12]} than in"
-                f" {shown_path(store.folder)}: the same trial must give the same numbers"
+                f"{source.shown}: another result of trial {key[:12]} than in"
+                f" {store.shown}: the same trial must give the same numbers"
             )
 
 
@@ -63,27 +64,19 @@ def _sound(store: Store, key: str, notes: list[str]) -> dict[str, Any] | None:
     try:
         return store.result(key)
     except Corrupt as error:
-        note = f"{shown_path(store.folder)}: result {key[:12]} is corrupt ({error}), not taken"
+        note = f"{store.shown}: result {key[:12]} is corrupt ({error}), not taken"
         if note not in notes:
             notes.append(note)
         return None
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """How far a sweep is. Raises InputError if the folder holds none."""
+    """How far a study is. Raises InputError if the folder holds none."""
     store = Store(folder)
     plan = store.plan()
-    done = failed = corrupt = 0
-    for key in plan.keys:
-        try:
-            if store.result(key) is not None:
-                done += 1
-            elif store.failure(key) is not None:
-                failed += 1
-        except Corrupt:
-            corrupt += 1
-    lines = list(journal.read(folder))
-    whole = [line for line in lines if line is not None]
+    found = sweep_tables.read(store, plan)
+    done, failed, corrupt = map(len, (found.results, found.failures, found.corrupt))
+    sessions = store.sessions()
     return {
         "name": plan.name,
         "plan": plan.digest,
@@ -96,8 +89,7 @@ def status(folder: Path) -> dict[str, Any]:
         "corrupt": corrupt,
         "missing": len(plan.keys) - done - failed - corrupt,
         "is_running": is_claimed(folder),
-        "sessions": sum(line["event"] == "session" for line in whole),
-        "last": whole[-1]["time"] if whole else None,
-        "torn_journal_lines": len(lines) - len(whole),
-        "digest": sweep_tables.make(store, plan).digest,
+        "sessions": len(sessions),
+        "last": sessions[-1]["last"] if sessions else None,
+        "digest": sweep_tables.made(plan, found).digest,
     }

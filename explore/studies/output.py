@@ -19,14 +19,17 @@ from traces.strict import reason, shown_path
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     """All files of a comparison. Raises ConfigError if they cannot be written."""
-    from explore.studies import figures  # noqa: PLC0415  matplotlib is slow to import
+    from explore.report import plot  # noqa: PLC0415  matplotlib is slow to import
     from traces import figure_style  # noqa: PLC0415
 
     data = tables.as_json(comparison)
     data["provenance"] = {**comparison.provenance, "command": command}
-    drawn = [(figures.tails(comparison), "tails"), (figures.timeline(comparison), "timeline")]
+    drawn = {
+        "tails": list(comparison_report.tails(comparison)),
+        "timeline": [one for _, one in comparison_report.timelines(comparison)],
+    }
     if comparison.warm_up is not None:
-        drawn.append((figures.warm_up(comparison.warm_up), "warm_up"))
+        drawn["warm_up"] = [comparison_report.warm_up(comparison.warm_up)]
     texts = {
         "compare.json": json.dumps(data, indent=1) + "\n",
         "compare.csv": tables.as_csv(comparison),
@@ -34,7 +37,8 @@ def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "compare.txt": tables.as_text(comparison) + "\n",
     }
     written = write_texts(texts, folder)
-    for figure, stem in drawn:
+    for stem, pictures in drawn.items():
+        figure = plot.figure(pictures)
         for suffix in (".png", ".svg"):
             figure_style.save(figure, folder / f"{stem}{suffix}")
             written.append(folder / f"{stem}{suffix}")

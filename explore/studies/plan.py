@@ -92,7 +92,7 @@ class Plan:
         return tuple(key for key in self.keys if int(key[:16], 16) % count == index - 1)
 
     def as_json(self) -> dict[str, Any]:
-        """plan.json, without its format."""
+        """The plan as the store keeps it."""
         return {
             "name": self.name,
             "semantics": self.semantics,
@@ -117,7 +117,7 @@ def expand(
     Raises ConfigError or InputError before anything runs, naming the point that is wrong.
     """
     spec = source.spec
-    beside = spec.measure.as_json()
+    beside = source.measure.as_json()
     if order is not None:
         if "order" in {*spec.swept, *(path for one in spec.scenarios for path in one.set)}:
             raise source.fail("swept, and --order is given too", "order")

@@ -9,10 +9,17 @@ waited for: more runs of that length would not tell it either.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from explore.studies.estimates import SPEEDUPS, are_one, estimate_of
+from explore.studies.plan import Plan, expand
+from explore.studies.spec import Source
+from explore.studies.store import Store
+from explore.studies.sweep_tables import results_of
+from runs.user_order import UserOrder
+
+_PURPOSE = {"replications": "until precise"}
 
 #: Runs before anything is judged, runs added at a time, and most of them.
 FIRST, STEP, MOST = 10, 5, 50
@@ -68,15 +75,32 @@ def next_runs(results: Mapping[str, Results]) -> int:
     return min(count + STEP, MOST)
 
 
-def replicate(more: Callable[[int, int], Mapping[str, Results]], first: int) -> dict[str, Any]:
-    """Results of every system, `more(begin, end)` being those of runs begin to end - 1; `first` of
-    them at least. The batches do not depend on workers, so neither does where it stops."""
-    wanted = max(first, FIRST)
-    results: dict[str, list[Any]] = {}
-    done = 0
-    while done < wanted:
-        for system, found in more(done, wanted).items():
-            results.setdefault(system, []).extend(found)
-        done = wanted
-        wanted = max(done, next_runs(results))
-    return results
+def first(source: Source, values: dict[str, Any] | None, order: UserOrder | None) -> Plan:
+    """As many runs of every point as are needed to judge at all."""
+    least = max(source.spec.runs, FIRST)
+    fewer = replace(source, spec=source.spec.model_copy(update={"runs": least}))
+    return replace(expand(fewer, values, order), purpose=_PURPOSE)
+
+
+def grower(
+    source: Source, values: dict[str, Any] | None, order: UserOrder | None
+) -> Callable[[Plan, Store], Plan | None]:
+    """How the plan grows: more runs of every point that has a wide interval. A point with a failed
+    trial stays as it is. Neither workers nor who ends first change where it stops."""
+
+    def grow(plan: Plan, store: Store) -> Plan | None:
+        found = results_of(plan, store)
+        now = {point: min(map(len, systems.values())) for point, systems in found.items()}
+        wanted = {point: _wanted(systems) for point, systems in found.items()}
+        if wanted == now:
+            return None
+        return replace(expand(source, values, order, wanted), purpose=_PURPOSE)
+
+    return grow
+
+
+def _wanted(systems: Mapping[str, list[dict[str, Any] | None]]) -> int:
+    """Runs that a point should have."""
+    if any(result is None for runs in systems.values() for result in runs):
+        return min(map(len, systems.values()))
+    return next_runs({system: [run for run in runs if run] for system, runs in systems.items()})

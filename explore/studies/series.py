@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from explore.studies.measure import Keeps
 from runs.metrics.columns import columns_of, rows_of, rows_where
 from runs.metrics.gaps import pooled, token_gaps
 from runs.metrics.latency import accepted, answered
@@ -17,8 +18,10 @@ TAIL = tuple(round(1 - 10 ** (-i / 20), 8) for i in range(81))
 BINS = 240
 
 
-def series_of(recording: Recording, *, with_timeline: bool) -> dict[str, Any]:
-    """Quantiles of TTFT and TBT in seconds, and optionally the timeline."""
+def series_of(recording: Recording, keeps: Keeps) -> dict[str, Any]:
+    """Quantiles of TTFT and TBT in seconds, and the timeline; or what a warm-up is found from."""
+    if keeps == "waits":
+        return {"waits": waits_of(recording)}
     requests = columns_of(recording, "requests")
     steps = columns_of(recording, "steps")
     got = answered(requests)
@@ -27,15 +30,13 @@ def series_of(recording: Recording, *, with_timeline: bool) -> dict[str, Any]:
     spans = rows_where(requests, got)["request_id"]
     theirs = rows_of(columns_of(recording, "spans"), set(spans))
     gaps, repeats = pooled(token_gaps(steps, theirs, columns_of(recording, "preemptions")))
-    series: dict[str, Any] = {
+    origin = int(requests["arrival_ns"].min(initial=_LATE))
+    copies = columns_of(recording, "copies")
+    return {
         "ttft_s": _quantiles(ttft, np.ones(ttft.size, dtype=np.int64), left),
         "tbt_s": _quantiles(gaps, repeats),
+        "timeline": _timeline(steps, copies, recording.summary, origin),
     }
-    if with_timeline:
-        origin = int(requests["arrival_ns"].min(initial=_LATE))
-        copies = columns_of(recording, "copies")
-        series["timeline"] = _timeline(steps, copies, recording.summary, origin)
-    return series
 
 
 def waits_of(recording: Recording) -> dict[str, list[int]]:

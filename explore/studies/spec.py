@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from explore.studies.measure import Measure
+from explore.studies.measure import Keeps, Measure
 from explore.studies.sobol import MAX_DIMENSIONS, MAX_POINTS
 from policy.errors import ConfigError
 from runs.metrics.goodput import Slo
@@ -26,6 +26,8 @@ from traces.strict import reason, shown, shown_path
 from traces.workload_spec import Section
 
 SWEEPS = SCENARIOS / "sweeps"
+#: Most replications of a point.
+MAX_RUNS = 1000
 
 Path_ = Annotated[str, Field(min_length=1, max_length=200)]
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -82,18 +84,13 @@ class SweepSpec(Section):
     scenario: str | dict[str, Any]
     set: dict[Path_, Any] = Field(default={})
     systems: tuple[str, ...] = ()
-    runs: Annotated[int, Field(ge=1, le=1000)] = 1
+    runs: Annotated[int, Field(ge=1, le=MAX_RUNS)] = 1
     grid: dict[Path_, Values] = Field(default={})
     zip: dict[Path_, Values] = Field(default={})
     scenarios: tuple[NamedScenario, ...] = ()
     sobol: SobolSpec | None = None
     slo: Slo | None = None
     warm_up_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
-
-    @property
-    def measure(self) -> Measure:
-        """What is asked of every run."""
-        return Measure(self.slo, self.warm_up_s)
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -105,16 +102,24 @@ class SweepSpec(Section):
 @dataclass(frozen=True)
 class Source:
     """A sweep as it was given, and where: for messages, and to find files beside it. `has_one_system`:
-    each point has one, whatever its scenario lists."""
+    each point has one, whatever its scenario lists. `kind`: what messages call it. `keeps`: what is
+    kept of every run (`Measure`)."""
 
     spec: SweepSpec
     path: Path | None
     text: str = ""
     has_one_system: bool = False
+    kind: str = "sweep"
+    keeps: Keeps = "metrics"
+
+    @property
+    def measure(self) -> Measure:
+        """What is asked of every run."""
+        return Measure(self.spec.slo, self.spec.warm_up_s, self.keeps)
 
     def fail(self, problem: str, *field: str | int) -> ConfigError:
         """An error at a field, with file and line."""
-        return failure("sweep", self.path, self.text, problem, *field)
+        return failure(self.kind, self.path, self.text, problem, *field)
 
 
 def failure(

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from explore.studies import answers, journal, replication, spec, sweep_tables
+from explore.studies import answers, precision, spec, sweep_tables
+from explore.studies.engine import Engine, Grow, Limits, check_where
 from explore.studies.estimates import Estimate, Ratio
-from explore.studies.journal import Journal
 from explore.studies.plan import Plan, expand
-from explore.studies.semantics import SEMANTICS, canonical
-from explore.studies.store import PLAN, Corrupt, Store, claimed
+from explore.studies.store import Store, claimed
 from explore.studies.sweep_tables import ESTIMATES, RATIOS, RESULTS
-from explore.studies.workers.base import Engine, EngineSettings, InThisProcess, make_engine
+from explore.studies.workers.base import WorkerSettings
 from policy.errors import ConfigError
-from runs.provenance import commit
 from runs.user_order import OrderLike, UserOrder, user_order
 from traces.strict import shown_path
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-#: A growing plan is written again when it is so many times as long.
-GROWN = 1.25
-#: The plan to go on with when all of one has run, None at the end.
-Grow = Callable[[Plan, Store], Plan | None]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one trial: seconds after which its process is killed, and MiB of memory beyond what a
-    worker takes before it. None: no limit."""
-
-    seconds: float | None = None
-    memory_mb: int | None = None
 
 
 @dataclass
@@ -121,8 +100,8 @@ def sweep(
     out: str | Path,
     *,
     values: dict[str, Any] | None = None,
-    resume: bool = False,
     extend: bool = False,
+    overwrite: bool = False,
     shard: tuple[int, int] | None = None,
     engine: Literal["local", "dask", "ray"] = "local",
     workers: int | None = None,
@@ -136,25 +115,25 @@ def sweep(
 ) -> Sweep:
     """Run a sweep (a file, a shipped name, or the same as a mapping) into the folder `out`.
 
-    `resume`: the folder may hold results of this sweep, which are kept. `extend`: of another one
-    too; what both have in common is kept. `shard` (i, n): the i-th of n parts, 1 to n. `seconds`
-    and `memory_mb` limit single trials; a trial that fails is a row with its reason. `order`: the
-    user's own in place of the scenarios'; one given by name goes wherever trials run, an object (a
-    class of a notebook's cell) stays in this process, and so do its trials. `until_precise`: points
-    get more runs until their intervals are narrow (explore.studies.precision). Raises
+    Results of the same sweep that the folder holds are kept. `extend`: of another one too, as far as
+    both have them in common; `overwrite`: none are. `shard` (i, n): the i-th of n parts, 1 to n.
+    `seconds` and `memory_mb` limit single trials; a trial that fails is a row with its reason.
+    `order`: the user's own in place of the scenarios'; one given by name goes wherever trials run, an
+    object (a class of a notebook's cell) stays in this process, and so do its trials. `until_precise`:
+    points get more runs until their intervals are narrow (explore.studies.precision). Raises
     ConfigError, InputError or FaultError; what was finished by then is kept.
     """
     source = spec.load(sweep_file)
     own = None if order is None else user_order(order)
     plan, grow = planned(source, values, own, until_precise=until_precise)
-    settings = EngineSettings(engine, workers, address, start_cluster)
+    settings = WorkerSettings(engine, workers, address, start_cluster)
     return run(
         plan,
         Path(out),
         settings,
         Limits(seconds, memory_mb),
-        resume=resume,
         extend=extend,
+        overwrite=overwrite,
         shard=shard,
         progress=progress,
         grow=grow,
@@ -171,194 +150,74 @@ def planned(
     """The plan of a sweep, and how it grows. Raises ConfigError or InputError."""
     if not until_precise:
         return expand(source, values, order), None
-    return replication.first(source, values, order), replication.grower(source, values, order)
+    return precision.first(source, values, order), precision.grower(source, values, order)
 
 
 def run(
     plan: Plan,
     out: Path,
-    settings: EngineSettings,
+    settings: WorkerSettings,
     limits: Limits,
     *,
-    resume: bool = False,
     extend: bool = False,
+    overwrite: bool = False,
     shard: tuple[int, int] | None = None,
     progress: Callable[[], None] | None = None,
     grow: Grow | None = None,
     conclude: Callable[[Plan, Store], None] | None = None,
 ) -> Sweep:
-    """As `sweep`, for a plan that was made already. `grow`: when all of a plan has run, the plan to
-    go on with, or None; it must depend on results alone. `conclude`: what to write when all has run.
-    """
+    """As `sweep`, for a plan that was made already. `grow`: how it grows. `conclude`: what to write when
+    all has run."""
     if grow is not None and shard is not None:
         raise ConfigError(
             "shard: what is to run depends on results of the other shards; leave it out"
         )
-    _check_where(plan, settings, limits)
-    shards = None if shard is None else plan.shard(*_checked(shard))
-    with claimed(out) as store:
-        adopt(store, plan, resume=resume, extend=extend)
-        with closing(Journal(out)) as book, closing(_Lazy(plan, settings)) as engine:
-            notes = _opened(book, out, plan)
-            num_written = len(store.plan().trials)
-            seen: set[str] = set()
-            while True:
-                keys = tuple(k for k in (plan.keys if shards is None else shards) if k not in seen)
-                todo = _missing(store, keys, notes)
-                if todo:
-                    _run(engine.get(), store, book, _asks(plan, todo, limits), progress)
-                seen.update(keys)
-                larger = grow(plan, store) if grow is not None else None
-                if larger is None:
-                    break
-                plan = replace(larger, grown_from=plan.origin)
-                if len(plan.trials) > GROWN * num_written:  # so that all writes together are few
-                    store.write_plan(plan)
-                    num_written = len(plan.trials)
-        if store.plan().digest != plan.digest:
-            store.write_plan(plan)
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise ConfigError(f"shard: {shard[0]}/{shard[1]} is not in 1/N to N/N")
+    check_where(plan.order, settings, limits)
+    with claimed(out, overwrite=overwrite) as store:
+        adopt(store, plan, extend=extend)
+        with Engine(store, settings, limits, order=plan.order, progress=progress) as engine:
+            if shard is None:
+                plan = engine.run_all(plan, grow)
+            else:
+                engine.run(plan, plan.shard(*shard))
         made = sweep_tables.write(store, plan)
         if conclude is not None:
             conclude(plan, store)
-    return Sweep(out, len(plan.trials), made.done, made.failed, made.digest, notes)
+    return Sweep(out, len(plan.trials), made.done, made.failed, made.digest, engine.notes)
 
 
-class _Lazy:
-    """An engine that is made when there is something to run."""
-
-    def __init__(self, plan: Plan, settings: EngineSettings) -> None:
-        self._plan = plan
-        self._settings = settings
-        self._engine: Engine | None = None
-
-    def get(self) -> Engine:
-        """The engine. Raises ConfigError or FaultError where it cannot be had."""
-        if self._engine is None:
-            order = self._plan.order
-            if order is not None and order.text is None:
-                self._engine = InThisProcess(order)
-            else:
-                self._engine = make_engine(self._settings)
-        return self._engine
-
-    def close(self) -> None:
-        """Give back what was taken."""
-        if self._engine is not None:
-            self._engine.close()
-
-
-def _check_where(plan: Plan, settings: EngineSettings, limits: Limits) -> None:
-    """An order that is an object stays in this process, where nobody watches a trial."""
-    if plan.order is None or plan.order.text is not None:
-        return
-    name = "name it as module:MyOrder or file.py:MyOrder"
-    if settings.kind != "local" or (settings.workers or 1) > 1:
-        raise ConfigError(
-            f"order {plan.order.name}: an object cannot go to other processes; {name}"
-        )
-    if limits.seconds is not None or limits.memory_mb is not None:
-        raise ConfigError(
-            f"order {plan.order.name}: an object's trials run in this process, without limits; {name}"
-        )
-
-
-def adopt(store: Store, plan: Plan, *, resume: bool, extend: bool) -> None:
+def adopt(store: Store, plan: Plan, *, extend: bool = False) -> None:
     """Make the folder this plan's. Raises ConfigError if it holds what was not asked to be kept."""
-    folder = shown_path(store.folder)
-    if (store.folder / PLAN).exists():
+    if store.has_plan:
         held = store.plan()
-        if held.origin == plan.digest and (resume or extend):
-            return
         if held.origin == plan.digest:
-            raise ConfigError(f"{folder}: holds results of this sweep: go on with --resume")
+            return
         if not extend:
+            assert store.folder is not None
             raise ConfigError(
-                f"{folder}: holds {_differs(held, plan)}; give another folder,\n"
-                "or --extend to change its sweep to this one and keep what both have in common"
+                f"{shown_path(store.folder)}: holds {differs(held, plan)}; give another folder,\n"
+                "--extend to change its study to this one and keep what both have in common,"
+                " or --overwrite"
             )
     store.write_plan(plan)
 
 
-def _differs(held: Plan, plan: Plan) -> str:
-    """What the folder holds instead, in words."""
+def differs(held: Plan, plan: Plan) -> str:
+    """What a folder holds instead, in words."""
     if held.semantics != plan.semantics:
         return f"results of semantics version {held.semantics}, this program's is {plan.semantics}"
     if held.name != plan.name:
-        return f"another sweep, {held.name!r}, not {plan.name!r}"
+        return f"another study, {held.name!r}, not {plan.name!r}"
     theirs, ours = (p.beside.get("order", {}).get("name", "its scenarios'") for p in (held, plan))
     if theirs != ours:
-        return f"sweep {held.name!r} under order {theirs}, not {ours}"
+        return f"{held.name!r} under order {theirs}, not {ours}"
     if held.beside.get("order") != plan.beside.get("order"):
-        return f"sweep {held.name!r} under another text of order {ours}"
+        return f"{held.name!r} under another text of order {ours}"
     for what in plan.purpose:
         if held.purpose.get(what) != plan.purpose[what] and what in held.purpose:
             return (
                 f"{held.name!r} of another {what}, {held.purpose[what]}, not {plan.purpose[what]}"
             )
-    return f"another version of sweep {held.name!r}, of {len(held.trials)} trials"
-
-
-def _checked(shard: tuple[int, int]) -> tuple[int, int]:
-    index, count = shard
-    if not 1 <= index <= count:
-        raise ConfigError(f"shard: {index}/{count} is not in 1/N to N/N")
-    return shard
-
-
-def _opened(book: Journal, folder: Path, plan: Plan) -> list[str]:
-    """Begin a session in the journal; what there is to tell about it."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    book.note("session", plan=plan.digest, semantics=SEMANTICS, commit=commit(), command=command)
-    if not book.was_torn:
-        return []
-    return [
-        f"{shown_path(folder / journal.NAME)}: its last line was torn by a crash;"
-        " no result depends on it"
-    ]
-
-
-def _missing(store: Store, keys: tuple[str, ...], notes: list[str]) -> list[str]:
-    """Keys without a sound result; a corrupt one is set aside, and a note says so."""
-    missing = []
-    for key in keys:
-        try:
-            if store.result(key) is not None:
-                continue
-        except Corrupt as error:
-            away = store.set_aside(key)
-            notes.append(
-                f"result {key[:12]} was corrupt ({error}): moved to {shown_path(away)},"
-                " its trial runs again"
-            )
-        missing.append(key)
-    return missing
-
-
-def _asks(plan: Plan, todo: list[str], limits: Limits) -> Iterator[str]:
-    scenarios = {trial.key: trial.scenario for trial in plan.trials}
-    common: dict[str, Any] = {"seconds": limits.seconds, "memory_mb": limits.memory_mb}
-    if plan.beside:
-        common["beside"] = dict(plan.beside)
-    if plan.order is not None and plan.order.text is not None:
-        common["order"] = {"text": plan.order.text, "folder": plan.order.folder}
-    for key in todo:
-        yield canonical({"key": key, "scenario": scenarios[key], **common})
-
-
-def _run(
-    engine: Engine,
-    store: Store,
-    book: Journal,
-    asks: Iterator[str],
-    progress: Callable[[], None] | None,
-) -> None:
-    for text in engine.run(asks):
-        reply = json.loads(text)
-        if "result" in reply:
-            store.keep(reply["key"], reply["result"])
-            book.note("done", key=reply["key"])
-        else:
-            store.note_failure(reply["key"], reply["failed"])
-            book.note("failed", key=reply["key"], reason=reply["failed"])
-        if progress is not None:
-            progress()
+    return f"another version of {held.name!r}, of {len(held.trials)} trials"

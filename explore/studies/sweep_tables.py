@@ -41,11 +41,12 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What the store has of every key."""
+class Held:
+    """What a store has of every key of a plan."""
 
     results: Mapping[str, dict[str, Any]]
     failures: Mapping[str, str]
+    corrupt: Sequence[str]
 
 
 def write(store: Store, plan: Plan) -> Tables:
@@ -58,35 +59,41 @@ def write(store: Store, plan: Plan) -> Tables:
 
 def make(store: Store, plan: Plan) -> Tables:
     """The tables of what has been run; trials still to run have no row."""
-    found = _find(store, plan)
-    trials = [t for t in plan.trials if t.key in found.results or t.key in found.failures]
-    metrics = sorted({name for result in found.results.values() for name in result["metrics"]})
+    return made(plan, read(store, plan))
+
+
+def made(plan: Plan, held: Held) -> Tables:
+    """As `make`, of what was read already."""
+    trials = [t for t in plan.trials if t.key in held.results or t.key in held.failures]
+    metrics = sorted({name for result in held.results.values() for name in result["metrics"]})
     texts = {
-        RESULTS: _csv(_results(plan, trials, metrics, found)),
-        ESTIMATES: _csv(_estimates(plan, trials, metrics, found)),
-        RATIOS: _csv(_ratios(plan, trials, found)),
+        RESULTS: csv_text(_results(plan, trials, metrics, held)),
+        ESTIMATES: csv_text(_estimates(plan, trials, metrics, held)),
+        RATIOS: csv_text(_ratios(plan, trials, held)),
     }
-    failed = sum(trial.key in found.failures for trial in trials)
+    failed = sum(trial.key in held.failures for trial in trials)
     return Tables(texts, len(trials) - failed, failed)
 
 
-def _find(store: Store, plan: Plan) -> _Found:
-    results, failures = {}, {}
+def read(store: Store, plan: Plan) -> Held:
+    """Everything of a plan that there is; what is corrupt is still to run."""
+    results, failures, corrupt = {}, {}, []
     for key in plan.keys:
         try:
             result = store.result(key)
         except Corrupt:
-            continue  # still to run: it is set aside then
+            corrupt.append(key)
+            continue
         if result is not None:
             results[key] = result
         elif (why := store.failure(key)) is not None:
             failures[key] = why
-    return _Found(results, failures)
+    return Held(results, failures, corrupt)
 
 
 def results_of(plan: Plan, store: Store) -> dict[int, dict[str, list[dict[str, Any] | None]]]:
     """Point -> system -> its runs in order; None for a run without a result."""
-    found = _find(store, plan).results
+    found = read(store, plan).results
     points: dict[int, dict[str, list[dict[str, Any] | None]]] = {}
     for trial in plan.trials:
         runs = points.setdefault(trial.point, {}).setdefault(trial.system, [])
@@ -95,7 +102,7 @@ def results_of(plan: Plan, store: Store) -> dict[int, dict[str, list[dict[str, A
 
 
 def _results(
-    plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
+    plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], held: Held
 ) -> Iterator[Sequence[Any]]:
     yield [
         *_head(plan),
@@ -110,9 +117,9 @@ def _results(
     ]
     for trial in trials:
         start = [*_place(plan, trial), trial.system, trial.run]
-        result = found.results.get(trial.key)
+        result = held.results.get(trial.key)
         if result is None:
-            yield [*start, "failed", found.failures[trial.key], "", "", "", *("" for _ in metrics)]
+            yield [*start, "failed", held.failures[trial.key], "", "", "", *("" for _ in metrics)]
             continue
         values = (result["metrics"].get(name) for name in metrics)
         drawn = (result.get("workload") or {}).get("drawn")
@@ -121,10 +128,10 @@ def _results(
 
 
 def _estimates(
-    plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], found: _Found
+    plan: Plan, trials: Sequence[Trial], metrics: Sequence[str], held: Held
 ) -> Iterator[Sequence[Any]]:
     yield [*_head(plan), "system", "metric", "mean", "half", "low", "high", "above", "runs"]
-    for start, system, runs in _groups(plan, trials, found):
+    for start, system, runs in _groups(plan, trials, held):
         for metric in metrics:
             estimate = Estimate(None) if runs is None else estimate_of(runs, metric)
             count = 0 if runs is None else len(runs)
@@ -133,7 +140,7 @@ def _estimates(
             yield [*start, system, metric, *told, count]
 
 
-def _ratios(plan: Plan, trials: Sequence[Trial], found: _Found) -> Iterator[Sequence[Any]]:
+def _ratios(plan: Plan, trials: Sequence[Trial], held: Held) -> Iterator[Sequence[Any]]:
     yield [
         *_head(plan),
         "system",
@@ -146,7 +153,7 @@ def _ratios(plan: Plan, trials: Sequence[Trial], found: _Found) -> Iterator[Sequ
         "below",
         "runs",
     ]
-    groups = itertools.groupby(_groups(plan, trials, found), key=lambda group: group[0][0])
+    groups = itertools.groupby(_groups(plan, trials, held), key=lambda group: group[0][0])
     for _, of_point in groups:
         (_, baseline, theirs), *others = of_point
         families = {
@@ -170,7 +177,7 @@ def _ratio(
 
 
 def _groups(
-    plan: Plan, trials: Sequence[Trial], found: _Found
+    plan: Plan, trials: Sequence[Trial], held: Held
 ) -> Iterator[tuple[list[Any], str, list[dict[str, Any]] | None]]:
     """Place, system and its runs, for every point and system; None unless every run of the plan has
     a result."""
@@ -179,7 +186,7 @@ def _groups(
         planned.setdefault((trial.point, trial.system), []).append(trial)
     for which in dict.fromkeys((trial.point, trial.system) for trial in trials):
         group = planned[which]
-        runs = [found.results.get(trial.key) for trial in group]
+        runs = [held.results.get(trial.key) for trial in group]
         whole = [result for result in runs if result is not None]
         yield _place(plan, group[0]), which[1], whole if len(whole) == len(runs) else None
 
@@ -199,7 +206,8 @@ def cell(value: Any) -> Any:
     return value if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; nothing where a cell is None."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from explore import words
 from explore.studies.compare import Comparison, Load
 from explore.studies.estimates import SPEEDUPS
 from explore.studies.measure import measure_of
-from explore.studies.warm_up import warm_up_of
+from explore.studies.warm_up import WarmUp
 from explore.studies.worth import worth
 from runs.scenario import build
 
@@ -154,7 +156,7 @@ def from_json(data: dict[str, Any]) -> Comparison:
         data["provenance"],
         data["notes"],
         measure_of(data["measure"]),
-        None if data["warm_up"] is None else warm_up_of(data["warm_up"]),
+        TypeAdapter(WarmUp | None).validate_python(data["warm_up"]),
         data["until_precise"],
     )
 

@@ -11,39 +11,58 @@ from typing import Any
 
 from explore.studies.measure import measure_of
 from explore.studies.semantics import Inputs, canonical, key_of
-from policy.errors import FastSwitchError
+from explore.studies.series import series_of
+from policy import errors
+from policy.errors import FastSwitchError, FaultError
 from runs.scenario import build
+from runs.serving import Kept
 from runs.user_order import UserOrder, user_order
 from sim.simulate import simulate
 from traces.strict import shown
 
-#: What a result keeps of a run's summary: nothing that depends on when, where or by whom it ran.
+#: What a result keeps of a run's summary where metrics are asked: nothing that depends on when, where
+#: or by whom it ran.
 KEPT = ("system", "order", "planner", "verdict", "warnings", "metrics", "rejected_because")
 _MB = 1 << 20
+#: Of all trials of this process.
+POOLS = Kept()
 
 
 def run_trial(ask: str, order: UserOrder | None = None) -> str:
-    """Simulate a trial. The reply has its result, or the reason why there is none.
+    """Simulate what is asked and reply; never raises for a trial that fails.
 
-    `ask`: {"key", "scenario", "memory_mb"}, and if they are asked for `beside` (of `key_of`) and
-    `order` (what finds it, and where); the reply: {"key", "result"} or {"key", "failed"}. `order`:
-    an object that lives in this process.
+    The ask: {"key", "scenario", "memory_mb"}, and if they are asked for `beside` (of `key_of`) and
+    `order` (what finds it, and where); the reply: {"key", "result"} or {"key", "failed"}, with
+    `error`, its kind and words, if the trial raised one of ours. `order`: an object that lives in
+    this process.
     """
     asked = json.loads(ask)
+    key = asked["key"]
     try:
-        return canonical({"key": asked["key"], "result": _result(asked, order)})
+        return json.dumps({"key": key, "result": _result(asked, order)}, allow_nan=False)
     except FastSwitchError as error:
-        why = f"{type(error).__name__}: {error}"
+        return failed(key, f"{type(error).__name__}: {error}", error)
     except MemoryError:
         why = f"memory limit of {asked['memory_mb']} MiB" if asked["memory_mb"] else "out of memory"
     except Exception as error:  # noqa: BLE001  a bug costs one trial and is told in its row
         why = f"{type(error).__name__}: {error}"
-    return failed(asked["key"], why)
+    return failed(key, why)
 
 
-def failed(key: str, why: str) -> str:
+def failed(key: str, why: str, error: FastSwitchError | None = None) -> str:
     """The reply of a trial without a result."""
-    return canonical({"key": key, "failed": shown(why, 500)})
+    reply: dict[str, Any] = {"key": key, "failed": shown(why, 500)}
+    if error is not None:
+        reply["error"] = [type(error).__name__, str(error)]
+    return canonical(reply)
+
+
+def error_of(reply: dict[str, Any]) -> FastSwitchError:
+    """What to raise for a reply without a result: the trial's own error, if it was one of ours."""
+    name, words = reply.get("error", ("FaultError", f"a trial failed: {reply['failed']}"))
+    kind = getattr(errors, name, FaultError)
+    found: FastSwitchError = kind(words)
+    return found
 
 
 def _result(asked: dict[str, Any], order: UserOrder | None) -> dict[str, Any]:
@@ -52,17 +71,20 @@ def _result(asked: dict[str, Any], order: UserOrder | None) -> dict[str, Any]:
     if "order" in asked:
         named = asked["order"]
         order = user_order(named["text"], is_checked=True, folder=named["folder"])
-    if order is not None:
         beside["order"] = order.sources()
     if key_of(scenario, Inputs(), beside) != asked["key"]:
-        raise FastSwitchError(
+        raise FaultError(
             "profile, workload file, order or program differ here from those of the plan"
         )
+    measure = measure_of(beside)
     with _memory_limit(asked["memory_mb"]):
-        recording = simulate(scenario, order=order)
-        summary = {**recording.summary, "metrics": measure_of(beside).metrics(recording)}
-    drawn = {"drawn": summary["workload"]["drawn"]}  # between runs: what intervals may say
-    return {**{name: summary[name] for name in KEPT}, "workload": drawn}
+        recording = simulate(scenario, order=order, kept=POOLS)
+        summary = {**recording.summary, "metrics": measure.metrics(recording)}
+        if measure.keeps == "metrics":
+            drawn = {"drawn": summary["workload"]["drawn"]}  # between runs: what intervals may say
+            return {**{name: summary[name] for name in KEPT}, "workload": drawn}
+        del summary["provenance"]
+        return {**summary, "series": series_of(recording, measure.keeps)}
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from policy.errors import ConfigError
 
@@ -83,20 +82,6 @@ class WarmUp:
     cut_s: float
     traces: dict[str, Trace]
     runs: int
-
-
-def warm_up_of(data: Mapping[str, Any]) -> WarmUp:
-    """What `dataclasses.asdict` made of one. Raises KeyError or TypeError for other data."""
-    traces = {
-        name: Trace(
-            tuple(one["arrival_s"]),
-            tuple(one["ttft_s"]),
-            Cut(one["cut"]["batches"], one["cut"]["of"], tuple(one["cut"]["errors"])),
-            one["cut_s"],
-        )
-        for name, one in data["traces"].items()
-    }
-    return WarmUp(data["cut_s"], traces, data["runs"])
 
 
 def find(waits: Mapping[str, Sequence[Waits]]) -> WarmUp:

@@ -116,7 +116,7 @@ class Prediction:
     costs: dict[str, tuple[CostErrors, ...]]
     causes: tuple[Cause, ...]
     #: Every step and copy compared, for figures.
-    compared: dict[str, list[Compared]] = field(repr=False, compare=False)
+    compared: dict[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from explore.validation.blame import Cause
-from explore.validation.divergence import Divergence
+from pydantic import TypeAdapter
+
+from explore.studies.tables import text_table
 from explore.validation.predict import Line, Prediction, Validation
-from explore.validation.step_replay import CostErrors
 
 WHAT = {
     "decode": "decode steps",
@@ -39,21 +39,14 @@ def as_json(found: Validation) -> dict[str, Any]:
 
 
 def _prediction(found: Prediction) -> dict[str, Any]:
-    return {
-        "scenario": found.scenario,
-        "repeats": found.repeats,
-        "lines": [_line(line) for line in found.lines],
-        "ratios": [_line(line) for line in found.ratios],
-        "divergences": [asdict(one) for one in found.divergences],
-        "replays": found.replays,
-        "costs": {name: [asdict(one) for one in costs] for name, costs in found.costs.items()},
-        "causes": [asdict(one) for one in found.causes],
-    }
+    data = asdict(replace(found, compared={}))
+    del data["compared"]
+    return {**data, "lines": _lines(found.lines), "ratios": _lines(found.ratios)}
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
     derived = ("spread", "error", "bar", "is_within")
-    return {**asdict(line), **{name: getattr(line, name) for name in derived}}
+    return [{**asdict(line), **{name: getattr(line, name) for name in derived}} for line in lines]
 
 
 def from_json(data: dict[str, Any]) -> Validation:
@@ -61,26 +54,7 @@ def from_json(data: dict[str, Any]) -> Validation:
     other data."""
     if data["format"] != FORMAT:
         raise ValueError(f"its format is not {FORMAT}; validate again")
-    predictions = tuple(_read(one) for one in data["predictions"])
-    return Validation(data["profile"], predictions, tuple(data["warnings"]))
-
-
-def _read(data: dict[str, Any]) -> Prediction:
-    return Prediction(
-        data["scenario"],
-        data["repeats"],
-        tuple(_read_line(line) for line in data["lines"]),
-        tuple(_read_line(line) for line in data["ratios"]),
-        tuple(Divergence(**one) for one in data["divergences"]),
-        data["replays"],
-        {name: tuple(CostErrors(**one) for one in costs) for name, costs in data["costs"].items()},
-        tuple(Cause(**one) for one in data["causes"]),
-        {},
-    )
-
-
-def _read_line(data: dict[str, Any]) -> Line:
-    return Line(**{name: data[name] for name in Line.__dataclass_fields__})
+    return TypeAdapter(Validation).validate_python(data)
 
 
 def as_text(found: Validation) -> str:
@@ -91,19 +65,22 @@ def as_text(found: Validation) -> str:
     return "\n".join([*text, *(f"warning: {warning}" for warning in found.warnings)])
 
 
+_COLUMNS = ("metric", "measured", "from", "to", "predicted", "from", "to", "error", "bar", "")
+
+
 def _table(found: Prediction) -> Iterator[str]:
-    head = (
-        f"{'system':34} {'metric':26} {'measured':>11} {'from':>9} {'to':>9} {'predicted':>11}"
-        f" {'from':>9} {'to':>9} {'error':>8} {'bar':>7}"
-    )
     runs = ", ".join(f"{count} of {name}" for name, count in found.repeats.items())
-    yield from (f"{found.scenario}: runs: {runs}", head, "-" * len(head))
-    for line in (*found.lines, *found.ratios):
-        yield (
-            f"{line.system:34} {line.metric:26} {measured(line):>11} {number(line.low):>9}"
-            f" {number(line.high):>9} {number(line.predicted):>11} {number(line.predicted_low):>9}"
-            f" {number(line.predicted_high):>9} {percent(line.error):>8} {percent(line.bar, 0):>7} {'outside' if line.is_within is False else ''}".rstrip()
+    rows = [
+        (
+            *(line.system, line.metric, measured(line), number(line.low), number(line.high)),
+            *(number(one) for one in (line.predicted, line.predicted_low, line.predicted_high)),
+            *(percent(line.error), percent(line.bar, 0)),
+            "outside" if line.is_within is False else "",
         )
+        for line in (*found.lines, *found.ratios)
+    ]
+    yield f"{found.scenario}: runs: {runs}"
+    yield text_table(["system", *_COLUMNS], rows)
 
 
 def _story(found: Prediction) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from policy.errors import InvariantError
 
@@ -41,6 +41,7 @@ class Pool(Protocol):
 
     name: str
     num_blocks: int
+    kind: str
 
     @property
     def num_free(self) -> int: ...
@@ -55,6 +56,12 @@ class Pool(Protocol):
     @property
     def num_leaving(self) -> int:
         """Those of them that copies in flight alone hold: they come back when these end."""
+
+    def worn(self) -> Any:
+        """What use has made of this pool, of which nothing is held now: a value for `wear`."""
+
+    def wear(self, use: Any) -> None:
+        """Become, while fresh, what a pool of the same kind and size was when it gave `use`."""
 
     def new(self) -> Allocation:
         """An empty allocation of this pool's kind."""

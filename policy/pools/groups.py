@@ -12,6 +12,7 @@ space; under shortage the pool takes them back. The order in which room is looke
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 
 from policy.errors import OutOfBlocks
@@ -29,10 +30,12 @@ class GroupPool:
     def __init__(self, name: str, space: FreeRuns | BuddyRuns, pick: Callable[[int], int]) -> None:
         self.name = name
         self.num_blocks = space.total
+        self.kind = type(space).__name__
         self._space = space
         self._pick = pick
         self._tails: dict[Allocation, None] = {}  # holders with a reserved tail, oldest first
         self.num_reserved = 0
+        self._num_picks = 0
 
     @property
     def num_free(self) -> int:
@@ -58,6 +61,18 @@ class GroupPool:
     def num_free_runs(self) -> int:
         """How many runs the free space is in: 1 when it is whole."""
         return self._space.num_runs
+
+    def worn(self) -> tuple[FreeRuns | BuddyRuns, int]:
+        """The free runs, and how often `pick` was asked."""
+        return copy.deepcopy(self._space), self._num_picks
+
+    def wear(self, use: tuple[FreeRuns | BuddyRuns, int]) -> None:
+        """Take over such runs; `pick` goes on where it was."""
+        space, picks = use
+        self._space = copy.deepcopy(space)
+        while self._num_picks < picks:
+            self._num_picks += 1
+            self._pick(1)
 
     def new(self) -> Allocation:
         """An empty allocation with runs."""
@@ -221,6 +236,7 @@ class GroupPool:
 
     def _reclaim_a_tail(self) -> None:
         tails = list(self._tails)
+        self._num_picks += 1
         self.drop_tail(tails[self._pick(len(tails))])
 
     def _move_tail(self, source: Allocation, target: Allocation) -> None:

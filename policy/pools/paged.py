@@ -18,6 +18,7 @@ class PagedPool:
     def __init__(self, name: str, num_blocks: int) -> None:
         self.name = name
         self.num_blocks = num_blocks
+        self.kind = "paged"
         self.free_list = list(range(num_blocks))
 
     @property
@@ -44,6 +45,14 @@ class PagedPool:
     def num_leaving(self) -> int:
         """Always 0: see PrefixPool."""
         return 0
+
+    def worn(self) -> list[int]:
+        """The order of the free list."""
+        return list(self.free_list)
+
+    def wear(self, use: list[int]) -> None:
+        """Take over such an order."""
+        self.free_list[:] = use
 
     def new(self) -> Allocation:
         """An empty allocation without runs."""

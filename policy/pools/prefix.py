@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from policy.errors import InvariantError
 from policy.pools.allocation import Allocation, Pool, check_runs
@@ -43,6 +44,7 @@ class PrefixPool:
         self.inner = inner
         self.name = inner.name
         self.num_blocks = inner.num_blocks
+        self.kind = inner.kind
         self.blocks_each = blocks_each
         self.num_evicted = 0  # shared blocks given up for their room
         self._root = SharedBlock("", None, [])
@@ -79,6 +81,14 @@ class PrefixPool:
         return self._num_leaving * self.blocks_each
 
     # ------------------------------------------------------------------ what every pool offers
+
+    def worn(self) -> Any:
+        """See Pool: the tree is empty then."""
+        return self.inner.worn()
+
+    def wear(self, use: Any) -> None:
+        """See Pool."""
+        self.inner.wear(use)
 
     def new(self) -> Allocation:
         """See Pool."""

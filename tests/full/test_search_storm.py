@@ -51,7 +51,7 @@ def test_a_search_killed_again_and_again_ends_like_one_that_was_not(
     whole = search(given, tmp_path / "whole", workers=1)
     rng, out = random.Random(0), tmp_path / "killed"
     path = written(tmp_path, given)
-    arguments = fastswitch("search", path, "--out", out, "--resume", "--workers", 2)
+    arguments = fastswitch("search", path, "--out", out, "--workers", 2)
     counts = []
     for kill in range(KILLS):
         run_until_killed(arguments, out, rng, whole=kill % 2 == 0)
@@ -130,6 +130,6 @@ def test_optuna_finds_the_optimum_of_a_known_function(
     assert best is not None
     print(f"{points} points: {400 - best:.4f}, the least is 0.3979; {engine.asked} ran")
     assert 0.3978 <= 400 - best <= 0.3979 + near
-    again, engine = searched(given, tmp_path / "out", known, resume=True)
+    again, engine = searched(given, tmp_path / "out", known)
     assert engine.asked == 0
     assert again.answer.best == found.answer.best

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from explore.studies import compare as module
-from explore.studies.compare import Comparison
-from explore.studies.jobs import Job
+from explore.studies import engine
+from explore.studies.compare import Comparison, compare
 from explore.words import HEADINGS
 from policy.systems import SYSTEMS
 from runs.scenario import Scenario, build
@@ -63,22 +63,32 @@ def compared(
     runs: int = 5,
     change: Change = lambda _system, _run: {},
     facts: Change = lambda _system, _run: {},
+    pushed: Callable[[float], dict[str, Any]] = lambda _rate: {},
     **scenario: Any,
 ) -> Comparison:
-    """What `compare` makes of runs whose metrics and facts are those of METRICS, changed. Runs differ a
-    very little: those that are the same tell no interval."""
+    """What `compare` makes of runs whose metrics and facts are those of METRICS, changed. `pushed`: in
+    runs at another rate than the scenario's. Runs differ a very little: those that are the same tell no
+    interval."""
+    chosen = scenario_of(**scenario)
 
-    def run_jobs(jobs: list[Job], *_rest: Any) -> list[dict[str, Any]]:
-        found = []
-        for job in jobs:
-            system, run = str(job.scenario["system"]), int(job.scenario["run"])
-            one = result(system, change(system, run), **facts(system, run))
-            one["metrics"] = {
-                name: value * (1 + 1e-9 * run) if isinstance(value, float) else value
-                for name, value in one["metrics"].items()
-            }
-            found.append(one)
-        return found
+    class Made:
+        def run(self, asks: Iterable[str]) -> Iterator[str]:
+            for text in asks:
+                ask = json.loads(text)
+                system, run = str(ask["scenario"]["system"]), int(ask["scenario"]["run"])
+                metrics = change(system, run)
+                rate = ask["scenario"]["workload"].get("rate")
+                if rate != chosen.workload.rate:
+                    metrics = {**metrics, **pushed(rate)}
+                found = result(system, metrics, **facts(system, run))
+                found["metrics"] = {
+                    name: value * (1 + 1e-9 * run) if isinstance(value, float) else value
+                    for name, value in found["metrics"].items()
+                }
+                yield json.dumps({"key": ask["key"], "result": found})
 
-    with patch.object(module, "run_jobs", run_jobs):
-        return module.compare(scenario_of(**scenario), systems, runs)
+        def close(self) -> None:
+            pass
+
+    with patch.object(engine, "make_workers", lambda *_: Made()):
+        return compare(chosen, systems, runs)

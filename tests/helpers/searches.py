@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from explore.search.run import Found, search
-from explore.studies import sweep as module
+from explore.studies import engine as module
 from explore.studies.semantics import canonical
 from tests.helpers.sweeps import SCENARIO, made_result
 
@@ -65,5 +65,5 @@ def searched(
 ) -> tuple[Found, Landscaped]:
     """What a search finds in a landscape."""
     engine = Landscaped(landscape, stop_after)
-    with patch.object(module, "make_engine", lambda _settings: engine):
+    with patch.object(module, "make_workers", lambda *_: engine):
         return search(given, out, **options), engine

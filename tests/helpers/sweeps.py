@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import yaml
 
-from explore.studies import sweep as module
+from explore.studies import engine as module
 from explore.studies.semantics import canonical
+from explore.studies.store import LOCK, STUDY
 from explore.studies.sweep import Sweep, sweep
 from tests.helpers.made import METRICS
 
@@ -104,7 +106,7 @@ def well(key: str) -> dict[str, Any]:
 def pretending(reply: Reply = well, *, backwards: bool = False) -> AbstractContextManager[Any]:
     """Sweeps run on `Pretend`; gives the function that makes engines."""
     engine = Pretend(reply, backwards=backwards)
-    return patch.object(module, "make_engine", lambda _settings: engine)
+    return patch.object(module, "make_workers", lambda *_: engine)
 
 
 def pretend(
@@ -116,10 +118,41 @@ def pretend(
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files of a sweep's folder that must not depend on how it was run."""
-    free = {"journal.jsonl", "lock"}
-    return {
+    """All that a study's folder has and that must not depend on how it was run: its tables as files,
+    and plan, results and failures."""
+    files = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in free
+        if path.is_file() and path.name not in (STUDY, LOCK)
     }
+    with closing(sqlite3.connect(folder / STUDY)) as held:
+        for table in ("plan", "result", "failure"):
+            rows = held.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
+            files[f"{STUDY}:{table}"] = repr(rows).encode()
+    return files
+
+
+def damage(folder: Path, change: str, *values: Any) -> int:
+    """Change a study's file behind its back; how many rows were."""
+    with closing(sqlite3.connect(folder / STUDY)) as held, held:
+        return held.execute(change, values).rowcount
+
+
+def keys(folder: Path, table: str = "result") -> list[str]:
+    """Of what a study holds, in order."""
+    with closing(sqlite3.connect(folder / STUDY)) as held:
+        return [key for (key,) in held.execute(f"SELECT key FROM {table} ORDER BY key")]
+
+
+@contextmanager
+def full_after(pages: int) -> Iterator[None]:
+    """A disk that has room for so many pages of a study's file."""
+    connect = sqlite3.connect
+
+    def limited(*given: Any, **more: Any) -> sqlite3.Connection:
+        made = connect(*given, **more)
+        made.execute(f"PRAGMA max_page_count={pages}")
+        return made
+
+    with patch.object(sqlite3, "connect", limited):
+        yield

@@ -91,6 +91,8 @@ def test_compare_writes_everything_it_prints(scenario: Path, tmp_path: Path) -> 
         "compare.html",
         "compare.json",
         "compare.txt",
+        "lock",
+        "study.sqlite",
         "tails.png",
         "tails.svg",
         "timeline.png",

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 from explore.studies import compare as module
-from explore.studies.compare import num_jobs
+from explore.studies import trial
+from explore.studies.compare import compare, num_trials
 from explore.studies.estimates import Estimate, Ratio
+from explore.studies.store import STUDY
+from explore.studies.tables import as_json
 from explore.studies.worth import worth
-from policy.errors import ConfigError
+from policy.errors import ConfigError, InputError
+from policy.orders.base import Order
 from policy.systems import BASELINES
-from tests.helpers.made import Change, compared, result, scenario_of
+from policy.views import RequestView
+from runs.scenario import build
+from tests.helpers.made import Change, compared, scenario_of
+from tests.helpers.sweeps import SCENARIO, keys, tree
+from tests.helpers.typed import ROOT, environment, fastswitch
 
-ROOT = Path(__file__).resolve().parents[2]
 KEEP, OURS = "paged-keep", "fastswitch"
 
 
@@ -110,8 +120,8 @@ def test_an_unknown_system_is_refused_before_anything_runs() -> None:
 
 def test_the_progress_bar_knows_how_many_runs_there_will_be() -> None:
     scenario = scenario_of(systems=[KEEP, OURS])
-    assert num_jobs(scenario, None, 4) == 8
-    assert num_jobs(scenario, [OURS, OURS, "+groups"], 3) == 6
+    assert num_trials(scenario, None, 4) == 8
+    assert num_trials(scenario, [OURS, OURS, "+groups"], 3) == 6
 
 
 # ---------------------------------------------------------------------- load in words
@@ -172,13 +182,12 @@ def searched(reached_at: float | None, **scenario: Any) -> tuple[float | None, l
     """The capacity, the rates tried for it and the words, where no run reached it."""
     tried: list[float] = []
 
-    def run_job(job: Any) -> dict[str, Any]:
-        tried.append(job.scenario["workload"]["rate"])
-        reached = reached_at is not None and tried[-1] >= reached_at
-        return result(KEEP, {"capacity_tok_s": 4000.0 if reached else None})
+    def pushed(rate: float) -> dict[str, Any]:
+        tried.append(rate)
+        reached = reached_at is not None and rate >= reached_at
+        return {"capacity_tok_s": 4000.0 if reached else None}
 
-    with patch.object(module, "run_job", run_job):
-        found = compared(KEEP, OURS, change=always(capacity_tok_s=None), **scenario)
+    found = compared(KEEP, OURS, change=always(capacity_tok_s=None), pushed=pushed, **scenario)
     return found.load.capacity, tried, found.load.words
 
 
@@ -298,14 +307,133 @@ def test_only_pairs_that_were_run_are_judged() -> None:
 # ---------------------------------------------------------------------- workers
 
 
-def test_a_script_whose_workers_would_run_it_again_is_told_what_to_write(tmp_path: Path) -> None:
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from fastswitch import compare, load_scenario\n"
-        'compare(load_scenario("paper-8b-a10", {"workload.conversations": 2}), workers=2)\n'
+        'found = compare(load_scenario("paper-8b-a10", {"workload.conversations": 2}),'
+        ' ["fastswitch"], runs=2, workers=2)\n'
+        "print(found.runs)\n"
     )
     ended = subprocess.run(
-        [sys.executable, str(script)], check=False, capture_output=True, text=True, cwd=ROOT
+        [sys.executable, str(script)], check=True, capture_output=True, text=True, cwd=ROOT
     )
-    assert ended.returncode == 1
-    assert "In a script, call it below `if __name__ == '__main__':`" in ended.stderr
+    assert (ended.stdout, ended.stderr) == ("2\n", "")
+
+
+# ---------------------------------------------------------------------- kept
+
+
+SMALL = build({**SCENARIO, "name": "small"}, "test")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the trials that run from now on."""
+    asked: list[str] = []
+
+    real = trial.run_trial
+
+    def run_trial(ask: str, order: Any = None) -> str:
+        asked.append(json.loads(ask)["key"])
+        return real(ask, order)
+
+    monkeypatch.setattr(trial, "run_trial", run_trial)
+    return asked
+
+
+def test_a_comparison_goes_on_where_it_was_cut_off_and_is_printed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = counted(monkeypatch)
+    whole = compare(SMALL, [KEEP, OURS], 3, 1)
+    total = len(asked)  # those in search of the capacity too
+    assert total >= 6
+
+    def stops() -> None:
+        if len(asked) == total + 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        compare(SMALL, [KEEP, OURS], 3, 1, stops, out=out)
+    assert as_json(compare(SMALL, [KEEP, OURS], 3, 1, out=out)) == as_json(whole)
+    assert len(asked) == 2 * total
+    assert as_json(compare(SMALL, [KEEP, OURS], 3, 1, out=out)) == as_json(whole)
+    assert len(asked) == 2 * total
+    more = compare(SMALL, [KEEP, OURS, "+groups"], 3, 1, out=out)
+    assert len(asked) == 2 * total + 3 and more.results[OURS] == whole.results[OURS]
+
+
+def test_another_comparison_is_refused_and_left_alone_unless_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compare(SMALL, [OURS], 1, 1, out=out)
+    before, before_keys = tree(out), set(keys(out))
+    for values, words in (
+        ({"workload.rate": 9.0}, "'small' of another scenario"),
+        ({"name": "other"}, "another study, 'small', not 'other'"),
+    ):
+        with pytest.raises(ConfigError, match=f"holds {words}.*--overwrite"):
+            compare(SMALL.with_values(values), [OURS], 1, 1, out=out)
+    with pytest.raises(ConfigError, match="'small' of another study, terminating, not steady"):
+        compare(SMALL, [OURS], 1, 1, study="steady-state", out=out)
+    assert tree(out) == before
+    compare(SMALL.with_values({"workload.rate": 9.0}), [OURS], 1, 1, out=out, overwrite=True)
+    assert not set(keys(out)) & before_keys
+
+
+def test_results_of_an_earlier_version_are_not_written_over_unasked(tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a comparison without its runs"):
+        compare(SMALL, [OURS], 1, 1, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.json"]
+    compare(SMALL, [OURS], 1, 1, out=tmp_path, overwrite=True)
+
+
+def test_a_run_that_fails_ends_the_comparison_with_its_own_error(tmp_path: Path) -> None:
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"request_id": "a", "input_tokens": -1, "output_tokens": 1}\n')
+    values = {"workload": {"file": str(path)}}
+    with pytest.raises(InputError, match="input_tokens"):
+        compare(SMALL.with_values(values), [OURS], 1, 1, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_order_with_values_of_its_own_is_compared_but_not_kept(tmp_path: Path) -> None:
+    class Valued(Order):
+        def __init__(self) -> None:
+            self.weight = 2.0
+
+        def key(self, request: RequestView, now_ns: int) -> tuple[float]:
+            return (self.weight * request.num_tokens,)
+
+    assert compare(SMALL, [OURS], 1, order=Valued()).runs == 1
+    with pytest.raises(ConfigError, match="an object with values of its own"):
+        compare(SMALL, [OURS], 1, order=Valued(), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_at_once_without_tracebacks_and_the_same_command_goes_on(
+    tmp_path: Path, workers: str
+) -> None:
+    path, out = tmp_path / "s.json", tmp_path / "out"
+    path.write_text(json.dumps(SCENARIO))
+    command = fastswitch("compare", path, "--systems", OURS, "--out", out, "--workers", workers)
+    long = [*command, "--seeds", "900"]
+    running = subprocess.Popen(
+        long, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (out / STUDY).exists() or not keys(out):
+        assert running.poll() is None
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert (
+        told == f"stopped; what was finished is in {out}, the same command goes on\ninterrupted\n"
+    )
+    done = len(keys(out))
+    assert 0 < done < 900
+    ended = subprocess.run(
+        [*command, "--seeds", "2"], cwd=ROOT, env=environment(), capture_output=True, check=True
+    )
+    assert b"2 runs" in ended.stdout and (out / "compare.html").exists()

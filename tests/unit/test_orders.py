@@ -217,7 +217,9 @@ def test_another_order_gives_other_tables(folder: Path) -> None:
 
 
 def test_an_object_does_not_travel_and_says_so(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="an object cannot go to 2 workers; name it as module:"):
+    with pytest.raises(
+        ConfigError, match="an object cannot go to other processes; name it as module:"
+    ):
         compare(scenario(), ["fastswitch"], 2, 2, order=StaticPriority())
 
 

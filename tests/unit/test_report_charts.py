@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from explore.report import chart, document, pareto
-from explore.report.chart import Axis, Curve, Point
+from explore.report.chart import Axis, Curve, Picture, Point
 from explore.report.pareto import METRICS, Candidate, frontier
 from explore.studies.estimates import Estimate
 from tests.helpers.pages import EVIL, Reader, problems
@@ -50,7 +50,7 @@ def points_of(text: str) -> list[tuple[float, float]]:
 def test_points_stand_where_their_numbers_say_and_names_are_escaped() -> None:
     x, y = Axis("x", 0, 10), Axis("y", 0, 10)
     drawn = [Point(EVIL, 0, (0, 0, 0), (0, 0, 0)), Point("b", 1, (10, 8, 12), (10, 9, 11), True)]
-    text = chart.scatter(EVIL, x, y, drawn, [EVIL, "b"], equal_within=0.1)
+    text = chart.svg(Picture(EVIL, x, y, points=drawn, groups=[EVIL, "b"], equal_within=0.1))
     first, second = points_of(text.split("<ul")[0])
     assert first[0] < second[0] and first[1] > second[1]
     assert problems(document.document("t", [("", text)])) == []
@@ -59,7 +59,7 @@ def test_points_stand_where_their_numbers_say_and_names_are_escaped() -> None:
 
 def test_a_curve_breaks_where_there_is_nothing_and_stays_in_the_picture() -> None:
     points = [(0.0, 0.0), None, (5.0, 5.0), (1e9, -1e9)]
-    text = chart.lines("l", Axis("x", 0, 10), Axis("y", 0, 10), [Curve("c", points)])
+    text = chart.svg(Picture("l", Axis("x", 0, 10), Axis("y", 0, 10), [Curve("c", points)]))
     (path,) = re.findall(r'class="line c0 d0" d="(M[^"]*)"', text.split("<ul")[0])
     assert path.count("M") == 2
     numbers = [float(n) for n in re.findall(r"[\d.]+", path)]

@@ -460,7 +460,7 @@ def test_a_failed_trial_is_told_and_what_was_finished_is_kept(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("explore.studies.sweep.make_engine", lambda _settings: Failing())
+    monkeypatch.setattr("explore.studies.engine.make_workers", lambda *_: Failing())
     failed = run("sensitivity", "--out", tmp_path / "out")
     assert failed.exit_code == 5
     assert "1 trials failed: no luck" in failed.output
@@ -475,4 +475,4 @@ def test_a_folder_that_holds_something_else_is_left_alone(one_group: None, tmp_p
     (tmp_path / "trials" / "letter.txt").write_text("dear")
     told = run("sensitivity", "--out", tmp_path)
     assert told.exit_code == 2
-    assert "no sweep" in told.output
+    assert "no study" in told.output

@@ -13,7 +13,17 @@ from click.testing import CliRunner, Result
 import fastswitch
 from policy.errors import ConfigError, InputError
 from tests.helpers.made import compared
-from tests.helpers.sweeps import SCENARIO, SMALL, pretend, pretending, tree, well, written
+from tests.helpers.sweeps import (
+    SCENARIO,
+    SMALL,
+    damage,
+    keys,
+    pretend,
+    pretending,
+    tree,
+    well,
+    written,
+)
 
 
 def run(*arguments: object) -> Result:
@@ -63,7 +73,7 @@ def test_a_dry_run_writes_nothing(sweep: Path, tmp_path: Path) -> None:
     assert json.loads(told.stdout)["done"] == 8
 
 
-def test_a_failed_trial_makes_the_exit_code_5_and_a_resume_mends_it(
+def test_a_failed_trial_makes_the_exit_code_5_and_the_next_run_mends_it(
     sweep: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -73,7 +83,7 @@ def test_a_failed_trial_makes_the_exit_code_5_and_a_resume_mends_it(
     assert told.exit_code == 5
     assert "1 trials failed; their rows say why" in told.output
     with pretending():
-        told = run("run", sweep, "--out", out, "--resume", "--json")
+        told = run("run", sweep, "--out", out, "--json")
     assert told.exit_code == 0
     assert json.loads(told.stdout)["failed"] == 0
 
@@ -90,7 +100,7 @@ def test_ctrl_c_keeps_what_was_finished(sweep: Path, tmp_path: Path) -> None:
     with pretending(reply):
         told = run("run", sweep, "--out", out)
     assert told.exit_code == 130
-    assert "--resume goes on" in told.output
+    assert "the same command goes on" in told.output
     assert "3 of 8 trials done" in run("status", out).output
 
 
@@ -98,19 +108,20 @@ def test_values_are_set_over_the_sweep(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pretending():
         assert run("run", sweep, "--out", out, "--set", "pool.host_blocks=50").exit_code == 0
-        told = run("run", sweep, "--out", out, "--resume")
-    assert told.exit_code == 2
-    assert "another version of sweep" in told.output
+        told = run("run", sweep, "--out", out)
+        assert told.exit_code == 2
+        assert "another version of" in told.output and "--overwrite" in told.output
+        assert run("run", sweep, "--out", out, "--overwrite").exit_code == 0
 
 
 def test_notes_are_warnings(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     pretend(SMALL, out)
-    next((out / "objects").rglob("*.json")).write_text("{")
+    assert damage(out, "UPDATE result SET text='{' WHERE key=?", keys(out)[0]) == 1
     told = run("status", out)
     assert "1 corrupt" in told.output
     with pretending():
-        told = run("run", sweep, "--out", out, "--resume")
+        told = run("run", sweep, "--out", out, "--resume")  # what earlier versions asked for
     assert "warning: result" in told.output
     assert told.exit_code == 0
 
@@ -122,8 +133,8 @@ ERRORS = {
     "no shard": (("run", "{s}", "--out", "{t}/o", "--shard", "x"), 2, "--shard"),
     "foreign": (("run", "{s}", "--out", "{t}"), 2, "left alone"),
     "no cluster": (("run", "{s}", "--out", "{t}/o", "--engine", "ray"), 2, "--start-cluster"),
-    "no sweep": (("status", "{t}"), 3, "is this the folder of a sweep"),
-    "nothing to merge": (("merge", "{t}/x", "--out", "{t}/o"), 3, "plan.json: cannot be read"),
+    "no sweep": (("status", "{t}"), 3, "is this the folder of a study"),
+    "nothing to merge": (("merge", "{t}/x", "--out", "{t}/o"), 3, "study.sqlite: is not there"),
     "unwritable": (("run", "{s}", "--out", "{s}/o"), 2, "cannot be written"),
 }
 

@@ -20,7 +20,7 @@ from explore.studies.semantics import Inputs, canonical, key_of, portable
 from explore.studies.trial import run_trial
 from explore.studies.workers import base as engines
 from explore.studies.workers import ray_cluster as ray_engine
-from explore.studies.workers.base import EngineSettings, make_engine, run_watched
+from explore.studies.workers.base import WorkerSettings, make_workers, run_watched
 from explore.studies.workers.local import MAX_ATTEMPTS, Local
 from policy.errors import ConfigError, FaultError
 from runs.scenario import build
@@ -198,7 +198,7 @@ def test_an_input_that_differs_from_the_plan_is_a_failure() -> None:
 def test_whatever_a_simulation_raises_is_one_line_in_its_row(
     error: Exception, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def simulate(_scenario: Any, *, order: Any) -> None:
+    def simulate(_scenario: Any, **_: Any) -> None:
         raise error
 
     monkeypatch.setattr(trial, "simulate", simulate)
@@ -226,7 +226,7 @@ def test_a_result_holds_nothing_of_when_where_and_by_whom() -> None:
 )
 def test_a_cluster_is_never_started_unless_told_to(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        EngineSettings(**settings)
+        WorkerSettings(**settings)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("dask", "distributed"), ("ray", "ray")])
@@ -238,7 +238,7 @@ def test_a_missing_library_names_its_extra(
 
     monkeypatch.setattr(engines.importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=rf"{package} is not installed; the extra \[{kind}\]"):
-        make_engine(EngineSettings(kind, starts_cluster=True))
+        make_workers(WorkerSettings(kind, starts_cluster=True))
 
 
 class PretendRay:
@@ -295,5 +295,8 @@ def test_ray_holds_few_trials_at_once_and_a_crash_costs_one() -> None:
 
 
 def test_a_lost_ray_cluster_ends_the_sweep_and_says_how_to_go_on() -> None:
-    with pytest.raises(FaultError, match=r"cluster is lost \(gone\).*--resume"):
+    with pytest.raises(
+        FaultError,
+        match=r"cluster is lost \(gone\); what was finished is kept; the same command goes on",
+    ):
         replies(ray_engine.Ray(PretendRay()), "a", "lost")

@@ -1,5 +1,6 @@
-"""Where trials run. An engine takes lines of JSON and gives lines of JSON, in any order.
+"""Where trials run. Workers take lines of JSON and give lines of JSON, in any order.
 
+    here   this process, one trial after another, nobody watching
     local  worker processes of this machine
     dask   a Dask cluster (extra `dask`)
     ray    a Ray cluster (extra `ray`)
@@ -27,7 +28,7 @@ ENGINES = ("local", "dask", "ray")
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
 
 
-class Engine(Protocol):
+class Workers(Protocol):
     """Runs trials; what they are is none of its business."""
 
     def run(self, asks: Iterable[str]) -> Iterator[str]:
@@ -40,11 +41,11 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class WorkerSettings:
     """`address`: an existing cluster. `starts_cluster`: one is started here, for this sweep alone.
     `workers` None: one per core. Raises ConfigError for what does not go together."""
 
-    kind: Literal["local", "dask", "ray"] = "local"
+    kind: Literal["here", "local", "dask", "ray"] = "local"
     workers: int | None = None
     address: str | None = None
     starts_cluster: bool = False
@@ -52,11 +53,11 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers: {self.workers} is less than 1")
-        if self.kind not in ENGINES:
+        if self.kind not in (*ENGINES, "here"):
             raise ConfigError(f"engine: {self.kind!r} is not one of {', '.join(ENGINES)}")
-        if self.kind == "local":
+        if self.kind in ("here", "local"):
             if self.address is not None or self.starts_cluster:
-                raise ConfigError("engine local: takes no cluster")
+                raise ConfigError(f"engine {self.kind}: takes no cluster")
         elif (self.address is None) != self.starts_cluster:
             raise ConfigError(
                 f"engine {self.kind}: give the address of a cluster (--address),"
@@ -64,14 +65,17 @@ class EngineSettings:
             )
 
 
-def make_engine(settings: EngineSettings) -> Engine:
-    """An engine. Raises ConfigError if its library is missing, FaultError if no cluster answers."""
+def make_workers(settings: WorkerSettings, order: UserOrder | None = None) -> Workers:
+    """Workers; `order`: an object, which stays in this process. Raises ConfigError if a library is
+    missing, FaultError if no cluster answers."""
+    if settings.kind == "here" or (order is not None and order.text is None):
+        return InThisProcess(order)
     workers = settings.workers or os.cpu_count() or 1
     if settings.kind == "local":
         return Local(workers)
     try:
         module = importlib.import_module(f"explore.studies.workers.{settings.kind}_cluster")
-        engine: Engine = module.connect(settings.address, workers)
+        cluster: Workers = module.connect(settings.address, workers)
     except ModuleNotFoundError as error:
         package = _PACKAGES[settings.kind]
         if error.name != package:
@@ -80,14 +84,14 @@ def make_engine(settings: EngineSettings) -> Engine:
             f"engine {settings.kind}: {package} is not installed;"
             f" the extra [{settings.kind}] brings it"
         ) from None
-    return engine
+    return cluster
 
 
 class InThisProcess:
-    """An engine for an order that lives in this process: one trial after another, nobody watching."""
+    """No workers at all. `order`: the user's own, if it lives in this process."""
 
-    def __init__(self, order: UserOrder) -> None:
-        self._order = order
+    def __init__(self, order: UserOrder | None) -> None:
+        self._order = None if order is None or order.text is not None else order
 
     def run(self, asks: Iterable[str]) -> Iterator[str]:
         """Replies in the order asked."""

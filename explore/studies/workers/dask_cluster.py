@@ -21,7 +21,7 @@ _SECONDS_TO_CONNECT = 20
 
 
 class Dask:
-    """An engine on a Dask client."""
+    """Workers on a Dask client."""
 
     def __init__(self, client: Any, cluster: Any) -> None:
         self._client = client
@@ -44,7 +44,9 @@ class Dask:
             if future.status == "finished":
                 yield str(future.result())
             elif future.status == "cancelled" or self._client.status != "running":
-                raise FaultError("the Dask cluster is lost; what was finished is kept (--resume)")
+                raise FaultError(
+                    "the Dask cluster is lost; what was finished is kept; the same command goes on"
+                )
             else:
                 yield failed(key, f"its worker died: {reason(future.exception())}")
             for ask in itertools.islice(rest, 1):

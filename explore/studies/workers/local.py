@@ -81,7 +81,7 @@ class _Worker:
 
 
 class Local:
-    """An engine (explore.studies.workers.base.Engine) on `workers` processes of `program`."""
+    """`workers` processes of `program` (explore.studies.workers.base.Workers)."""
 
     def __init__(
         self, workers: int, program: Sequence[str] = ("-m", "explore.studies.workers.process")
@@ -122,6 +122,7 @@ class Local:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths},
+            process_group=0,  # Ctrl-C is this process's business, also while they import
         )
         worker = _Worker(process)
         self._workers.append(worker)

@@ -25,7 +25,7 @@ AHEAD = 3
 
 
 class Ray:
-    """An engine on the cluster that this process is connected to by the module `ray`."""
+    """Workers on the cluster that this process is connected to by the module `ray`."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
@@ -60,7 +60,7 @@ class Ray:
             return failed(key, f"its worker died: {reason(error)}")
         except self._ray.exceptions.RayError as error:
             raise FaultError(
-                f"the Ray cluster is lost ({reason(error)}); what was finished is kept (--resume)"
+                f"the Ray cluster is lost ({reason(error)}); what was finished is kept; the same command goes on"
             ) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 
@@ -29,9 +29,9 @@ def picks(seed: int) -> Callable[[int], int]:
     return random.Random(seed).randrange
 
 
-def contexts(seed: int, count: int = 200) -> list[tuple[int, int]]:
+def contexts(seed: int, number: int = 200) -> list[tuple[int, int]]:
     rng = random.Random(seed)
-    return [(rng.randrange(0, 12), rng.randrange(0, 9)) for _ in range(count)]
+    return [(rng.randrange(0, 12), rng.randrange(0, 9)) for _ in range(number)]
 
 
 def neighbours(pool: PagedPool) -> int:
@@ -140,3 +140,31 @@ def test_a_page_list_that_prefixes_share_is_shuffled_too() -> None:
     shuffle(plain, lambda n: n // 2)
     shuffle(PrefixPool(shared, 2), lambda n: n // 2)
     assert shared.free_list == plain.free_list != list(range(32))
+
+
+@pytest.mark.parametrize("kind", ["paged", "groups", "buddy", "prefixes"])
+def test_a_pool_that_takes_over_anothers_use_goes_on_like_it(kind: str) -> None:
+    def fresh() -> Pool:
+        if kind in ("paged", "prefixes"):
+            pool = make("paged")
+            return PrefixPool(pool, 2) if kind == "prefixes" else pool
+        space = FreeRuns(SIZE) if kind == "groups" else BuddyRuns(SIZE)
+        calls = count(1)
+        return GroupPool("pool", space, lambda n: next(calls) * 7919 % n)
+
+    def tables(pool: Pool) -> list[list[int]]:
+        """Of holders that take each other's tails."""
+        holders = [pool.new() for _ in range(12)]
+        for step in range(48):
+            pool.allocate(holders[step * 7 % 12], 1, 6)
+        return [list(holder.blocks) for holder in holders]
+
+    aged = fresh()
+    churn(aged, contexts(5), picks(5), reserve=4)
+    use = aged.worn()
+    others = [fresh(), fresh()]
+    for other in others:
+        other.wear(use)
+    expected = tables(aged)
+    assert [tables(other) for other in others] == [expected, expected]
+    assert tables(fresh()) != expected

@@ -14,7 +14,7 @@ import fastswitch
 from explore.search.spec import SEARCHES, load
 from policy.errors import ConfigError, FaultError
 from tests.helpers.searches import SPACE, searched, spec
-from tests.helpers.sweeps import SCENARIO, tree
+from tests.helpers.sweeps import SCENARIO, damage, full_after, keys, tree
 
 LIMITS = {"ttft_p99_s": {"at_most": 3.0}}
 RANGES: dict[str, Any] = {
@@ -78,9 +78,9 @@ def test_a_search_that_was_stopped_ends_like_one_that_was_not(
     out = tmp_path / "stopped"
     for stop_after in (1, 9, 12):
         with pytest.raises(KeyboardInterrupt):
-            searched(goodput(**more), out, smooth, stop_after=stop_after, resume=True)
+            searched(goodput(**more), out, smooth, stop_after=stop_after)
         assert not (out / "search.json").exists()
-    _, engine = searched(goodput(**more), out, smooth, resume=True)
+    _, engine = searched(goodput(**more), out, smooth)
     assert engine.asked == (48 if more else 24) - 22
     assert tree(out) == tree(tmp_path / "whole")
 
@@ -89,7 +89,7 @@ def test_a_finished_search_runs_nothing_again(tmp_path: Path) -> None:
     needs_optuna()
     searched(goodput(**OPTUNA), tmp_path / "out", smooth)
     before = tree(tmp_path / "out")
-    _, engine = searched(goodput(**OPTUNA), tmp_path / "out", smooth, resume=True)
+    _, engine = searched(goodput(**OPTUNA), tmp_path / "out", smooth)
     assert engine.asked == 0
     assert tree(tmp_path / "out") == before
 
@@ -148,7 +148,7 @@ def test_a_failed_trial_is_told_to_optuna_as_one_and_is_tried_again(tmp_path: Pa
     found, _ = searched(goodput(**OPTUNA), tmp_path / "out", failing)
     assert (found.answer.best or {})["system"] == "+groups"
     assert found.sweep.failed > 0
-    again, _ = searched(goodput(**OPTUNA), tmp_path / "out", smooth, resume=True)
+    again, _ = searched(goodput(**OPTUNA), tmp_path / "out", smooth)
     whole, _ = searched(goodput(**OPTUNA), tmp_path / "whole", smooth)
     assert again.sweep.failed == 0
     assert again.answer.best == whole.answer.best
@@ -238,20 +238,18 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     from tests.helpers.sweeps import SMALL, pretend
 
     pretend(SMALL, tmp_path / "sweep")
-    with pytest.raises(ConfigError, match="holds another sweep, 'small', not 'made'"):
-        searched(goodput(), tmp_path / "sweep", smooth, resume=True)
+    with pytest.raises(ConfigError, match="holds another study, 'small', not 'made'"):
+        searched(goodput(), tmp_path / "sweep", smooth)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"file.out: cannot be written"):
         searched(goodput(), tmp_path / "file/out", smooth)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
-    with pytest.raises(ConfigError, match="holds something that is no sweep; it was left alone"):
+    with pytest.raises(ConfigError, match="holds something that is no study; it was left alone"):
         searched(goodput(), tmp_path / "mine", smooth)
     searched(goodput(), tmp_path / "out", smooth)
-    with pytest.raises(ConfigError, match="go on with --resume"):
-        searched(goodput(), tmp_path / "out", smooth)
     with pytest.raises(ConfigError, match="'made' of another search"):
-        searched(goodput(attainment=0.5), tmp_path / "out", smooth, resume=True)
+        searched(goodput(attainment=0.5), tmp_path / "out", smooth)
     changed, engine = searched(goodput(attainment=0.5), tmp_path / "out", smooth, extend=True)
     assert engine.asked == 0 and changed.answer.best
 
@@ -264,51 +262,37 @@ def test_another_version_of_optuna_is_told(tmp_path: Path, monkeypatch: pytest.M
     before = asking.VERSION
     monkeypatch.setattr(asking, "VERSION", "99.0")
     with pytest.raises(ConfigError, match=f"of another optuna, {before}, not 99.0"):
-        searched(goodput(**OPTUNA), tmp_path / "out", smooth, resume=True)
+        searched(goodput(**OPTUNA), tmp_path / "out", smooth)
 
 
 def test_two_searches_cannot_write_to_one_folder(tmp_path: Path) -> None:
     from explore.studies.store import claimed
 
-    with claimed(tmp_path / "out"), pytest.raises(ConfigError, match="another sweep is writing"):
+    with claimed(tmp_path / "out"), pytest.raises(ConfigError, match="another study is writing"):
         searched(goodput(), tmp_path / "out", smooth)
 
 
-def test_a_corrupt_result_and_a_torn_journal_cost_nothing(tmp_path: Path) -> None:
+def test_a_corrupt_result_costs_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     searched(goodput(), out, smooth)
     before = tree(out)
-    next((out / "objects").rglob("*.json")).write_text("{")
-    with (out / "journal.jsonl").open("a") as file:
-        file.write('{"torn')
-    found, engine = searched(goodput(), out, smooth, resume=True)
+    assert damage(out, "UPDATE result SET text='{' WHERE key=?", keys(out)[0]) == 1
+    found, engine = searched(goodput(), out, smooth)
     assert engine.asked == 1
     assert any("was corrupt" in note for note in found.sweep.notes)
-    assert any("torn by a crash" in note for note in found.sweep.notes)
-    after = tree(out)
-    assert {name: data for name, data in after.items() if "corrupt" not in name} == before
+    assert tree(out) == before
 
 
-def test_a_disk_that_is_full_at_any_write_loses_nothing_that_was_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from explore.studies import store
-
-    whole = store.write_whole
+def test_a_disk_that_is_full_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     searched(goodput(), tmp_path / "whole", smooth)
-    for last in (0, 1, 10, 26, 29, 30):
-        out, left = tmp_path / f"full{last}", iter(range(last))
-
-        def write(path: Path, text: str, left: Any = left) -> None:
-            if next(left, None) is None:
-                raise OSError(28, "No space left on device")
-            whole(path, text)
-
-        monkeypatch.setattr(store, "write_whole", write)
-        with pytest.raises(FaultError, match="No space left on device\nWhat was finished is kept"):
+    for pages in (8, 14, 20):
+        out = tmp_path / f"full{pages}"
+        with (
+            full_after(pages),
+            pytest.raises(FaultError, match="disk is full\nWhat was finished is kept"),
+        ):
             searched(goodput(), out, smooth)
-        monkeypatch.setattr(store, "write_whole", whole)
-        searched(goodput(), out, smooth, resume=True)
+        searched(goodput(), out, smooth)
         assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -341,18 +325,18 @@ def test_the_command_answers_and_says_where(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "Best: point 1, workload.rate=2.0" in told.stdout
     assert "One run each" in told.stdout
-    again = json.loads(run(path, "--out", out, "--resume", "--json").stdout)
+    again = json.loads(run(path, "--out", out, "--json").stdout)
     assert again["chosen"] == [1]
     assert again == json.loads((out / "search.json").read_text())
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from explore.studies import sweep as module
+    from explore.studies import engine as module
     from tests.helpers.searches import Landscaped
 
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump(goodput()))
-    monkeypatch.setattr(module, "make_engine", lambda _settings: Landscaped(smooth, 3))
+    monkeypatch.setattr(module, "make_workers", lambda *_: Landscaped(smooth, 3))
     told = run(path, "--out", tmp_path / "out")
     assert told.exit_code == 130
-    assert "--resume goes on" in told.output
+    assert "the same command goes on" in told.output

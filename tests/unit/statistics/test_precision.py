@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from explore.studies.precision import FIRST, MOST, STEP, next_runs, replicate, target_of, widths
+from explore.studies.plan import Plan, expand
+from explore.studies.precision import FIRST, MOST, STEP, first, next_runs, target_of, widths
+from explore.studies.spec import load
+from tests.helpers.sweeps import SMALL, made_result, pretend
 
 
 def runs(spread: float, count: int, **metrics: Any) -> list[dict[str, Any]]:
@@ -52,31 +56,28 @@ def test_what_has_too_few_samples_is_not_waited_for() -> None:
     assert width.relative is None and not width.is_wide
 
 
-def test_it_goes_on_until_it_is_enough_and_every_run_is_made_once() -> None:
-    asked: list[tuple[int, int]] = []
+def test_it_goes_on_until_it_is_enough_and_every_run_is_made_once(tmp_path: Path) -> None:
+    plan = first(load(SMALL), None, None)
+    number = {trial.key: trial.run for trial in expand_to(MOST).trials}
+    asked: list[int] = []
 
-    def more(begin: int, end: int) -> dict[str, Any]:
-        asked.append((begin, end))
+    def reply(key: str) -> dict[str, Any]:
+        run = number[key]
+        asked.append(run)
         # the first twenty runs are far apart, what follows makes the mean sure
-        return {
-            "a": [
-                {"metrics": {"x": i, "ttft_p99_s": 1 + (i < 20) * (-1) ** i}}
-                for i in range(begin, end)
-            ]
-        }
+        return {"result": made_result(key, ttft_p95_s=1.0, ttft_p99_s=1 + (run < 20) * (-1) ** run)}
 
-    found = replicate(more, 3)["a"]
-    assert [run["metrics"]["x"] for run in found] == list(range(len(found)))
-    assert asked[0] == (0, FIRST) and asked[1] == (FIRST, FIRST + STEP)
-    assert len(found) == MOST  # half width 0.18 after 50
+    found = pretend(SMALL, tmp_path / "out", reply, until_precise=True)
+    assert len({trial.run for trial in plan.trials}) == FIRST
+    assert found.trials == len(asked) == 4 * MOST  # half width 0.18 after 50
+    assert max(asked[: 4 * FIRST]) == FIRST - 1
+    assert max(asked[: 4 * (FIRST + STEP)]) == FIRST + STEP - 1
 
 
 def test_more_than_the_least_may_be_asked_for_first() -> None:
-    asked: list[tuple[int, int]] = []
+    plan = first(load({**SMALL, "runs": 23}), None, None)
+    assert {trial.run for trial in plan.trials} == set(range(23))
 
-    def more(begin: int, end: int) -> dict[str, Any]:
-        asked.append((begin, end))
-        return {"a": runs(0.0, end - begin)}
 
-    assert len(replicate(more, 23)["a"]) == 23
-    assert asked == [(0, 23)]
+def expand_to(count: int) -> Plan:
+    return expand(load({**SMALL, "runs": count}))

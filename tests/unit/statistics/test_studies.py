@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import fastswitch
 from explore.report import comparison as report
 from explore.studies import output, precision, tables, warm_up
-from explore.studies.compare import Comparison, compare, num_jobs
+from explore.studies.compare import Comparison, compare, num_trials
 from explore.studies.tables import as_json
 from policy.errors import ConfigError
 from runs.metrics.goodput import Slo
@@ -89,7 +89,7 @@ def test_where_no_steady_state_is_seen_nothing_is_told(tmp_path: Path) -> None:
     )
     assert told.exit_code == 2
     assert "error: steady state: fastswitch: MSER-5 would cut 26 of 31 batches" in told.output
-    assert len(told.output.splitlines()) <= 5 and not out.exists()
+    assert len(told.output.splitlines()) <= 5 and not (out / "compare.json").exists()
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_the_command_takes_both(tmp_path: Path, few: None) -> None:
 
 
 def test_pilots_are_jobs_too() -> None:
-    assert num_jobs(scenario(), SYSTEMS, 3, "steady-state") == 2 * (3 + PILOTS)
+    assert num_trials(scenario(), SYSTEMS, 3, "steady-state") == 2 * (3 + PILOTS)
 
 
 def test_differences_are_in_the_metrics_unit_and_paired() -> None:

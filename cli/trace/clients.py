@@ -8,6 +8,7 @@ import click
 
 from cli.options import parse_window
 from cli.progress import progress
+from cli.trace.options import draws
 from policy.errors import ConfigError
 
 
@@ -15,11 +16,7 @@ from policy.errors import ConfigError
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--window", default="0:3600", show_default=True, metavar="A:B", help="Seconds.")
 @click.option("--scale", type=float, default=1.0, show_default=True, help="So many times as many.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--run", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="NAME.jsonl or .jsonl.gz"
-)
+@draws
 def clients_command(
     *, sources: tuple[Path, ...], window: str, scale: float, seed: int, run: int, out: Path
 ) -> None:

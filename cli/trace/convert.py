@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli.options import aids_of, reading_options
+from cli.options import TO_WRITE, aids_of, reading_options
 
 
 @click.command("convert")
@@ -22,7 +22,7 @@ from cli.options import aids_of, reading_options
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=TO_WRITE,
     required=True,
     help="NAME.jsonl, .jsonl.gz, .jsonl.zst or .parquet",
 )

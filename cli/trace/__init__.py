@@ -1,0 +1,1 @@
+"""`fastswitch trace`: one file a subcommand."""
