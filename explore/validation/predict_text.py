@@ -41,7 +41,14 @@ def as_json(found: Validation) -> dict[str, Any]:
 def _prediction(found: Prediction) -> dict[str, Any]:
     data = asdict(replace(found, compared={}))
     del data["compared"]
-    return {**data, "lines": _lines(found.lines), "ratios": _lines(found.ratios)}
+    return {
+        **data,
+        "lines": _lines(found.lines),
+        "ratios": _lines(found.ratios),
+        "divergences": list(data["divergences"]),
+        "costs": {name: list(costs) for name, costs in data["costs"].items()},
+        "causes": list(data["causes"]),
+    }
 
 
 def _lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
