@@ -221,19 +221,22 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def between(middle: float, low: float, high: float) -> str:
-    """`37.4 (29.9-46.7)`: as many digits as half the width has two of, and never a zero for what is
-    none."""
+    """`37.4 (29.9-46.7)`: as many digits as half the width has two of, at least two of the number
+    itself, and never a zero for what is none."""
     width = (high - low) / 2
     if width <= 0:
         return significant(middle)
-    digits = math.floor(math.log10(abs(middle))) if middle else 0
-    decimals = max(0, min(1 - math.floor(math.log10(width)), _DIGITS - 1 - digits))
-    for end in (low, middle):
-        if end > 0:
-            decimals = max(decimals, -math.floor(math.log10(end)))
-    decimals = min(decimals, _DECIMALS)
+    size = _size(middle)
+    decimals = min(max(0, min(1 - _size(width), _DIGITS - 1 - size)), _DECIMALS)
+    own = min(max(decimals, 1 - size), _DECIMALS) if middle else decimals
+    least = f"{low:.{decimals}f}" if low <= 0 or round(low, decimals) else significant(low, 1)
     to = "-" if low >= 0 else " to "
-    return f"{middle:.{decimals}f} ({low:.{decimals}f}{to}{high:.{decimals}f})"
+    return f"{middle:.{own}f} ({least}{to}{high:.{decimals}f})"
+
+
+def _size(value: float) -> int:
+    """Its power of ten."""
+    return math.floor(math.log10(abs(value))) if value else 0
 
 
 def estimate(found: Estimate, metric: str) -> str:
