@@ -81,7 +81,8 @@ def model_folder(folder: Path, family: str, **files: Any) -> Path:
     beside = {
         "tokenizer_config.json": {
             "bos_token": "<s>",
-            "eos_token": {"content": "</s>", "lstrip": False},
+            "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
+            "tokenizer_class": "PreTrainedTokenizerFast",
             "chat_template": TEMPLATES.get(family, CHATML),
         },
         "generation_config.json": {"eos_token_id": [1, 2, 4]},
