@@ -54,6 +54,20 @@ class Driver:
         call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
         return int(call(self.address("cuMemHostUnregister"))(address))
 
+    def context(self) -> int:
+        """The context that is current in this thread. Raises FaultError if none is."""
+        found = ctypes.c_void_p()
+        call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p))
+        code = call(self.address("cuCtxGetCurrent"))(ctypes.byref(found))
+        if code or not found.value:
+            raise FaultError(f"cuCtxGetCurrent: no context, CUDA error {code}")
+        return found.value
+
+    def binder(self) -> Any:
+        """`cuCtxSetCurrent(context)`: makes a context current in the calling thread, which calls of the
+        driver need there; a new thread has none."""
+        return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self.address("cuCtxSetCurrent"))
+
     def stream(self) -> int:
         """The handle of a new stream of the current context, which does not wait for the default one.
         Raises FaultError."""

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+_FILL = [0]
+
 
 class Ferry:
-    """Of one device. Host memory that kernels may still read is kept until `to_host` or `wait`, behind
-    which everything that was begun has ended."""
+    """Of one device. Host memory that kernels may still read is kept until `to_host`, `wait` or
+    `let_go`."""
 
     def __init__(
         self, device: torch.device, move: Callable[[torch.Tensor, torch.Tensor], None]
@@ -30,14 +32,17 @@ class Ferry:
         return torch.zeros(shape, dtype=torch.int64, pin_memory=self._on_gpu)
 
     def to_device(self, *lists: Sequence[int]) -> Sequence[torch.Tensor]:
-        """Each list as an int64 tensor on the device; one move for all."""
-        flat = torch.tensor([number for numbers in lists for number in numbers], dtype=torch.int64)
+        """Each list as an int64 tensor on the device; one move for all. Each begins at a multiple of 16
+        bytes: a kernel would be compiled anew for one that does not."""
+        filled = [[*numbers, *_FILL[: len(numbers) % 2]] for numbers in lists]
+        flat = torch.tensor([number for numbers in filled for number in numbers], dtype=torch.int64)
         if self._on_gpu:
             staged = flat.pin_memory()
             self._kept.append(staged)
             flat = torch.empty(len(staged), dtype=torch.int64, device=self._device)
             self._move(staged, flat)
-        return torch.split(flat, [len(numbers) for numbers in lists])
+        parts = torch.split(flat, [len(numbers) for numbers in filled])
+        return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
 
     def to_host(self, tokens_N: torch.Tensor) -> list[int]:
         """Numbers of the device; waits for the kernels that make them, and for no copy."""
@@ -54,4 +59,8 @@ class Ferry:
         """Until every kernel begun has ended."""
         if self._on_gpu:
             torch.cuda.current_stream(self._device).synchronize()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Everything that was begun has ended, as who read its results knows."""
         self._kept.clear()

@@ -75,6 +75,7 @@ class Runner:
         in the step that fills them (docs/vllm_v1.md R4). A layer stores all K and V before it attends;
         where segments are computed apart, decodes come first and prompts in order.
         """
+        self._ferry.let_go()  # the step before was read
         if not self._deterministic:
             return self._forward(work, padded_to=0)
         logits: list[torch.Tensor] = []

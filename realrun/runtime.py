@@ -16,7 +16,7 @@ from policy.errors import FaultError
 from realrun import batchtry
 from realrun.batchcopy import copy_batch, driver_call
 from realrun.driver import driver
-from realrun.eachcopy import copy_each
+from realrun.eachcopy import copy_each, is_native
 from realrun.pieces import Pieces
 
 
@@ -130,6 +130,9 @@ class CpuLane:
 class CpuRuntime:
     """Compute and copies of a machine without a GPU."""
 
+    def __init__(self) -> None:
+        is_native()  # compiled now, if it is, and not when the first copy is timed
+
     def why_not(self, submission: str) -> str | None:  # noqa: ARG002
         """See Runtime. A CPU does them all."""
         return None
@@ -167,12 +170,18 @@ class CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         with torch.cuda.device(device):
+            torch.cuda.synchronize(device)  # there is a context now
+            self._context = driver().context()
             handle = driver().stream()
         self.stream = torch.cuda.ExternalStream(handle, device)  # type: ignore[no-untyped-call]
         self._call = driver().copy_call()
+        self._bind = driver().binder()
 
     def on(self) -> AbstractContextManager[object]:
         """See Lane."""
+        code = self._bind(self._context)
+        if code:
+            raise FaultError(f"cuCtxSetCurrent: CUDA error {code}")
         return _CudaContext(self.stream)
 
     def wait(self, mark: Mark) -> None:
@@ -233,6 +242,7 @@ class CudaRuntime:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        is_native()  # as on a CPU
 
     def why_not(self, submission: str) -> str | None:
         """See Runtime. The batched call is tried in a process of its own first."""

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +43,31 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
+COMMAND = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--budget", "3000"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def begin_and_kill(out: Path) -> None:
+    """A check that dies in the middle, a few points in."""
+    path = out / "gpu-check.jsonl"
+    child = subprocess.Popen(
+        [*COMMAND, "--out", str(out)], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
+    try:
+        while child.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 6):
+            threading.Event().wait(0.05)
+    finally:
+        child.kill()
+        child.wait()
+
+
 def rehearse(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", *arguments],
+        [*COMMAND, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env=ENVIRONMENT,
         check=False,
     )
 
@@ -57,15 +76,14 @@ def test_the_whole_check_runs_from_start_to_end_goes_on_and_leaves_a_few_plain_f
     tmp_path: Path,
 ) -> None:
     first = tmp_path / "first"
-    stopped = rehearse("--out", str(first), "--budget", "20")
-    assert stopped.returncode == 3, stopped.stdout + stopped.stderr
+    begin_and_kill(first)
     begun = (first / "gpu-check.jsonl").read_text().splitlines()
-    assert len(begun) > 3
+    assert 6 <= len(begun) < 40
     out = tmp_path / "out"
-    done = rehearse("--out", str(out), "--resume", str(first), "--budget", "3000")
+    done = rehearse("--out", str(out), "--resume", str(first))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = (out / "gpu-check.jsonl").read_text().splitlines()
-    assert lines[: len(begun)] == begun  # nothing was measured twice
+    assert lines[:6] == begun[:6]  # nothing was measured twice; a line may be torn
     rows = [json.loads(line) for line in lines]
     assert len({(row["part"], row["name"]) for row in rows}) == len(rows)
     assert {row["part"] for row in rows} == {"machine", *PARTS}

@@ -10,6 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the executor needs torch")
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from realrun import attention
 from realrun.attention import (
     MIN_SPLIT_TOKENS,
@@ -21,6 +24,7 @@ from realrun.attention import (
     splits_for,
 )
 from realrun.device_ops import MAX_SPLITS, Kernels
+from realrun.ferry import Ferry
 from realrun.heads import Heads
 from realrun.rope import Angles
 from tests.helpers.kernels import (
@@ -316,6 +320,18 @@ def test_no_prompt_hands_a_mask_over_as_a_tensor(monkeypatch: pytest.MonkeyPatch
         step = StepAttention(held.tier, segments, alone=True, kernels=attention.PLAIN)
         step(0, unturned(normal((2 * new, 8, 16), torch.float32, new), 4, 2))
     assert asked == [("NoneType", True)] * 2 + [("CausalBias", False)] * 4
+
+
+@given(lists=st.lists(st.lists(st.integers(0, 1 << 40), max_size=7), min_size=1, max_size=6))
+def test_small_numbers_come_over_as_they_are_each_list_where_kernels_want_it(
+    lists: list[list[int]],
+) -> None:
+    ferry = Ferry(torch.device("cpu"), attention.move)
+    found = ferry.to_device(*lists)
+    assert [tensor.tolist() for tensor in found] == lists
+    begin = found[0].data_ptr()
+    assert all((tensor.data_ptr() - begin) % 16 == 0 for tensor in found if len(tensor))
+    assert ferry.to_host(found[0]) == lists[0]
 
 
 def test_on_a_gpu_no_prompt_goes_through_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,7 @@ class Broken(CpuRuntime):
     """A machine on which copies fail, all or those of one direction, or that refuses a submission."""
 
     def __init__(self, *, refuses: str = "", works_for: int = 0) -> None:
+        super().__init__()
         self.refuses = refuses
         self.works_for = works_for
         self.num_lanes = 0

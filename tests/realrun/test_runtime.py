@@ -93,6 +93,16 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         def stream(self) -> int:
             return 1000 + next(streams)
 
+        def context(self) -> int:
+            return 77
+
+        def binder(self) -> Any:
+            def bind(context: int) -> int:
+                said.append(("bind", context))
+                return 0
+
+            return bind
+
         def copy_call(self) -> str:
             return "cuMemcpyAsync"
 
@@ -110,6 +120,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
     monkeypatch.setattr(torch.cuda, "ExternalStream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: compute)
     monkeypatch.setattr(torch.cuda, "device", within("device"))
     monkeypatch.setattr(torch.cuda, "stream", within("stream"))
@@ -138,6 +149,7 @@ def test_a_copy_waits_on_its_own_stream_and_its_mark_is_recorded_behind_it(log: 
         ("record", "a", 0),
         ("enter device", CUDA),  # the stream is made
         ("leave device", CUDA),
+        ("bind", 77),  # calls of the driver need a context in every thread
         ("enter device", CUDA),
         ("enter stream", 1),
         ("wait", 1, "a"),
