@@ -80,14 +80,14 @@ MORE_ORDERS: dict[str, dict[str, Any]] = {
     "random": {"priority.pattern": "random", "priority.period_s": 0.4},
 }
 
-#: What was renamed since 785d70e. A system that meant something else under the orders named here
-#: has a name of its own for that since.
-OTHER_ORDERS = tuple(name for name in (*ORDERS, *MORE_ORDERS) if name != "fcfs")
+#: What was renamed since 785d70e: a system under an order, the name that it has there now.
 RENAMED_SYSTEMS: dict[tuple[str, str], str] = {}
 #: Dotted path in the JSON or YAML of the earlier tree -> the same in this one; None: no longer there.
 RENAMED_FIELDS: dict[str, str | None] = {"torn_journal_lines": None}
 #: Files of the earlier tree that this one no longer writes, or writes under another name.
 RENAMED_FILES: dict[str, str | None] = {}
+#: Changed on purpose since 785d70e: the file, and what differs there as `grouped` tells it -> why.
+CHANGED: dict[tuple[str, str], str] = {}
 #: Stores: what they hold is compared by the tables made of it.
 STORES = ("made/sweep/*", "made/search/*")
 TABLES_OF_STORES = (".csv", ".txt", "search.json")
@@ -97,11 +97,12 @@ LEFT_OUT = tuple(
     for name in ("study.sqlite", "lock", "tails.*", "timeline.*", "warm_up.*")
 )
 #: Values that name the program rather than what it did.
-EXCEPTED = {"provenance", "commit", "digest", "key", "uid", "version"}
+EXCEPTED = {"provenance", "commit", "digest", "key", "uid", "cfg_id", "version"}
 #: Commits, hashes of sources and the time of day, in text.
 NAMES_OF_PROGRAMS = (
     (re.compile(r'("(?:commit|digest|\w*_hash)": ?")[^"]*'), r"\1-"),
-    (re.compile(r"(commit</dt><dd>)[0-9a-f]{12}"), r"\1-"),
+    (re.compile(r"(commit</dt><dd>|, commit )(?:[0-9a-f]{12}|unknown)"), r"\1-"),
+    (re.compile(r"((?:plan|results|hash)(?:</dt><dd>|\": \"))[0-9a-f]{16,64}"), r"\1-"),
     (re.compile(r"\b20\d\d-\d\d-\d\dT[\d:.]+(Z|\+00:00)"), "-"),
 )
 
@@ -289,17 +290,16 @@ def compare_tables(found: Found, name: str, old: pa.Table, new: pa.Table) -> Non
     found.counts["table rows"] += new.num_rows
     if old.schema == new.schema and old.equals(new):
         return
-    if old.schema != new.schema:
-        found.differs(
-            name, f"columns were {old.schema.names}, are {new.schema.names}, or of other types"
-        )
-        return
-    for column in old.schema.names:
+    columns = [[f"{f.name} {f.type}" for f in table.schema] for table in (old, new)]
+    for word, those, others in (("lost", *columns), ("new", *columns[::-1])):
+        if missing := [column for column in those if column not in others]:
+            found.differs(name, f"has {word} columns: {', '.join(missing)}")
+    for column in [one for one in old.schema.names if one in new.schema.names]:
         was, now = old[column].to_pylist(), new[column].to_pylist()
         for row, (before, after) in enumerate(itertools.zip_longest(was, now)):
             if before != after and not (before != before and after != after):  # noqa: PLR0124  NaN
                 found.differs(f"{name}: {column}[{row}]", f"was {before!r}, is {after!r}")
-                return
+                break
 
 
 def compare_values(found: Found, name: str, old: Any, new: Any, path: str = "") -> bool:
@@ -385,7 +385,19 @@ def main() -> None:
         found = compare(old, new)
         replay_old_runs(found, now, old, new)
     report(found, options.commit)
-    sys.exit(1 if found.differences else 0)
+    sys.exit(1 if set(grouped(found.differences)) - CHANGED.keys() else 0)
+
+
+def grouped(differences: list[str]) -> dict[tuple[str, str], list[str]]:
+    """Differences by the name of the file within its folder, and by what differs there: field or column,
+    or the line itself of other files."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for difference in differences:
+        where, _, what = difference.partition(": ")
+        file = where.rpartition("/")[2].partition(":")[0]
+        kind = re.sub(r"\[\d+\].*|was .*", "", what, flags=re.DOTALL).strip(" :\n")
+        found.setdefault((file, kind), []).append(difference)
+    return found
 
 
 def report(found: Found, commit: str) -> None:
@@ -396,8 +408,12 @@ def report(found: Found, commit: str) -> None:
         print(f"renamed: {system} under {order} -> {now}")
     for was, name in (*RENAMED_FIELDS.items(), *RENAMED_FILES.items()):
         print(f"renamed: {was} -> {name or 'gone'}")
-    for difference in found.differences[:20]:
-        print(f"DIFFERS {difference}")
+    for (file, kind), differences in grouped(found.differences).items():
+        if (file, kind) in CHANGED:
+            print(f"changed: {file}: {kind}: {CHANGED[file, kind]}")
+            continue
+        others = f" (and {len(differences) - 1} more such)" if len(differences) > 1 else ""
+        print(f"DIFFERS {file}{others}: {differences[0]}")
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         json.dumps(

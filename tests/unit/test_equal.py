@@ -19,10 +19,8 @@ def answers(folder: Path, **changed: Any) -> Path:
     run.mkdir(parents=True)
     lines = changed.get("lines", ['{"step":0}', '{"step":1}'])
     (run / "decisions.jsonl").write_text("\n".join(lines) + "\n")
-    pq.write_table(
-        pa.table({"step": changed.get("steps", [0, 1]), "batch": [2.0, float("nan")]}),
-        run / "steps.parquet",
-    )
+    columns = {"step": changed.get("steps", [0, 1]), "batch": [2.0, float("nan")]}
+    pq.write_table(pa.table({**columns, **changed.get("columns", {})}), run / "steps.parquet")
     summary = {"system": "fastswitch", "provenance": {"commit": str(folder)}, "metrics": {"a.b": 1}}
     (run / "run.json").write_text(json.dumps({**summary, **changed.get("summary", {})}))
     page = folder / "made/report-run/page.html"
@@ -101,3 +99,27 @@ def test_a_tree_is_asked_for_every_named_system_under_three_orders_at_least() ->
         ]
         assert len(named) == len(set(named)) == 33 * len(question["orders"])
         assert len(question["orders"]) >= 3
+
+
+def test_differences_of_one_kind_are_told_once() -> None:
+    told = equal.grouped(
+        [
+            "runs/a/b/c/steps.parquet: step[1]: was 1, is 2",
+            "runs/a/b/d/steps.parquet: step[9]: was 3, is 4",
+            "runs/a/b/d/steps.parquet: batch[9]: was 3, is 4",
+            "runs/a/b/d/run.json: system: was x, is y",
+        ]
+    )
+    assert {key: len(found) for key, found in told.items()} == {
+        ("steps.parquet", "step"): 2,
+        ("steps.parquet", "batch"): 1,
+        ("run.json", "system"): 1,
+    }
+
+
+def test_columns_that_are_new_do_not_hide_what_differs_in_the_others(tmp_path: Path) -> None:
+    found = differences(tmp_path, columns={"more": [1, 2]}, steps=[0, 7])
+    assert [key for key in equal.grouped(found)] == [
+        ("steps.parquet", "has new columns: more int64"),
+        ("steps.parquet", "step"),
+    ]
