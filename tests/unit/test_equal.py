@@ -119,7 +119,7 @@ def test_differences_of_one_kind_are_told_once() -> None:
 
 def test_columns_that_are_new_do_not_hide_what_differs_in_the_others(tmp_path: Path) -> None:
     found = differences(tmp_path, columns={"more": [1, 2]}, steps=[0, 7])
-    assert [key for key in equal.grouped(found)] == [
+    assert list(equal.grouped(found)) == [
         ("steps.parquet", "has new columns: more int64"),
         ("steps.parquet", "step"),
     ]
