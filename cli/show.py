@@ -58,6 +58,13 @@ def _run_as_text(summary: dict[str, Any]) -> str:
         f"  rows {metrics['rows']}: {metrics['finished']} finished, {metrics['rejected']} rejected,"
         f" {metrics['cancelled']} cancelled, {metrics['unfinished']} unfinished",
     ]
+    queued = summary["workload"].get("queued_at_client")
+    if queued is not None:
+        waited = summary["workload"]["queued_at_client_s"]
+        lines.append(
+            f"  client's own queue: {queued} turns waited {words.significant(waited)} s in all, which"
+            " only latencies from the due time count"
+        )
     for name in words.shown(list(words.HEADINGS), [metrics]):
         lines.append(f"  {words.HEADINGS[name][0]}: {words.value(metrics, name)}")
     lines += [f"  {line}" for line in words.explained(list(words.HEADINGS))]

@@ -31,8 +31,17 @@ from runs.provenance import provenance
 from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario
-from runs.serving import Serving, aging_lengths, checker, make_scheduler, planner_of, settings_for
-from runs.turns import TurnDriver
+from runs.serving import (
+    Serving,
+    aging_lengths,
+    assumptions,
+    checker,
+    client_facts,
+    make_driver,
+    make_scheduler,
+    planner_of,
+    settings_for,
+)
 from runs.user_order import OrderLike, UserOrder, user_order
 from traces.prefixes import with_prefix_block
 from traces.randomness import Streams
@@ -202,7 +211,8 @@ def _serve(
         out, None if machine.model.tokenizer is None else machine.model.tokenizer.decode
     )
     aging = aging_lengths(machine.serving) if decisions else []
-    with Recorder(out, decisions=decisions, aging=aging) as recorder:
+    header = machine.serving.workload.header
+    with Recorder(out, decisions=decisions, aging=aging, header=header) as recorder:
         engine = make_engine(machine, recorder, journal, check, progress, runner)
         if interruptible is not None:
             interruptible(engine.stop)
@@ -251,7 +261,7 @@ def make_engine(
     )
     parts = Parts(
         machine.scheduler,
-        TurnDriver(serving.workload, serving.scenario.workload.concurrency),
+        make_driver(serving),
         runner,
         swap,
         machine.prompts,
@@ -426,6 +436,7 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
             "composed_from": list(serving.workload.header.composed_from),
             "rows": engine.driver.num_rows,
             "drawn": "machine",
+            **client_facts(engine.driver),
         },
         "profile": None,
         "profile_kind": None,
@@ -440,7 +451,10 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
         **engine.scheduler.engine.facts(),
         "link_bytes_per_s": rates,
         "largest": {"batch": engine.largest_batch, "prefill_tokens": engine.largest_prefill},
-        "warnings": _warnings(machine, engine),
+        "warnings": [
+            *_warnings(machine, engine),
+            *assumptions(serving.workload, engine.driver),
+        ],
         "verdict": engine.verdict,
         "was_stopped": engine.was_stopped,
     }

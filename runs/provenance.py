@@ -37,11 +37,12 @@ def provenance(scenario: Scenario, profile: Any, order: UserOrder | None = None)
 
 
 def workload_hash(scenario: Scenario) -> str:
-    """Of the file's bytes, or of the generator's numbers and seeds; a generator's own file counts by its
+    """Of the file's bytes and those of its companions, or of the generator's numbers and seeds; a generator's own file counts by its
     bytes, not by its name. Raises OSError."""
     spec = scenario.workload
     if spec.file is not None:
-        return _file_hash(Path(spec.file))
+        found = [_file_hash(path) for path in (spec.path, *map(Path, spec.companions))]
+        return found[0] if len(found) == 1 else _hash(found)
     numbers = spec.model_dump(mode="json")
     if is_generator_file(spec.generator):
         numbers["generator"] = _file_hash(Path(str(spec.generator)))

@@ -12,9 +12,8 @@ from policy.plan import Batch, Direction, Plan, PreemptionMode
 from policy.request import Request
 from runs.recording import SCHEMAS, IntTable, Recording, Table
 from traces.block_names import TokenNames
-from traces.workload import Turn
-
-_BILLION = 1_000_000_000
+from traces.readers import parquet
+from traces.workload import Header, Turn
 
 
 class CopyRecord(NamedTuple):
@@ -75,7 +74,8 @@ class Recorder:
     nobody, so a list of those breaks turns any residency into spans when it ends.
 
     With `decisions` it also notes what a replay needs and no table says (replay.jsonl). `aging`:
-    the lengths that `pool.aging` used the pools with. `with` closes the files of a run that fails.
+    the lengths that `pool.aging` used the pools with. `header`: of the workload, whose rows are kept
+    under it. `with` closes the files of a run that fails.
     """
 
     def __init__(
@@ -84,10 +84,16 @@ class Recorder:
         *,
         decisions: bool = False,
         aging: Sequence[tuple[int, int]] = (),
+        header: Header | None = None,
     ) -> None:
         self._folder = folder
         self._tables = {name: Table(name, folder) for name in SCHEMAS if name != "steps"}
         self._wait: tuple[int, int, int] | None = None  # a row of waits.parquet that may grow
+        if header is not None:
+            metadata = parquet.recorded_schema(header.as_json()).metadata
+            self._tables["workload"] = Table("workload", folder, metadata)
+        self._workload_columns = SCHEMAS["workload"].names
+        self._num_blocks = 0  # ids of blocks among the rows of the workload that are held
         self._step_table = IntTable("steps", folder)
         self._steps = self._step_table.append
         self._stories: dict[str, _Story] = {}
@@ -228,23 +234,13 @@ class Recorder:
         for its parent's end."""
         self._noted = None
         self._stories[turn.request_id] = _Story(turn.request_id, due_ns)
-        self._tables["workload"].append(
-            (
-                turn.request_id,
-                turn.session_id,
-                turn.turn,
-                turn.input_tokens,
-                turn.output_tokens,
-                _seconds(turn.arrival_ns),
-                _seconds(turn.think_ns),
-                _seconds(turn.gap_ns),
-                turn.parent_id,
-                turn.parent_prefix_tokens,
-                turn.client_id,
-                turn.priority,
-                _seconds(turn.cancel_ns),
-            )
-        )
+        table, in_file = self._tables["workload"], self._folder is not None
+        table.append(parquet.recorded_row(turn, self._workload_columns, blocks=in_file))
+        if in_file and turn.hash_ids:
+            self._num_blocks += len(turn.hash_ids)
+            if self._num_blocks >= parquet.GROUP_BLOCKS:
+                table.flush()
+                self._num_blocks = 0
 
     def ended(
         self,
@@ -393,7 +389,3 @@ def _loaded(plan: Plan) -> list[str]:
 
 def _compact(value: list[Any]) -> str:
     return json.dumps(value, separators=(",", ":")) if value else "[]"
-
-
-def _seconds(nanoseconds: int | None) -> float | None:
-    return None if nanoseconds is None else nanoseconds / _BILLION

@@ -2,7 +2,7 @@
 
     run.json               summary and provenance
     scenario.yaml          resolved
-    workload.parquet       the rows served
+    workload.parquet       the rows served, which are a workload again
     decisions.jsonl        one line per step, when asked for
     replay.jsonl           what a replay needs beyond the tables, with decisions.jsonl
     requests.parquet  steps.parquet  waits.parquet  spans.parquet  preemptions.parquet
@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from policy.errors import ConfigError, InputError
+from traces.readers import parquet
 from traces.strict import quoted, reason, shown, shown_path
 
 #: Rows are turned into columns while they are still in the processor's cache, and written in
@@ -109,23 +110,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("waited_for", pa.bool_()),
         ]
     ),
-    "workload": pa.schema(
-        [
-            ("request_id", _STR),
-            ("session_id", _STR),
-            ("turn", _INT),
-            ("input_tokens", _INT),
-            ("output_tokens", _INT),
-            ("arrival_s", pa.float64()),
-            ("think_s", pa.float64()),
-            ("gap_s", pa.float64()),
-            ("parent_id", _STR),
-            ("parent_prefix_tokens", _INT),
-            ("client_id", _STR),
-            ("priority", _INT),
-            ("cancel_s", pa.float64()),
-        ]
-    ),
+    "workload": parquet.recorded_schema(),
 }
 
 
@@ -141,8 +126,10 @@ def _writing(path: Path) -> Iterator[None]:
 class _Sink:
     """Where full chunks of a table go: memory, or a Parquet file."""
 
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self.schema = SCHEMAS[name]
+    def __init__(
+        self, name: str, folder: Path | None, metadata: dict[bytes, bytes] | None = None
+    ) -> None:
+        self.schema = SCHEMAS[name].with_metadata(metadata)
         self._chunks: list[pa.RecordBatch] = []
         self._path = None if folder is None else folder / f"{name}.parquet"
         self._writer: pq.ParquetWriter | None = None
@@ -174,10 +161,12 @@ class _Sink:
 
 
 class Table:
-    """Rows of one schema. `append` takes a tuple."""
+    """Rows of one schema. `append` takes a tuple. `metadata`: of its file, beside the columns."""
 
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self._sink = _Sink(name, folder)
+    def __init__(
+        self, name: str, folder: Path | None, metadata: dict[bytes, bytes] | None = None
+    ) -> None:
+        self._sink = _Sink(name, folder, metadata)
         self._rows: list[tuple[Any, ...]] = []
         self.append = self._rows.append
         self.extend = self._rows.extend
@@ -185,14 +174,15 @@ class Table:
     def flush_if_full(self) -> None:
         """Move buffered rows out once there are enough of them."""
         if len(self._rows) >= CHUNK_ROWS:
-            self._flush()
+            self.flush()
 
     def close(self) -> pa.Table | None:
         """The whole table, or None if it is on disk now."""
-        self._flush()
+        self.flush()
         return self._sink.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Move buffered rows out."""
         if self._rows:
             columns = zip(*self._rows, strict=True)
             schema = self._sink.schema

@@ -216,6 +216,24 @@ def checker(kind: str) -> Callable[[Scheduler], None] | None:
 # ---------------------------------------------------------------------- turns
 
 
+def make_driver(serving: Serving) -> TurnDriver:
+    """Who arrives when, as the scenario says."""
+    scenario = serving.scenario
+    return TurnDriver(
+        serving.workload,
+        last_turn_known=scenario.last_turn_known,
+        concurrency=scenario.workload.concurrency,
+    )
+
+
+def client_facts(driver: TurnDriver) -> dict[str, float]:
+    """Turns that waited in the client's own queue, and for how long in all; nothing of a client that
+    has none."""
+    if not driver.has_queue:
+        return {}
+    return {"queued_at_client": driver.num_queued, "queued_at_client_s": driver.queued_ns / 1e9}
+
+
 def assumptions(workload: Workload, driver: TurnDriver) -> list[str]:
     """What a run took for granted of its workload, and the workload does not say."""
     found = list(workload.header.assumed)

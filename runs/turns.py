@@ -1,13 +1,14 @@
 """Who arrives when: open loop, closed loop with think time, or start-to-start gaps.
 
 Shared by every machine. A turn that would arrive before its parent has ended waits for it; when it
-was due is told with it.
+was due is told with it. A client may keep no more than so many turns in flight: what is due beyond that
+waits in its own queue, of which the server knows nothing.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -15,13 +16,14 @@ from policy.errors import InputError
 from traces.workload import Turn, Workload
 
 NEVER = 1 << 62
-_NO_PLACE: deque[int] = deque()
 
 
 class Arrival(NamedTuple):
     """A turn that has arrived. `parent_id`: the request whose context it extends. `is_last`: the
-    workload is known to have no turn after it (never so in open loop). `due_ns`: when it would have
-    come, had it not had to wait for its parent's end."""
+    workload is known to have no turn after it (in open loop, only where the driver was asked to look).
+    `due_ns`: when it would have come, had it not had to wait for its parent's end or for a place among
+    those in flight.
+    """
 
     arrival_ns: int
     request_id: str
@@ -34,17 +36,22 @@ class Arrival(NamedTuple):
 class TurnDriver:
     """Hands out turns in (arrival_ns, request id) order, reading the workload as it is needed.
 
-    `next_ns` is when the next turn arrives, NEVER if that depends on a reply or nothing is left. With
-    `concurrency` the clients together keep at most so many requests under way: a turn that is due
-    while so many are arrives when one of them ends, and its wait is the client's own.
-    Raises InputError for a turn whose parent does not come before it, or a first turn without an
-    arrival.
+    `next_ns` is when the next turn arrives, NEVER if that depends on a reply or nothing is left.
+    `last_turn_known`: look through an open workload for the last turns of its sessions. `concurrency`:
+    most turns in flight; a session without an arrival then begins when a place is free and nobody
+    waits for it. Raises InputError for a turn whose parent does not come before it, or, without
+    `concurrency`, a first turn without an arrival.
     """
 
-    def __init__(self, workload: Workload, concurrency: int | None = None) -> None:
-        #: When each free place became so, where there are only so many.
-        self._free: deque[int] | None = None if concurrency is None else deque([0] * concurrency)
+    def __init__(
+        self, workload: Workload, concurrency: int | None = None, *, last_turn_known: bool = False
+    ) -> None:
         self._open = workload.header.timing == "open"
+        is_asked = last_turn_known and self._open
+        self._followed = _followed(workload) if is_asked else None
+        self._free = None if concurrency is None else [0] * concurrency  # since when, a heap
+        self.num_queued = 0  # turns that waited for a place among those in flight
+        self.queued_ns = 0
         self._rows: Iterator[Turn] = iter(workload)
         self._ahead: Turn | None = next(self._rows, None)
         self._due: list[Arrival] = []
@@ -53,11 +60,14 @@ class TurnDriver:
         self._ended: dict[str, tuple[int, int]] = {}  # open loop: (began, ended) of past turns
         self._last: dict[str, str] = {}  # session -> its latest request
         self.num_rows = 0
-        self.num_unsaid = (
-            0  # later turns that do not say what they repeat of their parent's context
-        )
+        self.num_unsaid = 0  # later turns that do not say what they repeat of their parent
         self.next_ns = NEVER
         self._read(-1)
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether the client keeps turns back."""
+        return self._free is not None
 
     @property
     def is_done(self) -> bool:
@@ -68,28 +78,44 @@ class TurnDriver:
         """Turns that have arrived by `now_ns`, in order."""
         self._read(now_ns)
         found = []
-        while self._due and self._due[0].arrival_ns <= now_ns and self._free != _NO_PLACE:
+        while self._due and self._due[0].arrival_ns <= now_ns and self._free != []:
             arrival = heappop(self._due)
             if self._free is not None:
-                freed_ns = self._free.popleft()
-                arrival = arrival._replace(arrival_ns=max(arrival.arrival_ns, freed_ns))
-            is_last = not self._open and arrival.request_id not in self._children
-            found.append(arrival._replace(is_last=is_last))
+                arrival = self._sent(arrival, heappop(self._free))
+            found.append(arrival._replace(is_last=self._is_last(arrival.request_id)))
+            if self._free:
+                self._read(now_ns)  # a place is left for a session that waits for one
         self._set_next()
         return found
 
     def ended(self, request_id: str, now_ns: int) -> None:
         """A reply has ended, or the turn was rejected or cancelled: its children may come."""
         began = self._began.pop(request_id)
-        if self._free is not None:
-            self._free.append(now_ns)
         if self._open:
             self._ended[request_id] = (began, now_ns)
         children = self._children.pop(request_id, None)
         if children is not None:
             for child in children:
                 self._arrive(child, request_id, began, now_ns)
-        self._set_next()
+        if self._free is not None:
+            heappush(self._free, now_ns)
+            self._read(now_ns)
+        elif children is not None:
+            self._set_next()
+
+    def _is_last(self, request_id: str) -> bool:
+        if self._followed is not None:
+            return request_id not in self._followed
+        return not self._open and request_id not in self._children
+
+    def _sent(self, arrival: Arrival, free_ns: int) -> Arrival:
+        """A turn of the client's own queue, once a place has been free since `free_ns`."""
+        if free_ns <= arrival.arrival_ns:
+            return arrival
+        self.num_queued += 1
+        self.queued_ns += free_ns - arrival.arrival_ns
+        self._began[arrival.request_id] = free_ns
+        return arrival._replace(arrival_ns=free_ns)
 
     # ------------------------------------------------------------------ reading ahead
 
@@ -99,6 +125,10 @@ class TurnDriver:
         while row is not None:
             if row.arrival_ns is not None and row.arrival_ns > now_ns and self._is_timed(row):
                 break
+            if self._free is not None and row.arrival_ns is None and self._is_timed(row):
+                if len(self._due) >= len(self._free):
+                    break
+                row = replace(row, arrival_ns=max(0, now_ns))
             self._accept(row)
             row = next(self._rows, None)
         self._ahead = row
@@ -109,13 +139,12 @@ class TurnDriver:
         return self._open or (row.turn == 1 and row.parent_id is None)
 
     def _set_next(self) -> None:
-        if self._free == _NO_PLACE:
-            self.next_ns = NEVER
-            return
         next_ns = self._due[0].arrival_ns if self._due else NEVER
         if self._ahead is not None and self._ahead.arrival_ns is not None:
             next_ns = min(next_ns, self._ahead.arrival_ns)
-        self.next_ns = max(next_ns, self._free[0]) if self._free else next_ns
+        if self._free is not None:
+            next_ns = max(next_ns, self._free[0]) if self._free else NEVER
+        self.next_ns = next_ns
 
     def _accept(self, row: Turn) -> None:
         self.num_rows += 1
@@ -153,3 +182,15 @@ class TurnDriver:
         self._began[turn.request_id] = arrival_ns
         due_ns = arrival_ns if due_ns is None else due_ns
         heappush(self._due, Arrival(arrival_ns, turn.request_id, turn, parent, due_ns))
+
+
+def _followed(workload: Workload) -> set[str]:
+    """Requests whose context another one extends: one pass over an open workload."""
+    followed: set[str] = set()
+    last: dict[str, str] = {}
+    for row in workload:
+        parent = row.parent_id or (last.get(row.session_id) if row.turn > 1 else None)
+        if parent is not None:
+            followed.add(parent)
+        last[row.session_id] = row.request_id
+    return followed

@@ -27,12 +27,13 @@ from runs.serving import (
     aging_lengths,
     assumptions,
     checker,
+    client_facts,
+    make_driver,
     make_scheduler,
     planner_of,
     settings_for,
     v1_limits,
 )
-from runs.turns import TurnDriver
 from runs.user_order import OrderLike, UserOrder, user_order
 from sim.clock import Clock
 from sim.costs import CopyCosts, step_costs
@@ -116,7 +117,8 @@ def _record(
     progress: Callable[[int], None] | None,
 ) -> Recording:
     aging = aging_lengths(setup) if decisions else []
-    with Recorder(folder, decisions=decisions, aging=aging) as recorder:
+    header = setup.workload.header
+    with Recorder(folder, decisions=decisions, aging=aging, header=header) as recorder:
         engine = make_engine(setup, scheduler, recorder, check, progress)
         with calm_collector():
             engine.env.run(until=engine.env.process(engine.run()))
@@ -159,7 +161,7 @@ def make_engine(
     return Engine(
         env,
         scheduler,
-        TurnDriver(setup.workload, setup.scenario.workload.concurrency),
+        make_driver(setup),
         device,
         link,
         recorder,
@@ -196,6 +198,7 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "composed_from": list(setup.workload.header.composed_from),
             "rows": engine.driver.num_rows,
             "drawn": setup.scenario.drawn,
+            **client_facts(engine.driver),
         },
         "profile": setup.profile.name,
         "profile_kind": f"{'changed ' * bool(setup.scenario.profile_values)}{setup.profile.kind}",

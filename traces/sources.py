@@ -27,7 +27,8 @@ def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
         arrivals = arrivals_of(spec.arrivals or ArrivalSpec(), spec.rate)
     if spec.think is not None:
         think = think_of(spec.think, spec.think_mean_s)
-    workload = with_times(workload, streams, arrivals, think)
+    begins_itself = spec.concurrency is not None
+    workload = with_times(workload, streams, arrivals, think, begins_itself=begins_itself)
     if spec.resample:
         workload = resampled(workload, streams)
     priorities = priorities_of(spec.priority)

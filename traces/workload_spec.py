@@ -101,9 +101,10 @@ class WorkloadSpec(Section):
 
     For a file, `rate`, `arrivals` and `think` fill in session arrivals and think times that it
     lacks, and `priority` gives priorities. `priority_process` names the order that the workload is
-    meant for. `context_cap` is the generator's own when not given; `uncapped` takes it away.
-    `resample`: a file's sessions are drawn anew for every run (`traces.shaping.resample`).
-    `concurrency`: most requests that the clients together keep under way.
+    meant for. `concurrency`: most turns in flight, the others wait at the client; a file's sessions that
+    have no arrival then begin as places get free, and need no `rate`. `resample`: a file's sessions
+    are drawn anew for every run (`traces.shaping.resample`). `context_cap` is the generator's own when
+    not given; `uncapped` takes it away.
     """
 
     file: str | None = None
@@ -118,6 +119,7 @@ class WorkloadSpec(Section):
     arrivals: ArrivalSpec | None = None
     context_cap: Annotated[int, Field(ge=2)] | None = None
     uncapped: bool = False
+    concurrency: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     think: ThinkLaw | None = None
     think_mean_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0
     system_tokens: Tokens | None = None
@@ -125,7 +127,6 @@ class WorkloadSpec(Section):
     priority: PriorityShares | None = None
     priority_process: Process | None = None
     resample: bool = False
-    concurrency: Positive | None = None
 
     @field_validator("generator")
     @classmethod
@@ -134,6 +135,12 @@ class WorkloadSpec(Section):
             return name
         known = ", ".join(GENERATORS)
         raise ValueError(f"{shown(name)!r} is not one of {known}, and no .yaml file")
+
+    @property
+    def path(self) -> Path:
+        """The file; of a recording's folder, the rows that were served."""
+        path = Path(str(self.file))
+        return path / "workload.parquet" if path.is_dir() else path
 
     def aids(self) -> Aids:
         """What the scenario says of its file that the file does not."""

@@ -19,7 +19,7 @@ from traces.atomic import whole
 from traces.strict import shown_path
 
 #: Format -> the pieces of its file's text, given the recording and whether YAML is wanted.
-_WRITERS: dict[str, Callable[[Recording], Iterator[str]]] = {
+WRITERS: dict[str, Callable[[Recording], Iterator[str]]] = {
     "perfetto": timeline.pieces,
     "vllm": export_vllm.pieces,
     "aiperf": export_aiperf.pieces,
@@ -34,13 +34,13 @@ def export(recording: Recording, name: str, out: Path) -> None:
     Raises ConfigError for an unknown format, a run that was killed or a file that cannot be written,
     InputError for a recording that cannot be read.
     """
-    if name not in _WRITERS:
-        raise ConfigError(f"--format: {name!r} is not one of {', '.join(_WRITERS)}")
+    if name not in WRITERS:
+        raise ConfigError(f"--format: {name!r} is not one of {', '.join(WRITERS)}")
     if not recording.summary.get("is_complete", True):
         where = "" if recording.folder is None else f"{shown_path(recording.folder)}: "
         raise ConfigError(f"{where}the run was killed; what it recorded of its steps is not whole")
     suffixes = [suffix for suffix in out.suffixes if suffix != ".gz"]
-    write = _WRITERS[name]
+    write = WRITERS[name]
     if name == "llm-d" and suffixes[-1:] and suffixes[-1] in _YAML:
         write = export_llm_d.yaml_pieces
     with whole(out) as part, _opened(part, packed=out.suffix == ".gz") as file:

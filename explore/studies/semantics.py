@@ -33,7 +33,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self._profiles: dict[str, str] = {}
-        self._files: dict[str, str] = {}
+        self._files: dict[tuple[str, ...], str] = {}
 
     def profile(self, name: str) -> str:
         """Hash of a profile's content. Raises ConfigError."""
@@ -43,12 +43,13 @@ class Inputs:
 
     def workload(self, scenario: Scenario) -> str:
         """Hash of a workload's bytes, or of its generator's numbers. Raises InputError."""
-        path = scenario.workload.file
-        if path is None:
+        spec = scenario.workload
+        if spec.file is None:
             return _hashed(scenario)
-        if path not in self._files:
-            self._files[path] = _hashed(scenario)
-        return self._files[path]
+        paths = (spec.file, *spec.companions)
+        if paths not in self._files:
+            self._files[paths] = _hashed(scenario)
+        return self._files[paths]
 
 
 def _hashed(scenario: Scenario) -> str:
@@ -76,7 +77,8 @@ def key_of(scenario: Scenario, inputs: Inputs, beside: Mapping[str, Any] | None 
     content = scenario.model_dump(mode="json")
     for name in _NAMES:
         del content[name]
-    del content["workload"]["file"]
+    for name in ("file", "companions"):
+        del content["workload"][name]
     if is_generator_file(scenario.workload.generator):
         del content["workload"]["generator"]
     system = scenario.resolve_system()
@@ -99,6 +101,8 @@ def portable(scenario: Scenario) -> dict[str, Any]:
     data = scenario.model_dump(mode="json", exclude_unset=True)
     if scenario.workload.file is not None:
         data["workload"]["file"] = os.path.abspath(scenario.workload.file)
+    if scenario.workload.companions:
+        data["workload"]["companions"] = [os.path.abspath(p) for p in scenario.workload.companions]
     if is_generator_file(scenario.workload.generator):
         data["workload"]["generator"] = os.path.abspath(str(scenario.workload.generator))
     if scenario.profile not in profiles.names():

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from runs.metrics.stats import Ints
-from runs.recording import Recording
+from runs.recording import SCHEMAS, Recording
 
 NS = 1_000_000_000
 
@@ -16,8 +16,10 @@ Columns = dict[str, Any]
 
 
 def columns_of(recording: Recording, name: str) -> Columns:
-    """Columns of one table. Raises InputError if the folder lacks it."""
-    table: pa.Table = recording.table(name)
+    """Columns of one table but for lists, of which no metric is made. Raises InputError if the folder
+    lacks it."""
+    flat = [field.name for field in SCHEMAS[name] if not pa.types.is_nested(field.type)]
+    table: pa.Table = recording.table(name, flat)
     found: Columns = {}
     for column_name in table.column_names:
         column = table.column(column_name)

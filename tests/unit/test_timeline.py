@@ -349,7 +349,7 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left(
         yield "{"
         raise InputError("steps.parquet: torn")
 
-    monkeypatch.setitem(module._WRITERS, "perfetto", breaks)
+    monkeypatch.setitem(module.WRITERS, "perfetto", breaks)
     with pytest.raises(InputError):
         export(found, "perfetto", tmp_path / "t.json")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -349,3 +349,84 @@ def test_clients_keep_no_more_under_way_than_they_may_and_their_wait_is_their_ow
     turns.ended("r2", 70)
     assert [(a.request_id, a.arrival_ns) for a in turns.due(80)] == [("r3", 60), ("r4", 70)]
     assert turns.is_done
+
+
+# ---------------------------------------------------------------------- last turns of open loops
+
+
+def test_the_last_turns_of_an_open_loop_are_known_where_somebody_looks() -> None:
+    rows = [
+        turn("a/1", arrival_ns=0),
+        turn("b/1", arrival_ns=1),
+        turn("a/2", arrival_ns=50),
+        turn("c/1", arrival_ns=60, parent_id="b/1"),
+    ]
+    workload = Workload.of(rows, Header(timing="open"))
+    for is_known in (True, False):
+        turns = TurnDriver(workload, last_turn_known=is_known)
+        found = {a.request_id: a.is_last for a in turns.due(1)}
+        for name in ("a/1", "b/1"):
+            turns.ended(name, 2)
+        found |= {a.request_id: a.is_last for a in turns.due(60)}
+        assert found == {"a/1": False, "b/1": False, "a/2": is_known, "c/1": is_known}
+
+
+# ---------------------------------------------------------------------- so many in flight
+
+
+def served(turns: TurnDriver, service: dict[str, int]) -> list[tuple[int, int, str]]:
+    """(arrival, end, id) of every turn, on a server that begins each at once."""
+    now, done = 0, []
+    running: list[tuple[int, str]] = []
+    while not turns.is_done or running:
+        for arrival in turns.due(now):
+            end = max(now, arrival.arrival_ns) + service[arrival.request_id]
+            running.append((end, arrival.request_id))
+            done.append((arrival.arrival_ns, end, arrival.request_id))
+        now = min([*(end for end, _ in running), turns.next_ns])
+        for end, name in sorted(running):
+            if end <= now:
+                running.remove((end, name))
+                turns.ended(name, end)
+    return done
+
+
+@given(workloads(), st.integers(1, 4))
+def test_never_more_turns_are_in_flight_than_the_client_allows_and_none_waits_for_nothing(
+    made: tuple[Timing, list[Turn], dict[str, int]], places: int
+) -> None:
+    timing, rows, service = made
+    workload = Workload.of(rows, Header(timing=timing))
+    turns = TurnDriver(workload, concurrency=places)
+    done = served(turns, {name: max(1, ns) for name, ns in service.items()})
+    assert sorted(name for _, _, name in done) == sorted(row.request_id for row in rows)
+    for begin, _, name in done:
+        others = [one for one in done if one[2] != name and one[0] <= begin < one[1]]
+        assert len(others) < places
+    free = TurnDriver(workload, concurrency=len(rows) + 1)
+    assert served(free, service) == served(TurnDriver(workload), service)
+    assert free.num_queued == 0
+
+
+def test_what_waits_at_the_client_is_counted_and_comes_when_a_place_is_free() -> None:
+    rows = [turn(f"{name}/1", arrival_ns=at) for name, at in (("a", 0), ("b", 10), ("c", 90))]
+    turns = TurnDriver(Workload.of(rows, Header(timing="open")), concurrency=1)
+    assert served(turns, dict.fromkeys(("a/1", "b/1", "c/1"), 40)) == [
+        (0, 40, "a/1"),
+        (40, 80, "b/1"),
+        (90, 130, "c/1"),
+    ]
+    assert (turns.num_queued, turns.queued_ns) == (1, 30)
+
+
+def test_sessions_without_arrivals_begin_as_places_get_free_behind_turns_that_wait() -> None:
+    rows = [turn("a/1"), turn("a/2", think_ns=5), turn("b/1"), turn("c/1"), turn("c/2", think_ns=5)]
+    turns = TurnDriver(Workload.of(rows, Header(timing="closed")), concurrency=2)
+    assert served(turns, dict.fromkeys((row.request_id for row in rows), 10)) == [
+        (0, 10, "a/1"),
+        (0, 10, "b/1"),
+        (10, 20, "c/1"),
+        (15, 25, "a/2"),
+        (25, 35, "c/2"),
+    ]
+    assert turns.num_queued == 0

@@ -89,15 +89,15 @@ def reader_for(path: Path, name: str | None = None) -> Reader:
     head = head_of(path, place)
     if head is None:
         place.fail("empty file")
-    for reader in READERS:
-        if reader.claims(head):
-            return reader
     place.line = 0
-    if servegen.is_servegen(head):
-        place.fail("ServeGen's laws of single clients, which are no requests: generate from them")
     for marks, what in _NO_REQUESTS:
         if all(mark in head for mark in marks):
             place.fail(what)
+    for reader in READERS:
+        if reader.claims(head):
+            return reader
+    if servegen.is_servegen(head):
+        place.fail("ServeGen's laws of single clients, which are no requests: generate from them")
     return place.fail(named.hint(head))
 
 

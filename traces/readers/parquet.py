@@ -8,14 +8,14 @@ units of the JSONL rows; block ids are a list, components a list of structs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traces.readers.rows import COUNTS, SECONDS, TEXTS
+from traces.readers.rows import COUNTS, SECONDS, TEXTS, row_of
 from traces.strict import MAX_RATIO, MAX_UNPACKED, Place, parse_json, reason
-from traces.workload import FORMAT, MAX_ID
+from traces.workload import FORMAT, MAX_ID, Turn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,8 +52,8 @@ def schema() -> pa.Schema:
     kinds = dict.fromkeys(_IDS, pa.string())
     kinds |= dict.fromkeys(("turn", "input_tokens", "output_tokens", *COUNTS), pa.int32())
     kinds |= dict.fromkeys(SECONDS, pa.float64())
-    kinds |= {"priority": pa.int64(), "hash_ids": pa.list_(pa.int64())}
-    kinds |= {"components": pa.list_(component)}
+    kinds |= {"priority": pa.int64(), "hash_ids": pa.list_(pa.field("element", pa.int64()))}
+    kinds |= {"components": pa.list_(pa.field("element", component))}
     return pa.schema(kinds)
 
 
@@ -99,15 +99,41 @@ def _check_claims(file: pq.ParquetFile, size: int, place: Place) -> None:
         if field.name not in wanted.names:
             place.fail("unknown column", field.name)
         known = wanted.field(field.name).type
-        if field.type != known and getattr(field.type, "value_type", None) != known:
+        is_wide = (str(field.type), str(known)) == ("int64", "int32")
+        if field.type != known and not is_wide and getattr(field.type, "value_type", None) != known:
             place.fail(f"column of {field.type}, not {known}", field.name)
     if len(set(found.names)) != len(found.names):
         place.fail("column given twice")
 
 
-def recorded_schema(header: dict[str, Any]) -> pa.Schema:
-    """The schema of a table of the rows that a run served, in the order seen."""
-    return schema().with_metadata({FORMAT: json.dumps(header), _RECORDED: "1"})
+def recorded_schema(header: dict[str, Any] | None = None) -> pa.Schema:
+    """The schema of a table of the rows that a run served, in the order seen. Whole numbers are wide,
+    as in all tables of a run."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    narrow, wide = pa.int32(), pa.int64()
+    columns = [(f.name, wide if f.type == narrow else f.type) for f in schema()]
+    found = pa.schema(columns)
+    if header is None:
+        return found
+    return found.with_metadata({FORMAT: json.dumps(header), _RECORDED: "1"})
+
+
+def recorded_row(turn: Turn, names: Sequence[str], *, blocks: bool) -> tuple[Any, ...]:
+    """A turn as a row of that table, cells in the order of `names`. `blocks`: with its block ids and
+    components."""
+    row = row_of(turn, runs=False)
+    row["priority"] = turn.priority
+    if not blocks:
+        row.pop("hash_ids", None)
+        row.pop("components", None)
+    elif "components" in row:
+        row["components"] = _structs(row["components"])
+    return tuple(map(row.get, names))
+
+
+def _structs(parts: list[list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(("kind", "id", "tokens"), part, strict=True)) for part in parts]
 
 
 def header_of(path: Path, place: Place) -> tuple[dict[str, Any], bool]:
@@ -184,8 +210,7 @@ def writer(path: Path, header: dict[str, Any]) -> Iterator[Callable[[dict[str, A
     def put(row: dict[str, Any]) -> None:
         nonlocal blocks
         if "components" in row:
-            parts = row["components"]
-            row["components"] = [dict(zip(("kind", "id", "tokens"), p, strict=True)) for p in parts]
+            row["components"] = _structs(row["components"])
         rows.append(row)
         blocks += len(row.get("hash_ids", ()))
         if len(rows) == GROUP_ROWS or blocks >= GROUP_BLOCKS:

@@ -41,11 +41,16 @@ def begins(turn: Turn) -> bool:
 
 
 def with_times(
-    workload: Workload, streams: Streams, arrivals: Arrivals | None, think: Think | None
+    workload: Workload,
+    streams: Streams,
+    arrivals: Arrivals | None,
+    think: Think | None,
+    *,
+    begins_itself: bool = False,
 ) -> Workload:
     """Give sessions without an arrival one by the law `arrivals`, and turns without any time a
     think time by the law `think`. What the source has is kept; where its replies say how they
-    ended (`stop`), so chooses the law.
+    ended (`stop`), so chooses the law. `begins_itself`: a session without an arrival needs none.
 
     Raises ConfigError at the first turn that needs a law that was not given, and for a session that
     would begin more than ten years after the first.
@@ -58,7 +63,10 @@ def with_times(
     if think is not None:
         parts.append(f"think time where missing: {think.words}")
     header = noted(workload, *parts, seed=streams.seed)
-    return Workload(header, lambda: _timed(workload, header, streams, arrivals, think))
+    return Workload(
+        header,
+        lambda: _timed(workload, header, streams, arrivals, think, begins_itself=begins_itself),
+    )
 
 
 def _timed(
@@ -67,17 +75,19 @@ def _timed(
     streams: Streams,
     arrivals: Arrivals | None,
     think: Think | None,
+    *,
+    begins_itself: bool,
 ) -> Iterator[Turn]:
     starts = None if arrivals is None else _starts(arrivals, streams)
     stop: str | None = None
     for turn in workload:
         if begins(turn) and turn.arrival_ns is None:
-            if starts is None:
+            if starts is None and not begins_itself:
                 raise ConfigError(
                     f"workload.rate: {shown(header.source)}: {turn.request_id} has no arrival time;"
                     " give the sessions per second at which sessions should begin"
                 )
-            yield replace(turn, arrival_ns=next(starts)[0])
+            yield turn if starts is None else replace(turn, arrival_ns=next(starts)[0])
         elif turn.arrival_ns is None and turn.think_ns is None and turn.gap_ns is None:
             if think is None:
                 raise ConfigError(
