@@ -28,6 +28,10 @@ FORMAT = "fastswitch-profile/1"
 PROFILES = Path(__file__).parent / "profiles"
 
 
+#: Bytes per second that a link can have, from a slow disk's to a thousand of today's.
+BANDWIDTHS = (1e6, 1e16)
+
+
 class Model(Strict):
     """The shape that decides KV bytes. `kv_heads * head_dim * dtype_bytes` per token and side."""
 
@@ -52,6 +56,14 @@ class Memory(Strict):
     utilisation: Quantity
     activation_bytes: Quantity
     host_kv_bytes: Quantity
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> Memory:
+        if not 0 < self.utilisation.value <= 1:
+            raise ValueError(
+                f"utilisation: {self.utilisation.value:g} is not a share, above 0 and up to 1"
+            )
+        return self
 
 
 class StepCost(Strict):
@@ -149,6 +161,17 @@ class TransferCost(Strict):
     def _small_pieces_are_told_whole(self) -> TransferCost:
         if len({self.small_piece is None, self.small_setup is None, self.small_rate is None}) > 1:
             raise ValueError("small_piece, small_setup and small_rate come together")
+        return self
+
+    @model_validator(mode="after")
+    def _bandwidths_are_in_bytes_per_second(self) -> TransferCost:
+        low, high = BANDWIDTHS
+        for name in ("to_device", "to_host", "to_device_duplex", "to_host_duplex"):
+            value = getattr(self, name).value
+            if not low <= value <= high:
+                raise ValueError(
+                    f"{name}: {value:g} bytes per second is not in {low:g} to {high:g}; 25 GB/s is 25e9"
+                )
         return self
 
 
@@ -394,7 +417,12 @@ class Profile(Strict):
             for end, widen in (("low", min), ("high", max)):
                 edge = entry[end]
                 entry[end] = float(value) if edge is None else widen(float(value), edge)
-        return Profile.model_validate_json(json.dumps(data))
+        try:
+            return Profile.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"][:1])
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"profile_values.{where}.{problem}") from None
 
     def ranged(self) -> dict[str, Quantity]:
         """Numbers of steps and copies that may be others, by name."""

@@ -22,7 +22,8 @@ from policy.orders.catalog import ORDERS, OrderSettings
 from policy.orders.traces import check_markov
 from policy.orders.vtc import MAX_WEIGHT
 from policy.systems import System, custom_system, named_system
-from traces.strict import MAX_SECONDS, quoted, reason, shown, shown_path
+from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, quoted, reason, shown, shown_path
+from traces.workload import MAX_TOKENS
 from traces.workload_spec import (
     Count,
     Positive,
@@ -41,6 +42,10 @@ Frequency = Annotated[float, Field(ge=1e-9, le=1)]
 Seconds = Annotated[float, Field(ge=1e-9, le=MAX_SECONDS)]
 
 
+#: Most blocks of a pool: 268 million tokens at the usual 16 a block, more than any machine holds.
+MAX_BLOCKS = 1 << 24
+
+
 class PrioritySpec(Section):
     """A replayed priority pattern. `frequency`: updates per step; `period_s`: by the clock."""
 
@@ -55,9 +60,9 @@ class PoolSpec(Section):
     """Block pools. Sizes default to what the profile's memory holds, `watermark` to vLLM 0.3.3's 0.01, and
     to 0 where the engine is V1, as there; that offloads `offload_chunk_blocks` at a time."""
 
-    device_blocks: Positive | None = None
-    host_blocks: Count | None = None
-    block_size: Positive = 16
+    device_blocks: Annotated[int, Field(ge=1, le=MAX_BLOCKS)] | None = None
+    host_blocks: Annotated[int, Field(ge=0, le=MAX_BLOCKS)] | None = None
+    block_size: Annotated[int, Field(ge=1, le=MAX_BLOCK_SIZE)] = 16
     watermark: Share | None = None
     offload_chunk_blocks: Positive = 1
     aging: Literal["none", "churn", "shuffle"] = "churn"
@@ -69,10 +74,10 @@ class LimitSpec(Section):
     are chunked. Where the engine is V1 both are what that release takes for the machine's memory. The last
     three are V1's alone, under its names."""
 
-    max_num_seqs: Positive | None = None
-    max_num_batched_tokens: Positive | None = None
+    max_num_seqs: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     max_paddings: Count = 256
-    max_model_len: Positive | None = None
+    max_model_len: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     scheduler_reserve_full_isl: bool = True
     long_prefill_token_threshold: Count = 0
     long_prefill_token_threshold_adaptive: bool = False

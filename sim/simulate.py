@@ -226,6 +226,23 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
     }
 
 
+def _too_long(setup: Setup) -> list[str]:
+    """A context that was asked for and that the model was not made for, or the pool cannot hold."""
+    asked = setup.scenario.limits.max_model_len
+    if asked is None:
+        return []
+    own, pool = setup.profile.model.max_model_len, setup.settings.device_blocks
+    room = pool * setup.settings.block_size
+    found = []
+    if asked > own:
+        found.append(f"limits.max_model_len: {asked} tokens, the model has {own}: extrapolated")
+    if asked > room:
+        found.append(
+            f"limits.max_model_len: {asked} tokens, the device holds {room}: longer contexts are rejected"
+        )
+    return found
+
+
 def _warnings(setup: Setup, scheduler: Scheduler, engine: Engine) -> list[str]:
     """What is wrong with its profile, where the run left the range that is valid in, and what was
     assumed of the workload."""
@@ -237,6 +254,7 @@ def _warnings(setup: Setup, scheduler: Scheduler, engine: Engine) -> list[str]:
     prefixes = scheduler.engine.facts().get("prefixes")
     if prefixes is not None and not prefixes["looked_up_tokens"]:
         found.append("prefix_sharing: no prompt has hash_ids of full blocks, so nothing was shared")
+    found.extend(_too_long(setup))
     for what, seen, limit in (
         ("batch", device.largest_batch, valid.max_batch),
         ("KV tokens of a step", device.largest_kv_tokens, valid.max_kv_tokens),

@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=0)]
 #: Per second. Beyond these, times are beyond all clocks.
 Rate = Annotated[float, Field(ge=1e-9, le=1e9)]
 Tokens = Annotated[int, Field(ge=0, lt=MAX_TOKENS)]
+#: Most sessions of a generated workload.
+MAX_CONVERSATIONS = 100_000_000
 
 ThinkLaw = Literal["human", "agent", "exponential", "none"]
 #: Generators that are there without a file.
@@ -114,7 +116,7 @@ class WorkloadSpec(Section):
     block_size: Annotated[int, Field(ge=1, le=MAX_BLOCK_SIZE)] | None = None
     companions: Annotated[tuple[str, ...], Field(strict=False)] = ()
     generator: str | None = None
-    conversations: Positive | None = None
+    conversations: Annotated[int, Field(ge=1, le=MAX_CONVERSATIONS)] | None = None
     rate: Rate | None = None
     arrivals: ArrivalSpec | None = None
     context_cap: Annotated[int, Field(ge=2)] | None = None
