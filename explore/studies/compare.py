@@ -453,7 +453,7 @@ def _replay_notes(comparison: Comparison) -> list[str]:
     if scenario.workload.resample:
         return [
             f"One trace, resampled: every run draws {scenario.workload.file}'s sessions anew, so intervals"
-            " say how far another trace of the same kind may be off."
+            " say how far another trace with the same arrivals may be off."
         ]
     if comparison.is_one_run:
         return [
