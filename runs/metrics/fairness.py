@@ -112,16 +112,17 @@ def _service(
             continue
         position = int(first[index])
         while window <= until:
+            key = (client, window)
             if window == until:
                 after = int(last[index]) + 1
-            else:
-                if window not in edges:
-                    edges[window] = int(np.searchsorted(ends, (window + 1) * WINDOW_NS))
-                after = edges[window]
-            key = (client, window)
+                served[key] = served.get(key, 0) + OUTPUT_WEIGHT * (after - position)
+                break
+            if window not in edges:
+                edges[window] = int(np.searchsorted(ends, (window + 1) * WINDOW_NS))
+            after = edges[window]
             served[key] = served.get(key, 0) + OUTPUT_WEIGHT * (after - position)
             position = after
-            window += 1
+            window = int(ends[position]) // WINDOW_NS  # those without a step are passed over
     return served
 
 

@@ -238,3 +238,27 @@ def test_from_one_request_to_the_next_nobody_starves() -> None:
 def test_without_turns_that_ask_for_anything_there_is_nothing_to_say() -> None:
     found = Minutes(0).request("a", 0, None, asks=False).found()
     assert set(found.values()) == {None, 0}
+
+
+def test_a_reply_over_a_hundred_million_windows_costs_as_many_entries_as_it_has_steps() -> None:
+    """A bandwidth typed in the wrong unit stretches a run over centuries; its metrics must not."""
+    far = 10**8 * fairness.WINDOW_NS
+    steps = {
+        "step": np.array([0, 1]),
+        "start_ns": np.array([0, 1]),
+        "end_ns": np.array([fairness.WINDOW_NS // 2, far + 5]),
+    }
+    spans = {
+        "request_id": ["a"],
+        "kind": ["token"],
+        "first_step": np.array([0]),
+        "last_step": np.array([1]),
+        "tokens": np.array([2]),
+    }
+    requests = {
+        "request_id": ["a"],
+        "input_tokens": np.array([5]),
+        "cached_tokens": np.array([0]),
+    }
+    served = fairness._service(requests, steps, spans, {"a": "c"}, 0)
+    assert served == {("c", 0): 2, ("c", 10**8): 2}
