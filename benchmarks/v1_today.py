@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from explore import words
@@ -33,6 +34,8 @@ RATES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 METRICS = ("ttft_p95_s", "tbt_p99_s")
 WORKLOADS = ("chat", "agent", "code")
 BAR = 40
+#: Agents and code need more than 8,192 tokens of context.
+CONTEXT = 16_384
 
 
 def scenario(kind: str, profile: str, conversations: int, rate: float, seed: int) -> Scenario:
@@ -44,12 +47,12 @@ def scenario(kind: str, profile: str, conversations: int, rate: float, seed: int
                 "generator": kind,
                 "conversations": conversations,
                 "rate": rate,
-                "context_cap": 8192,
+                "context_cap": CONTEXT,
             },
             "profile": profile,
             "order": "fcfs",
             "system": BASELINE,
-            "limits": {"max_model_len": 8192},
+            "limits": {"max_model_len": CONTEXT},
             "pool": {"aging": "none"},
             "seed": seed,
         },
@@ -136,6 +139,7 @@ def main() -> None:
     found: dict[str, Comparison] = {}
     rates: dict[str, float] = {}
     for kind in WORKLOADS:
+        print(kind, file=sys.stderr, flush=True)
         rates[kind] = load_of(kind, asked.profile, asked.conversations)
         made = scenario(kind, asked.profile, asked.conversations, rates[kind], 0)
         found[kind] = compare(made, SYSTEMS, runs=asked.runs, workers=1)
