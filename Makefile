@@ -11,7 +11,7 @@ VLLM := .cache/vllm
 PYTHON312 ?= python3.12
 OTHER := .cache/py312
 
-.PHONY: demo test test-full check bench notebooks gpu-check gpu-wheels validate validate-full reproduce reproduce-full format clean
+.PHONY: demo test test-full check bench notebooks gpu-check gpu-wheels validate validate-full reproduce reproduce-full today format clean
 
 $(BIN)/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,7 +25,8 @@ $(BIN)/test: $(BIN)/core
 
 # The main job: FastSwitch against vLLM-style swapping on a real-shaped workload.
 demo: $(BIN)/core
-	$(BIN)/fastswitch compare paper-8b-a10 --seeds 3 --out demo --overwrite
+	$(BIN)/fastswitch compare paper-8b-a10 --seeds 3 --out demo --overwrite \
+	  --systems paged,paged-keep,+groups,+reuse,fastswitch,+block-major,+batched,vllm-v1,vllm-v1+swap
 
 check: $(BIN)/test
 	$(BIN)/ruff check .
@@ -43,6 +44,10 @@ test: check
 	HYPOTHESIS_PROFILE=ci FASTSWITCH_COVERAGE=policy $(BIN)/python $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='policy/*' --fail-under=100
+
+# Should I swap, offload or recompute on today's vLLM? One page, simulated; the rules are at the script's head.
+today: $(BIN)/core
+	$(BIN)/python benchmarks/v1_today.py > docs/results/today.md
 
 # The long ones: everything of `test`; many more random runs, from a number that is printed and may be given again
 # as SEED=...; the release's own package, Python 3.12 without torch, reports in a browser.

@@ -37,7 +37,7 @@ from explore.studies.sweep_tables import results_of
 from explore.studies.warm_up import WarmUp
 from explore.studies.workers.base import WorkerSettings
 from policy.errors import ConfigError
-from policy.systems import BASELINE_NAMES, BASELINES, named_system
+from policy.systems import BASELINE_NAMES, BASELINES, V1, named_system
 from runs.metrics.goodput import Slo
 from runs.metrics.served import little_served
 from runs.obeyed import UNREAD
@@ -395,8 +395,11 @@ def _notes(comparison: Comparison) -> list[str]:
     notes = []
     order = comparison.results[comparison.systems[0]][0]["order"]
     planners = {name: comparison.results[name][0]["planner"] for name in comparison.systems}
-    if len(set(planners.values())) > 1:
-        follow = ", ".join(name for name, kind in planners.items() if kind == "release")
+    follow = ", ".join(name for name, kind in planners.items() if kind == "release")
+    todays = ", ".join(name for name, kind in planners.items() if kind == V1)
+    if todays and order not in ("fcfs", "priority"):
+        notes.append(f"{todays}: V1's queues under {order}, which the release does not know.")
+    if follow and len(set(planners.values())) > 1:
         notes.append(
             f"Under {order} {follow} follow vLLM 0.3.3's own planner and the others the thirteen"
             " rules, so more than memory management differs."

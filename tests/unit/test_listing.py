@@ -10,9 +10,11 @@ from click.testing import CliRunner
 
 from cli.main import main
 from explore import words
+from explore.studies.compare import compare
 from policy.orders.catalog import ORDERS
 from policy.systems import SYSTEMS
 from runs.known import orders_told, system_told, systems_told
+from runs.scenario import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,3 +68,10 @@ def test_a_name_that_is_not_one_is_refused() -> None:
     found = CliRunner().invoke(main, ["systems", "vllm-v9"])
     assert found.exit_code == 2
     assert "'vllm-v9' is not one of" in found.output
+
+
+def test_a_comparison_says_where_v1_is_not_the_release() -> None:
+    scenario = load("cpu-smoke")
+    found = compare(scenario, ["paged-keep", "vllm-v1"], runs=1, workers=1)
+    assert "vllm-v1: V1's queues under random, which the release does not know." in found.notes
+    assert not any("thirteen" in note for note in found.notes)
