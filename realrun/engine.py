@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+import runs.loop
 from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import Batch, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
@@ -23,15 +23,13 @@ from realrun.journal import Journal
 from realrun.prompts import Prompts
 from realrun.runner import Runner, Work
 from realrun.swap import SwapManager
+from runs.loop import Loop
 from runs.recorder import Recorder
-from runs.recording import IntTable
-from runs.serving import longest_context, make_request, output_target, unservable
+from runs.serving import longest_context, make_request, output_target
 from runs.turns import NEVER, Arrival, TurnDriver
 from traces.block_names import TokenNames
 from traces.prefixes import keys_from_tokens
 from traces.workload import Turn
-
-NULL = IntTable.NULL
 
 #: Chooses the next token of each row: (logits, request ids, positions) -> token ids.
 Sampler = Callable[[torch.Tensor, Sequence[str], Sequence[int]], list[int]]
@@ -53,21 +51,16 @@ class Clock:
         return time.perf_counter_ns() - self._begin
 
 
-class Served:
+class Served(runs.loop.Served):
     """A turn being served and its tokens: the prompt, and what was generated behind it."""
 
-    __slots__ = ("arrival_ns", "first_token_ns", "produced", "request", "target", "tokens", "turn")
+    __slots__ = ("tokens",)
 
     def __init__(
         self, turn: Turn, arrival_ns: int, request: Request, target: int, tokens: list[int]
     ) -> None:
-        self.turn = turn
-        self.arrival_ns = arrival_ns
-        self.request = request
-        self.target = target
+        super().__init__(turn, arrival_ns, request, target)
         self.tokens = tokens
-        self.produced = 0
-        self.first_token_ns: int | None = None
 
     @property
     def output(self) -> list[int]:
@@ -89,11 +82,10 @@ class Parts(NamedTuple):
     clock: Clock
 
 
-class Engine:
+class Engine(Loop[Served]):
     """One serving engine. `run` serves until every turn has ended, or `stop` was called.
 
-    `eos`: token ids that end a reply; empty where the workload's output lengths rule. `check` is
-    called after every schedule and update. `verdict`: what vLLM 0.3.3 would have died of.
+    `eos`: token ids that end a reply; empty where the workload's output lengths rule.
     """
 
     def __init__(
@@ -105,28 +97,20 @@ class Engine:
         check: Callable[[Scheduler], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        (
-            self.scheduler,
-            self.driver,
-            self.runner,
-            self.swap,
-            self._prompts,
-            self._sample,
-            self.recorder,
-            self.journal,
-            self._clock,
-        ) = parts
-        self.verdict: str | None = None
+        super().__init__(
+            parts.scheduler, parts.driver, parts.recorder, {}, check=check, progress=progress
+        )
+        self.runner = parts.runner
+        self.swap = parts.swap
+        self.journal = parts.journal
+        self._prompts = parts.prompts
+        self._sample = parts.sample
+        self._clock = parts.clock
         self.was_stopped = False
-        self.num_ended = 0
         self.largest_batch = self.largest_prefill = 0
         self._last_turn_known = last_turn_known
         self._eos = eos
-        self._check = check
-        self._progress = progress
-        self._served: dict[str, Served] = {}
         self._history: dict[str, list[int]] = {}  # ended request -> its tokens, for its children
-        self._cancels: list[tuple[int, str]] = []
         self._last: Plan | None = None
         self._batch: Batch | None = None  # whose `_rows` are
         self._rows: list[Served] = []
@@ -158,14 +142,13 @@ class Engine:
                     self._check(scheduler)
                 if plan.is_numbered or plan.has_commands:
                     outcome = self._execute(plan, now)
-                elif driver.is_done and not scheduler.num_live and not self.swap.in_flight:
+                elif self._is_done and not self.swap.in_flight:
                     return
                 else:
                     self._idle(plan, now)
                     outcome = Outcome(False, now, self._clock(), None, (), self._ended_copies())
                 scheduler.update(outcome)
-                for request_id in outcome.finished:
-                    self._finish(self._served[request_id], outcome.end_ns)
+                self._finish(outcome.finished, outcome.end_ns)
                 if self._check is not None:
                     self._check(scheduler)
         except ReleaseVerdict as verdict:
@@ -188,7 +171,7 @@ class Engine:
         for copy_id in plan.cancel:
             self.swap.cancel(copy_id)
         for request_id, why in plan.reject:
-            self._end(self._served[request_id], "rejected", why)
+            self._end(self.served[request_id], "rejected", why)
         lost: set[str] = set()
         if plan.copies or plan.wait_for:
             lost = self._copy(plan)
@@ -210,7 +193,7 @@ class Engine:
         batch = plan.batch
         if batch is not self._batch:
             self._batch = batch
-            self._rows = [] if batch is None else [self._served[name] for name in batch.decode]
+            self._rows = [] if batch is None else [self.served[name] for name in batch.decode]
         return self._rows
 
     def _work(self, plan: Plan) -> tuple[list[Served], list[Work]]:
@@ -218,7 +201,7 @@ class Engine:
         scheduler, table_of = self.scheduler, self.scheduler.block_table
         who, work = [], []
         for request_id, count in plan.prefill:
-            served = self._served[request_id]
+            served = self.served[request_id]
             past = scheduler.num_computed(request_id)
             who.append(served)
             work.append(Work(served.tokens[past : past + count], past, table_of(request_id)))
@@ -290,7 +273,7 @@ class Engine:
         finished, eos = [], self._eos
         computed = self.scheduler.num_computed
         whole = {n for n, c in plan.prefill if computed(n) + c == self.scheduler.num_tokens(n)}
-        ran = [self._served[name] for name, _ in plan.prefill if name in whole]
+        ran = [self.served[name] for name, _ in plan.prefill if name in whole]
         ran += self._decoding(plan)
         for served in ran:
             if lost and served.turn.request_id in lost:
@@ -310,34 +293,11 @@ class Engine:
         self, plan: Plan, step: int, start: int, end: int, stall: int, free: tuple[int, int]
     ) -> None:
         batch = plan.batch
-        prefilled = sum(count for _, count in plan.prefill)
         size = 0 if batch is None else len(batch.decode)
         self.largest_batch = max(self.largest_batch, size)
-        self.largest_prefill = max(self.largest_prefill, prefilled)
+        self.largest_prefill = max(self.largest_prefill, sum(count for _, count in plan.prefill))
         kv_tokens = sum([len(served.tokens) for served in self._decoding(plan)]) - size
-        row = (
-            step,
-            start,
-            end,
-            stall,
-            prefilled,
-            size,
-            kv_tokens,
-            *free,
-            NULL if plan.wait_cost is None else plan.wait_cost,
-            NULL if plan.overlap_cost is None else plan.overlap_cost,
-        )
-        (self.recorder.stepped if batch is None else self.recorder.decoded)(row)
-        self.recorder.flush_if_full()
-
-    def _report(self, plan: Plan, lost: set[str]) -> tuple[tuple[str, int], ...]:
-        """Tokens one by one, because some requests' loads failed and they got none."""
-        if plan.batch is not None:
-            for request_id in lost.intersection(plan.batch.decode):
-                self.recorder.withheld(request_id)
-        return tuple(
-            (request_id, int(request_id not in lost)) for request_id in plan.num_scheduled_tokens
-        )
+        self._stepped(plan, step, (start, end, stall), size, kv_tokens, free)
 
     # ------------------------------------------------------------------ copies
 
@@ -364,27 +324,12 @@ class Engine:
         return lost
 
     def _ended_copies(self) -> tuple[CopyResult, ...]:
-        ended = self.swap.poll()
-        seen_step = self.scheduler.step + 1
-        for transfer in ended:
-            self.recorder.copied(self.swap.record(transfer), seen_step)
-        return tuple([CopyResult(t.copy.copy_id, t.ok, t.end_ns) for t in ended])
+        return self._seen([self.swap.record(transfer) for transfer in self.swap.poll()])
 
-    # ------------------------------------------------------------------ arrivals and departures
+    # ------------------------------------------------------------------ what Loop asks
 
-    def _arrive(self, now: int) -> None:
-        for arrival in self.driver.due(now):
-            served = self._serve(arrival)
-            self.recorder.arrived(served.turn, arrival.due_ns)
-            self._served[arrival.request_id] = served
-            why = unservable(served.turn)
-            if why is not None:
-                self._end(served, "rejected", why)
-                continue
-            self.scheduler.add(served.request, now)
-            if served.turn.cancel_ns is not None:
-                at = arrival.arrival_ns + served.turn.cancel_ns
-                heappush(self._cancels, (at, arrival.request_id))
+    def _now(self) -> int:
+        return self._clock()
 
     def _serve(self, arrival: Arrival) -> Served:
         """The turn with its real tokens, and so its real length."""
@@ -408,46 +353,10 @@ class Engine:
         target = output_target(turn, longest_context(settings, self.scheduler.system))
         return Served(turn, arrival.arrival_ns, request, target, tokens)
 
-    def _cancel(self, now: int) -> None:
-        while self._cancels and self._cancels[0][0] <= now:
-            at, request_id = heappop(self._cancels)
-            if self.scheduler.cancel(request_id, now):
-                self._end(self._served[request_id], "cancelled", "client left", at)
-
-    def _finish(self, served: Served, end: int) -> None:
-        capped = served.target < served.turn.output_tokens and served.produced == served.target
-        self._end(served, "finished", "length cap" if capped else "", finish_ns=end)
-
-    def _end(
-        self,
-        served: Served,
-        status: str,
-        reason: str,
-        cancel_ns: int | None = None,
-        finish_ns: int | None = None,
-    ) -> None:
-        name = served.turn.request_id
-        del self._served[name]
-        row = self.recorder.ended(
-            served.turn,
-            served.arrival_ns,
-            served.request,
-            status=status,
-            end_ns=self._clock() if finish_ns is None else finish_ns,
-            reason=reason,
-            output_tokens=served.produced,
-            first_token_ns=served.first_token_ns,
-            finish_ns=finish_ns,
-            cancel_ns=cancel_ns,
-            cancel_seen_step=None if cancel_ns is None else self.scheduler.step + 1,
-        )
+    def _ended(self, served: Served, row: tuple[Any, ...], status: str) -> None:
         self.journal.ended(row, served.output)
         if status != "unfinished":
-            self._history[name] = served.tokens
-            self.driver.ended(name, self._clock() if finish_ns is None else finish_ns)
-        self.num_ended += 1
-        if self._progress is not None:
-            self._progress(self.num_ended)
+            self._history[served.turn.request_id] = served.tokens
 
     def _abandon(self) -> None:
         """The run ends here: let copies end, and write down who was still being served."""
@@ -455,15 +364,14 @@ class Engine:
         while self.swap.in_flight and self._clock() < deadline:
             self.swap.wait_for_news(NAP_S)
             self._ended_copies()
-        for served in list(self._served.values()):
-            self._end(served, "unfinished", "the engine stopped")
+        self._leave_unfinished()
 
     # ------------------------------------------------------------------ idleness
 
     def _idle(self, plan: Plan, now: int) -> None:
         """Nothing runs until a copy ends, a turn arrives or a client leaves."""
         self.recorder.unnumbered(plan, self.scheduler.step + 1, now)
-        wake = min(self.driver.next_ns, self._cancels[0][0] if self._cancels else NEVER)
+        wake = self._wake_ns
         if not self.swap.in_flight and wake == NEVER:
             raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
         nap = min(NAP_S, max(0, wake - now) / 1e9)

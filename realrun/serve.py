@@ -25,6 +25,7 @@ from realrun.runtime import Runtime, runtime_for
 from realrun.sampling import SamplingParams, draws, sample
 from realrun.swap import TIMEOUT_S, SwapManager
 from runs import recording
+from runs.loop import facts_of
 from runs.metrics.served import rejected_because
 from runs.metrics.summary import summarise
 from runs.provenance import provenance
@@ -36,10 +37,8 @@ from runs.serving import (
     aging_lengths,
     assumptions,
     checker,
-    client_facts,
     make_driver,
     make_scheduler,
-    planner_of,
     settings_for,
 )
 from runs.user_order import OrderLike, UserOrder, user_order
@@ -423,38 +422,18 @@ def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[st
     return {
         "format": recording.FORMAT,
         "machine": "real",
-        "scenario": serving.scenario.name,
-        "system": serving.system.name,
-        "switches": serving.system.switches(),
-        "order": engine.scheduler.order.name,
-        "planner": planner_of(engine.scheduler),
+        **facts_of(serving, engine, drawn="machine"),
         "model": options.model,
         "device": _accelerator(machine.device),
         "deterministic": options.deterministic,
-        "workload": {
-            "source": serving.workload.header.source,
-            "composed_from": list(serving.workload.header.composed_from),
-            "rows": engine.driver.num_rows,
-            "drawn": "machine",
-            **client_facts(engine.driver),
-        },
         "profile": None,
         "profile_kind": None,
         "assumptions": [],
-        "device_blocks": serving.settings.device_blocks,
-        "host_blocks": serving.settings.host_blocks,
-        "block_size": serving.settings.block_size,
-        "max_model_len": serving.settings.max_model_len,
-        "max_num_batched_tokens": serving.settings.max_num_batched_tokens,
-        "max_num_seqs": serving.settings.max_num_seqs,
-        "priority_updates": engine.scheduler.num_updates,
-        **engine.scheduler.engine.facts(),
         "link_bytes_per_s": rates,
         "largest": {"batch": engine.largest_batch, "prefill_tokens": engine.largest_prefill},
         "warnings": [
             *_warnings(machine, engine),
             *assumptions(serving.workload, engine.driver),
         ],
-        "verdict": engine.verdict,
         "was_stopped": engine.was_stopped,
     }

@@ -6,6 +6,7 @@ which nothing changes costs the same for one request as for a hundred.
 
 from __future__ import annotations
 
+import runs.loop
 from policy.plan import Batch, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
@@ -13,29 +14,15 @@ from sim.costs import DECODE_SHIFT, StepCosts
 from traces.workload import Turn
 
 
-class Served:
-    """A turn being served: what it wants and what it has got."""
+class Served(runs.loop.Served):
+    """A turn being served. While it decodes, `produced` is as of `decodes_since`, a count of decode
+    steps, and `done_at` is the one that completes it; both are -1 otherwise."""
 
-    __slots__ = (
-        "arrival_ns",
-        "decodes_since",
-        "done_at",
-        "first_token_ns",
-        "produced",
-        "request",
-        "target",
-        "turn",
-    )
+    __slots__ = ("decodes_since", "done_at")
 
     def __init__(self, turn: Turn, arrival_ns: int, request: Request, target: int) -> None:
-        self.turn = turn
-        self.arrival_ns = arrival_ns
-        self.request = request
-        self.target = target  # output tokens until it is done
-        self.produced = 0  # while it decodes: as of `decodes_since`
-        self.decodes_since = -1
-        self.done_at = -1  # decode step that completes it, while it decodes
-        self.first_token_ns: int | None = None
+        super().__init__(turn, arrival_ns, request, target)
+        self.decodes_since = self.done_at = -1
 
 
 class Device:

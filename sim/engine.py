@@ -7,7 +7,6 @@ at the top of the loop; everything else goes through `_execute`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from heapq import heappop, heappush
 from typing import Any, Protocol
 
 import simpy
@@ -16,16 +15,14 @@ from policy.errors import ProgressError, ReleaseVerdict
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.scheduler import Scheduler
 from runs.lineages import Names, no_names
+from runs.loop import NULL, Loop
 from runs.recorder import Recorder
-from runs.recording import IntTable
-from runs.serving import longest_context, make_request, output_target, unservable
-from runs.turns import NEVER, TurnDriver
+from runs.serving import longest_context, make_request, output_target
+from runs.turns import NEVER, Arrival, TurnDriver
 from sim.clock import Clock
 from sim.device import Device, Served
 from sim.link import Job
 from traces.prefixes import Keys, no_keys
-
-NULL = IntTable.NULL
 
 Process = Generator[simpy.Event, object, Any]
 
@@ -72,15 +69,13 @@ class Link(Protocol):
         """Nanoseconds a step gains by copies under way."""
 
 
-class Engine:
+class Engine(Loop[Served]):
     """One serving engine on a simulated machine. `run` is its process. `keys` names the blocks of a
     prompt.
 
     `plans_ahead`: the next step is planned while one runs (vLLM's asynchronous scheduling), so a turn
     that arrives meanwhile is in the one after it. `frontend_ns`: what lies between a client and the
     engine; turns are seen so much later than they arrive.
-    `check` is called after every schedule and update. `progress` is told how many turns have ended.
-    `verdict` is what vLLM 0.3.3 would have died of, if it did.
     """
 
     def __init__(
@@ -101,14 +96,10 @@ class Engine:
         check: Callable[[Scheduler], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        super().__init__(scheduler, driver, recorder, device.served, check=check, progress=progress)
         self.env = env
-        self.scheduler = scheduler
-        self.driver = driver
         self.device = device
         self.link = link
-        self.recorder = recorder
-        self.verdict: str | None = None
-        self.num_ended = 0
         self._submits_itself = submits_itself
         self._last_turn_known = last_turn_known
         self._plans_ahead = plans_ahead
@@ -116,9 +107,6 @@ class Engine:
         self._keys = keys
         self._names = names
         self._longest = longest_context(scheduler.settings, scheduler.system)
-        self._check = check
-        self._progress = progress
-        self._cancels: list[tuple[int, str]] = []
         self._step_end = StepEnd(env)
 
     # ------------------------------------------------------------------ the loop
@@ -181,20 +169,21 @@ class Engine:
                     finished = outcome.finished
                     began = now if ahead and plan.runs else None
                     update(outcome)
-                elif self._is_over():
+                elif self._is_done and not link.in_flight:
                     return
                 else:
                     yield from self._idle(plan)
                     finished, began = (), None
                     update(Outcome(False, env.now, env.now, None, (), self._ended_copies()))
                 if finished:
-                    self._finish(finished)
+                    self._finish(finished, env.now)
                 if check is not None:
                     check(scheduler)
         except ReleaseVerdict as verdict:
             self.verdict = str(verdict)
             recorder.unnumbered(None, scheduler.step + 1, env.now)
-            self._abandon()
+            self._ended_copies()
+            self._leave_unfinished()
 
     def _execute(self, plan: Plan, free: tuple[int, int]) -> Process:
         """One plan that is new: commands first, then what it runs. Returns the outcome."""
@@ -209,17 +198,15 @@ class Engine:
         for copy_id in plan.cancel:
             self.link.cancel(copy_id)
         for request_id, why in plan.reject:
-            self._end(device.served[request_id], "rejected", why)
+            self._end(self.served[request_id], "rejected", why)
         lost: set[str] = set()
         if plan.copies or plan.wait_for:
             lost = yield from self._copy(plan)
         stall = env.now - start
         finished: tuple[str, ...] = ()
-        tokens = 0
         if plan.runs:
             yield from self._compute(self._duration(plan))
         if plan.prefill:
-            tokens = sum(count for _, count in plan.prefill)
             finished = device.end_prefill(plan, lost, env.now)
             for request_id, count in plan.prefill:
                 produced = request_id not in lost and device.completes(request_id, count)
@@ -228,20 +215,8 @@ class Engine:
             decoded = [name for name in device.end_decode() if name not in lost]
             finished = tuple(sorted([*finished, *decoded]) if finished else decoded)
         if plan.is_numbered:
-            row = (
-                step,
-                start,
-                env.now,
-                stall,
-                tokens,
-                device.batch_size if plan.batch is not None else 0,
-                device.kv_tokens if plan.batch is not None else 0,
-                *free,
-                NULL if plan.wait_cost is None else plan.wait_cost,
-                NULL if plan.overlap_cost is None else plan.overlap_cost,
-            )
-            (recorder.stepped if plan.batch is None else recorder.decoded)(row)
-            recorder.flush_if_full()
+            size, kv_tokens = (device.batch_size, device.kv_tokens) if plan.batch else (0, 0)
+            self._stepped(plan, step, (start, env.now, stall), size, kv_tokens, free)
         reported = self._report(plan, lost) if lost else None
         return Outcome(plan.runs, start, env.now, reported, finished, self._ended_copies())
 
@@ -256,16 +231,6 @@ class Engine:
         if self.link.in_flight:
             duration += self.link.slowdown(self.env.now, duration)
         yield self._step_end.after(duration)
-
-    def _report(self, plan: Plan, lost: set[str]) -> tuple[tuple[str, int], ...]:
-        """Tokens one by one, because some requests' loads failed and they got none."""
-        if plan.batch is not None:
-            for request_id in lost.intersection(plan.batch.decode):
-                self.device.withhold(request_id)
-                self.recorder.withheld(request_id)
-        return tuple(
-            (request_id, int(request_id not in lost)) for request_id in plan.num_scheduled_tokens
-        )
 
     # ------------------------------------------------------------------ copies
 
@@ -296,88 +261,32 @@ class Engine:
         jobs: list[Job] = self.link.ended_jobs
         if not jobs:
             return ()
-        seen_step = self.scheduler.step + 1
-        for job in jobs:
-            self.recorder.copied(job.record(), seen_step)
-        results = tuple([CopyResult(job.copy.copy_id, job.ok, job.end_ns) for job in jobs])
+        results = self._seen([job.record() for job in jobs])
         jobs.clear()
         return results
 
-    # ------------------------------------------------------------------ arrivals and departures
+    # ------------------------------------------------------------------ what Loop asks
 
-    def _arrive(self, now: int, seen: int) -> None:
-        for arrival in self.driver.due(seen):
-            self.recorder.arrived(arrival.turn, arrival.due_ns)
-            why = unservable(arrival.turn)
-            request = make_request(
-                arrival,
-                last_turn_known=self._last_turn_known,
-                prefix_keys=self._keys(arrival.turn),
-                block_names=self._names(arrival),
-            )
-            served = Served(
-                arrival.turn,
-                arrival.arrival_ns,
-                request,
-                output_target(arrival.turn, self._longest),
-            )
-            self.device.served[arrival.request_id] = served
-            if why is not None:
-                self._end(served, "rejected", why)
-                continue
-            self.scheduler.add(request, now)
-            if arrival.turn.cancel_ns is not None:
-                at = arrival.arrival_ns + arrival.turn.cancel_ns
-                heappush(self._cancels, (at, arrival.request_id))
+    def _now(self) -> int:
+        return self.env.now
 
-    def _cancel(self, now: int) -> None:
-        while self._cancels and self._cancels[0][0] <= now:
-            at, request_id = heappop(self._cancels)
-            if self.scheduler.cancel(request_id, now):
-                self._end(self.device.served[request_id], "cancelled", "client left", at)
-
-    def _finish(self, finished: tuple[str, ...]) -> None:
-        for request_id in finished:
-            served = self.device.served[request_id]
-            capped = served.target < served.turn.output_tokens
-            self._end(served, "finished", "length cap" if capped else "")
-
-    def _end(self, served: Served, status: str, reason: str, cancel_ns: int | None = None) -> None:
-        device = self.device
-        del device.served[served.turn.request_id]
-        device.leave(served)
-        done = status == "finished"
-        if done and served.first_token_ns is None:
-            served.first_token_ns = self.env.now
-        self.recorder.ended(
-            served.turn,
-            served.arrival_ns,
-            served.request,
-            status=status,
-            end_ns=self.env.now,
-            reason=reason,
-            output_tokens=served.produced,
-            first_token_ns=served.first_token_ns,
-            finish_ns=self.env.now if done else None,
-            cancel_ns=cancel_ns,
-            cancel_seen_step=None if cancel_ns is None else self.scheduler.step + 1,
+    def _serve(self, arrival: Arrival) -> Served:
+        request = make_request(
+            arrival,
+            last_turn_known=self._last_turn_known,
+            prefix_keys=self._keys(arrival.turn),
+            block_names=self._names(arrival),
         )
-        if status != "unfinished":
-            self.driver.ended(served.turn.request_id, self.env.now)
-        self.num_ended += 1
-        if self._progress is not None:
-            self._progress(self.num_ended)
+        target = output_target(arrival.turn, self._longest)
+        return Served(arrival.turn, arrival.arrival_ns, request, target)
 
-    def _abandon(self) -> None:
-        """The run ends here: write down who was still being served."""
-        self._ended_copies()
-        for served in list(self.device.served.values()):
-            self._end(served, "unfinished", "the engine stopped")
+    def _settle(self, served: Served) -> None:
+        self.device.leave(served)
+
+    def _withhold(self, request_id: str) -> None:
+        self.device.withhold(request_id)
 
     # ------------------------------------------------------------------ idleness
-
-    def _is_over(self) -> bool:
-        return self.driver.is_done and not self.scheduler.num_live and not self.link.in_flight
 
     def _idle(self, plan: Plan) -> Process:
         """Nothing runs until a copy ends, a turn arrives or a client leaves."""
@@ -387,11 +296,9 @@ class Engine:
         if self.link.in_flight and not self.link.ended_jobs:
             self.link.on_end = env.event()
             events.append(self.link.on_end)
-        wakes = [at for at, _ in self._cancels[:1]]
-        if self.driver.next_ns < NEVER:
-            wakes.append(self.driver.next_ns + self._frontend_ns)
-        if wakes:
-            events.append(env.timeout(max(0, min(wakes) - env.now)))
+        wake = self._wake_ns
+        if wake < NEVER:
+            events.append(env.timeout(max(0, wake - env.now)))
         if not events and not self.link.ended_jobs:
             raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
         if events and not self.link.ended_jobs:

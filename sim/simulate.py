@@ -14,6 +14,7 @@ from calibrate.profile import Profile, TokenCost
 from policy.scheduler import Scheduler
 from runs import recording
 from runs.lineages import names_for
+from runs.loop import facts_of
 from runs.metrics.served import rejected_because
 from runs.metrics.summary import summarise
 from runs.obeyed import unread
@@ -27,10 +28,8 @@ from runs.serving import (
     aging_lengths,
     assumptions,
     checker,
-    client_facts,
     make_driver,
     make_scheduler,
-    planner_of,
     settings_for,
     v1_limits,
 )
@@ -188,30 +187,11 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
     return {
         "format": recording.FORMAT,
         "machine": "simulated",
-        "scenario": setup.scenario.name,
-        "system": setup.system.name,
-        "switches": setup.system.switches(),
-        "order": scheduler.order.name,
-        "planner": planner_of(scheduler),
-        "workload": {
-            "source": setup.workload.header.source,
-            "composed_from": list(setup.workload.header.composed_from),
-            "rows": engine.driver.num_rows,
-            "drawn": setup.scenario.drawn,
-            **client_facts(engine.driver),
-        },
+        **facts_of(setup, engine, drawn=setup.scenario.drawn),
         "profile": setup.profile.name,
         "profile_kind": f"{'changed ' * bool(setup.scenario.profile_values)}{setup.profile.kind}",
         "assumptions": sorted(setup.profile.assumptions()),
-        "device_blocks": setup.settings.device_blocks,
-        "host_blocks": setup.settings.host_blocks,
-        "block_size": setup.settings.block_size,
-        "max_model_len": setup.settings.max_model_len,
-        "max_num_batched_tokens": setup.settings.max_num_batched_tokens,
-        "max_num_seqs": setup.settings.max_num_seqs,
         "frontend_ns": frontend_ns(setup.profile),
-        "priority_updates": scheduler.num_updates,
-        **scheduler.engine.facts(),
         "link_bytes_per_s": {
             "h2d": transfer.to_device.value,
             "d2h": transfer.to_host.value,
@@ -222,7 +202,6 @@ def _facts(setup: Setup, scheduler: Scheduler, engine: Engine) -> dict[str, Any]
             "prefill_tokens": device.largest_prefill,
         },
         "warnings": _warnings(setup, scheduler, engine),
-        "verdict": engine.verdict,
     }
 
 

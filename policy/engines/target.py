@@ -73,7 +73,7 @@ def choose_target(
     to the head of the line.
     """
     size, watermark, roomy = bounds.block_size, bounds.watermark, bounds.roomy
-    entry = max(watermark, bounds.headroom)
+    entry = max(watermark, bounds.headroom) if bounds.headroom else watermark
     place = bounds.place or _rank
     leader = leader_of(order) if bounds.protects_leader else None
     protected = _with_leader(leader, shielded)

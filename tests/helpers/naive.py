@@ -22,13 +22,14 @@ from policy.plan import Batch, Outcome, Plan
 from policy.request import Request
 from policy.scheduler import Scheduler
 from policy.systems import served_under
+from runs.loop import NULL
 from runs.recorder import Recorder, decision_line
 from runs.recording import Recording
 from runs.scenario import Scenario
 from runs.serving import age, make_scheduler
 from sim import simulate as machine
 from sim.device import Device, Served
-from sim.engine import NULL, Engine
+from sim.engine import Engine
 from sim.simulate import Setup
 from tests.helpers.inside import Wrapped
 from traces.workload import Turn
@@ -153,8 +154,8 @@ class NaiveEngine(Engine):
                 if plan.is_numbered or plan.has_commands:
                     outcome = yield from self._step(plan, free)
                     self.scheduler.update(outcome)
-                    self._finish(outcome.finished)
-                elif self._is_over():
+                    self._finish(outcome.finished, self.env.now)
+                elif self._is_done and not self.link.in_flight:
                     return
                 else:
                     yield from self._idle(plan)
@@ -162,7 +163,8 @@ class NaiveEngine(Engine):
                     self.scheduler.update(Outcome(False, end, end, None, (), self._ended_copies()))
         except ReleaseVerdict as verdict:
             self.verdict = str(verdict)
-            self._abandon()
+            self._ended_copies()
+            self._leave_unfinished()
 
     def _step(self, plan: Plan, free: tuple[int, int]) -> Generator[Any, Any, Outcome]:
         start, step, recorder = self.env.now, self.scheduler.step, self.recorder

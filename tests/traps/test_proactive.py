@@ -211,7 +211,7 @@ def test_l10_nobody_is_parked_into_host_blocks_that_a_load_of_the_same_plan_read
     for seed in range(12):
         sizes = {"device_blocks": 24, "host_blocks": 24, "update_every": 2, **THRESHOLDS}
         order, chosen = make_order("random", draw, OrderSettings()), SYSTEMS[system]
-        decisions = named_decisions(chosen, settings(**sizes), order)._replace(
+        decisions = named_decisions(chosen.options, settings(**sizes), order)._replace(
             overlap=WaitsForLoads()
         )
         made = Scheduler(settings(**sizes), chosen, order, draw, decisions=decisions)
