@@ -251,7 +251,7 @@ class _Run:
         at: dict[str, int] = {}
         latest: dict[str, str] = {}
         for row in self.workload.itertuples():
-            parent = row.parent_id or (latest.get(row.session_id) if row.turn > 1 else None)
+            parent = row.parent_id or (latest[row.session_id] if row.turn > 1 else "")
             if pd.notna(row.think_s):
                 at[row.request_id] = at[parent] + round(row.think_s * NS)
             elif pd.notna(row.gap_s):

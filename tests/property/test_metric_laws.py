@@ -105,7 +105,7 @@ def numbers_of(found: Recording) -> dict[str, Any]:
     return {
         "run": summarise(found, slo),
         "steady": summarise(found, slo, warm_up) if warm_up > 0 else None,
-        "series": series_of(found, with_timeline=True),
+        "series": series_of(found, "series"),
         "waits": waits_of(found),
         "exported": export_vllm._aggregates(found),
         "seconds": done.seconds,
