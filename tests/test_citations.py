@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("policy", "traces", "runs", "sim", "realrun", "calibrate", "explore", "cli", "benchmarks")
 #: Pages that commands write, or that another project has.
 ELSEWHERE = {"claims.md", "docs/tutorials/working-with-profile-exports.md"}
-ELSEWHERE |= {"notebooks/output/NAME.md"}
+ELSEWHERE |= {"notebooks/output/NAME.md", "PAGE.md"}
 #: Made up in tests.
 ELSEWHERE |= {"02_x.md", "formats.md", "tests/x.py"}
 PAGE = re.compile(r"(?<![\w/.-])((?:[\w.-]+/)*[\w.-]+\.md)\b(?:#([\w.-]+))?")
@@ -56,8 +56,12 @@ def anchors(path: str) -> frozenset[str]:
 
 def missing(cited_in: str, page: str, anchor: str | None) -> str | None:
     """What is wrong with a citation: of a page beside the one it is in, or by its path in the checkout."""
-    beside = (ROOT / cited_in).parent / page
-    candidates = [(ROOT / page), beside] if cited_in.endswith(".md") else [ROOT / page]
+    is_page = cited_in.endswith(".md")
+    # a script that writes a page of results cites from there
+    beside = (ROOT / cited_in).parent if is_page else ROOT / "docs/results"
+    candidates = (
+        [ROOT / page, beside / page] if is_page or page.startswith("../") else [ROOT / page]
+    )
     for path in candidates:
         if path.exists():
             name = path.resolve().relative_to(ROOT).as_posix()
