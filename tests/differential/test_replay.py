@@ -213,13 +213,6 @@ def test_a_users_own_order_is_replayed_when_it_is_given() -> None:
         replay(recording, scenario())
 
 
-def test_nothing_served_is_nothing_to_compare(tmp_path: Path) -> None:
-    path = tmp_path / "none.jsonl"
-    path.write_text('{"format":"fastswitch-workload/1","timing":"open"}\n')
-    found = scenario(workload=str(path))
-    assert replay(record(found), found) == Replayed(0, None)
-
-
 # ---------------------------------------------------------------------- planted changes
 
 

@@ -27,7 +27,6 @@ from runs.serving import (
     unservable,
 )
 from runs.turns import NEVER, TurnDriver
-from tests.helpers.inside import memory_of
 from traces.randomness import Streams
 from traces.sources import open_workload
 from traces.workload import Turn
@@ -139,8 +138,8 @@ class RoughMachine:
         self.now += self.rng.choice([nap // 2, nap, nap + 30 * MS])
 
     def execute(self, plan: Plan, start: int) -> Outcome:
-        recorder, memory, step = self.recorder, memory_of(self.scheduler), self.scheduler.step
-        free = (memory.device.num_free, memory.host.num_free)
+        recorder, step = self.recorder, self.scheduler.step
+        free = tuple(self.scheduler.engine.levels())
         if plan.is_numbered:
             if plan is not self.last:
                 recorder.planned(plan, step)
