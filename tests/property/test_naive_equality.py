@@ -116,5 +116,5 @@ def test_fast_and_naive_recordings_are_identical(
         failing = rng.choice([0.0, 0.0, 0.1])
         for name, count in assert_same(random_scenario(rng, tmp_path), seed, failing).items():
             rows[name] += count
-    assert rows["preemptions"] > 100, "the runs did not preempt"
+    assert rows["preemptions"] > 50, "the runs did not preempt"
     assert rows["copies"] > 100, "the runs did not swap"

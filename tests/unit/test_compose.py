@@ -252,7 +252,9 @@ def test_gaps_are_taken_from_those_after_a_reply_that_ended_alike() -> None:
     )
     for turns in sessions(given_to):
         for before, after in pairwise(turns):
-            assert after.think_ns == (2 * S if before.stop == "tool_use" else 90 * S)
+            # After a reply of which nobody says why it ended, either.
+            alike = {"tool_use": [2 * S], "end_turn": [90 * S], None: [2 * S, 90 * S]}
+            assert after.think_ns in alike[before.stop]
 
 
 def test_an_open_donors_gaps_run_from_request_to_request() -> None:

@@ -276,7 +276,7 @@ def test_a_job_holds_its_submitter_only_when_it_has_more_calls_than_the_queue_ta
 def test_duplex_rates_are_shares_of_1024_and_never_stand_still() -> None:
     costs = copy_costs("merged", "block_major")
     assert costs.duplex_rate == {TO_DEVICE: 256, TO_HOST: 1024}
-    dead = copy_costs("merged", "block_major", transfer__to_host_duplex=1.0)
+    dead = copy_costs("merged", "block_major", transfer__to_host_duplex=1e6)
     assert dead.duplex_rate[TO_HOST] == 1
 
 
