@@ -44,7 +44,8 @@ def tokens_per_s(profile: str) -> float:
     begun = time.process_time()
     recorded = simulate(scenario(profile), check="off")
     spent = time.process_time() - begun
-    return sum(recorded.table("requests")["output_tokens"].to_pylist()) / spent
+    tokens: int = sum(recorded.table("requests")["output_tokens"].to_pylist())
+    return tokens / spent
 
 
 def main() -> None:
