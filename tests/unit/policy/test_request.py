@@ -8,7 +8,7 @@ import pytest
 
 from policy.errors import IllegalMove
 from policy.memory.context import Context
-from policy.request import DecodeClock, Move, Request, RequestState
+from policy.request import DecodeClock, Move, OwnNames, Request, RequestState
 from tests.helpers.inside import memory_of
 from tests.helpers.small import scheduler
 
@@ -112,3 +112,7 @@ def test_what_a_request_holds_is_what_its_context_holds() -> None:
     memory_of(made).settle(context, 9)
     memory_of(made).copy_out(context, 0, waited=True, urgent=True)
     assert (request.device_blocks, request.host_blocks, request.is_resident) == (0, 3, False)
+
+
+def test_a_request_that_repeats_nobody_names_its_blocks_by_itself() -> None:
+    assert OwnNames("one")[3] == ("one", 3) != OwnNames("other")[3]

@@ -114,3 +114,12 @@ def test_parking_gains_nothing_of_what_the_next_one_is_about_to_hold() -> None:
     other = on_device(memory, "other", "a", 5).owner
     gains = _SharedGains(4, sharing, [])
     assert (gains.of(victim), gains.of(other)) == (3, 2)  # the last one gives what both held
+
+
+def test_a_run_says_how_many_prompt_tokens_were_looked_up_and_found() -> None:
+    made = scheduler(variant("+prefix"))
+    counts = dict.fromkeys(
+        ("hit_tokens", "looked_up_tokens", "evicted_tokens", "lost_host_copies"), 0
+    )
+    assert made.engine.facts()["prefixes"] == {"block_tokens": 4, **counts}
+    assert "prefixes" not in scheduler(variant("+reuse")).engine.facts()

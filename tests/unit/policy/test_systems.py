@@ -14,6 +14,7 @@ from policy.systems import (
     RELEASE,
     SYSTEMS,
     System,
+    aliases,
     custom_system,
     named_system,
     served_under,
@@ -251,3 +252,14 @@ def test_v1_has_its_own_queues_and_memory(switch: dict[str, Any], problem: str) 
         SYSTEMS["vllm-v1"].but(**switch)
     assert SYSTEMS["vllm-v1"].finds_by_name
     assert not SYSTEMS["vllm-v1"].but(prefix_sharing=False).finds_by_name
+
+
+def test_names_that_are_another_systems_under_the_order_are_told() -> None:
+    names = ["vllm-0.3.3", "vllm-0.3.3-keep", "fastswitch"]
+    assert aliases(names, is_fcfs=True) == {}
+    assert aliases(names, is_fcfs=False) == {"vllm-0.3.3": "paged", "vllm-0.3.3-keep": "paged-keep"}
+
+
+def test_keys_of_results_know_asynchronous_scheduling_where_it_is_on() -> None:
+    assert "async_scheduling" not in FASTSWITCH.switches()
+    assert FASTSWITCH.but("ahead", async_scheduling=True).switches()["async_scheduling"] is True
