@@ -252,7 +252,7 @@ class _Point:
             slo=measure.slo,
             warm_up_s=measure.warm_up_s,
         )
-        return Source(spec, None, kind="scenario", keeps=measure.keeps)
+        return Source(spec, None, kind="scenario", keeps=measure.keeps, heeds=False)
 
     def plan(self, systems: Sequence[str], runs: int, measure: Measure, **values: Any) -> Plan:
         """Paired runs of systems. Raises ConfigError or InputError."""

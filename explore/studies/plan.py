@@ -152,7 +152,8 @@ def expand(
                 Trial(point, label, _told(source, chosen), name, run, key, portable(made))
             )
     try:
-        heeded.refuse_unread()
+        if source.heeds:
+            heeded.refuse_unread()
     except ConfigError as error:
         raise source.fail(str(error)) from None
     return Plan(spec.name, _columns(source), tuple(trials), beside=beside, order=order)
