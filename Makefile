@@ -46,8 +46,9 @@ test: check
 	$(BIN)/coverage report --include='policy/*' --fail-under=100
 
 # Should I swap, offload or recompute on today's vLLM? One page, simulated; the rules are at the script's head.
+RESULTS := docs/results
 today: $(BIN)/core
-	$(BIN)/python benchmarks/v1_today.py > docs/results/today.md
+	$(BIN)/python benchmarks/v1_today.py > $(RESULTS)/today.md
 
 # The long ones: everything of `test`; many more random runs, from a number that is printed and may be given again
 # as SEED=...; the release's own package, Python 3.12 without torch, reports in a browser.
