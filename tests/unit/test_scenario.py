@@ -17,6 +17,7 @@ from policy.errors import ConfigError
 from policy.orders.catalog import ORDERS, OrderSettings
 from policy.systems import SYSTEMS
 from runs.scenario import (
+    MAX_BLOCKS,
     SCENARIOS,
     RateSpec,
     Scenario,
@@ -577,7 +578,7 @@ SECTIONS = st.fixed_dictionaries(
         "pool": st.fixed_dictionaries(
             {},
             optional={
-                "device_blocks": st.integers(1, 1 << 70),
+                "device_blocks": st.integers(1, MAX_BLOCKS),
                 "watermark": st.floats(0, 0.999),
             },
         ),
