@@ -143,7 +143,7 @@ def test_threads_of_a_cluster_worker_share_no_child() -> None:
 
 
 def test_a_trial_over_its_memory_fails_whatever_ran_before_it_and_the_others_do_not() -> None:
-    large = {"system": "vllm-0.3.3-keep", "pool.host_blocks": 50_000_000}
+    large = {"system": "vllm-0.3.3-keep", "pool.host_blocks": 16_000_000}
     engine = Local(1)
     asks = [
         asked(120, **large),
@@ -207,7 +207,9 @@ def test_whatever_a_simulation_raises_is_one_line_in_its_row(
 
 def test_a_result_holds_nothing_of_when_where_and_by_whom() -> None:
     result = json.loads(run_trial(asked()))["result"]
-    assert sorted(result) == ["metrics", "order", "planner", "system", "verdict", "warnings"]
+    told = {"metrics", "order", "planner", "rejected_because", "system", "verdict", "warnings"}
+    assert set(result) == told | {"workload"}
+    assert set(result["workload"]) == {"drawn"}
 
 
 # ---------------------------------------------------------------------- clusters
