@@ -224,7 +224,8 @@ def test_a_folder_is_served_as_its_makers_meant_it(tmp_path: Path, family: str) 
     replies = [json.loads(line)["tokens"] for line in lines]
     assert len(replies) == 2
     assert all(len(reply) == 7 or reply[-1] in (1, 2, 4) for reply in replies)
-    assert recording.summary["warnings"] == [
+    warnings = recording.summary["warnings"]
+    assert [said for said in warnings if not said.startswith("assumed: ")] == [
         "generation_config.json: repetition_penalty 1.1 is not applied"
     ]
     greedy = replace(options, sampling=SamplingParams())
