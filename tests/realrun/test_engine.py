@@ -78,7 +78,8 @@ def test_a_real_run_of_every_system_is_replayed_decision_for_decision(
     assert len(found.recording.decisions) > 20
     if priority == "random":
         never = SYSTEMS[system].options.displacement == "never"
-        assert found.metrics["preemptions"] > (1 if never else 3)
+        # Taken off the device while they ran or waited: each has a row.
+        assert found.recording.table("preemptions").num_rows > (1 if never else 3)
 
 
 def test_a_changed_line_is_found(workload: Path) -> None:
