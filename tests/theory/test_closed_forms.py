@@ -204,9 +204,9 @@ def copy_ns(blocks: int, runs: int, submission: str, layout: str, per_call: int)
         64 if layout == "layer_major" else 1
     )
     link = 5 * pieces + wire
-    if submission == "batched":
-        return 300 + per_call + 2 * pieces + link
     first_call, last_call = 300 + per_call, 300 + per_call * pieces
+    if submission == "batched":  # one call; the link begins with the first of its descriptors
+        first_call, last_call = first_call + 2, first_call + 2 * pieces
     return max(first_call + link, last_call + link // pieces)
 
 

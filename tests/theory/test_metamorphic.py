@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.profile import load
+from calibrate.profile import BANDWIDTHS, load
 from policy.plan import Copy, Direction, Plan
 from policy.systems import SYSTEMS, System
 from runs.recording import Recording
@@ -26,7 +26,7 @@ from sim.link import HostLink
 from sim.simulate import simulate
 from tests.helpers.bench import BLOCK_TOKENS, MICROSECOND, WHOLE
 
-#: Bytes that move in no time, calls that take none: a copy takes 0 ns.
+#: Calls that take no time, and bytes that move as fast as a link may: a copy takes 0 ns.
 NOTHING = {
     **dict.fromkeys(
         [
@@ -49,7 +49,7 @@ NOTHING = {
             "transfer.to_host_duplex",
             "transfer.gather_bandwidth",
         ],
-        1e30,
+        BANDWIDTHS[1],
     ),
     "transfer.queue_depth": 1e9,
 }
