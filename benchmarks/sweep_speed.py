@@ -69,7 +69,7 @@ def small_trials(rounds: int) -> tuple[float, float]:
         "name": "small-trials",
         "scenario": "paper-8b-a10",
         "set": {"workload.conversations": 20},
-        "systems": ["vllm-0.3.3-keep", "fastswitch"],
+        "systems": ["paged-keep", "fastswitch"],
         "grid": {"workload.rate": [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]},
     }
     plan = expand(load(given))

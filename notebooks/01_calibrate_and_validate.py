@@ -104,7 +104,7 @@ described = {
 }
 (folder / "scenario.yaml").write_text(yaml.safe_dump(described))
 runs = []
-for system in ("vllm-0.3.3", "fastswitch"):
+for system in ("paged", "fastswitch"):
     for repeat in range(3):
         chosen = scenario.load(str(folder / "scenario.yaml"), {"system": system})
         runs.append(folder / f"{system}-{repeat}")

@@ -45,7 +45,7 @@ COST = "profile_values.transfer.per_call"  # nanoseconds
 # %% [markdown]
 # ## The sweep
 #
-# `paper-8b-a10` at its own rate and Markov priorities, made small: 130 conversations that begin within eleven
+# `paper-8b-a10` at its own rate and Markov priorities, made small: 120 conversations that begin within ten
 # minutes, and users who think for five seconds on average, since with people's think times (minutes, up to an
 # hour) so few conversations would never meet. Pools are aged as in the scenario. It is a terminating study: from
 # an empty machine until all are served. All systems and costs see the same conversations and priorities, run by run, so
@@ -55,7 +55,7 @@ COST = "profile_values.transfer.per_call"  # nanoseconds
 COSTS = [500, 2300, 5500, 10000]
 ON_BLOCK_MAJOR = {"name": "+block-major+groups", "base": "+groups", "layout": "block_major"}
 SYSTEMS = [
-    "vllm-0.3.3-keep",
+    "paged-keep",
     "+groups",
     "+block-major",
     "+batched",
@@ -83,7 +83,8 @@ print(f"{found.done} simulations, {found.failed} failed")
 # %% [markdown]
 # ## What each system makes of each cost
 #
-# Means over the runs, ± half of the 95 % interval.
+# Means over the runs, with their 95 % interval. Stall share: of all turns' lives, the time in which they wait for a
+# copy.
 
 # %%
 METRICS = {"ttft_p95_s": "TTFT P95", "ttft_p99_s": "TTFT P99", "stall_share": "stall share"}
@@ -113,7 +114,7 @@ for metric, title in METRICS.items():
 
 # %%
 PAIRS = {
-    "vLLM's layout, synchronous": ("+groups", "vllm-0.3.3-keep"),
+    "vLLM's layout, synchronous": ("+groups", "paged-keep"),
     "vLLM's layout, FastSwitch": ("fastswitch", "fastswitch-no-groups"),
     "block-major, synchronous": ("+block-major+groups", "+block-major"),
     "groups, not block-major": ("+groups", "+block-major"),
@@ -190,9 +191,9 @@ for pair, (ours, theirs) in PAIRS.items():
     )
 lines += [
     "",
-    f"Stalls take {in_words(found.estimate('vllm-0.3.3-keep', 'stall_share', {COST: COSTS[0]}), 'stall_share')}"
-    f" of all time in `vllm-0.3.3-keep` at {COSTS[0] / 1000:g} us per call, and"
-    f" {in_words(found.estimate('vllm-0.3.3-keep', 'stall_share', {COST: COSTS[-1]}), 'stall_share')} at"
+    f"Stalls take {in_words(found.estimate('paged-keep', 'stall_share', {COST: COSTS[0]}), 'stall_share')}"
+    f" of turns' lives in `paged-keep` at {COSTS[0] / 1000:g} us per call, and"
+    f" {in_words(found.estimate('paged-keep', 'stall_share', {COST: COSTS[-1]}), 'stall_share')} at"
     f" {COSTS[-1] / 1000:g} us; in `+block-major`"
     f" {in_words(found.estimate('+block-major', 'stall_share', {COST: COSTS[-1]}), 'stall_share')} at the latter.",
 ]

@@ -79,8 +79,9 @@ print(f"{found.done} simulations, {found.failed} failed")
 # %% [markdown]
 # ## What each setting gives
 #
-# Means over the runs, ± half of the 95 % interval. Jain's index and the service gap are taken over windows of a
-# minute among clients that had work throughout; the gap is in weighted tokens, the mean over windows.
+# Means over the runs, with their 95 % interval. Jain's index and the service gap are taken over windows of a minute,
+# among clients of which a turn would be due in it if every reply were there at once: the same windows and clients for
+# every setting. The gap is in weighted tokens, the mean over windows.
 
 # %%
 COLUMNS = {
@@ -144,14 +145,13 @@ DRAWN = {
 }
 for panel, (metric, (title, unit)) in zip(panels, DRAWN.items(), strict=True):
     points = [estimate(name, metric) for name in SETTINGS[: len(VTC)]]
-    panel.errorbar(
-        range(len(VTC)),
-        [float("nan") if point.value is None else point.value for point in points],
-        [point.half or 0 for point in points],
-        fmt="o-",
-        capsize=3,
-        label="vtc",
-    )
+    middle = [float("nan") if point.value is None else point.value for point in points]
+    ends = [point.interval or (at, at) for point, at in zip(points, middle, strict=True)]
+    spans = [
+        [at - low for at, (low, _) in zip(middle, ends, strict=True)],
+        [high - at for at, (_, high) in zip(middle, ends, strict=True)],
+    ]
+    panel.errorbar(range(len(VTC)), middle, spans, fmt="o-", capsize=3, label="vtc")
     for other, style in zip(SETTINGS[len(VTC) :], (":", "--", "-."), strict=True):
         level = estimate(other, metric).value
         if level is not None:

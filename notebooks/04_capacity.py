@@ -35,7 +35,7 @@ SLO = {"ttft_p95_s": 2.0, "tbt_p99_s": 0.2}
 #: What a user does at the peak: change it to what yours do.
 CONVERSATIONS_PER_HOUR = 4
 RATE = "workload.rate"
-KEEP, FAST, MAJOR = "vllm-0.3.3-keep", "fastswitch", "fastswitch-block-major"
+KEEP, FAST, MAJOR = "paged-keep", "fastswitch", "fastswitch-block-major"
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
@@ -86,7 +86,7 @@ print(sum(one.done for sweeps in found.values() for one in sweeps), "simulations
 # ## How many users
 #
 # The highest rate of conversations that keeps both limits, run by run, crossed on a straight line between the rates
-# tried; then its mean over runs and half of the 95 % interval. `>` or `<`: in some run the answer lies
+# tried; then its mean over runs, with its 95 % interval. `>` or `<`: in some run the answer lies
 # beyond the rates tried, and the number is the bound alone.
 
 
@@ -121,7 +121,7 @@ SYSTEMS = (KEEP, FAST, MAJOR)
 print(
     pd.DataFrame({gpu: {name: users(gpu, name) for name in SYSTEMS} for gpu in found}).to_string()
 )
-print("\nTimes as many as vllm-0.3.3-keep, paired by run:")
+print("\nTimes as many as paged-keep, paired by run:")
 times = {
     (gpu, name): ratio_of_runs(rates(gpu, name)["highest"], rates(gpu, KEEP)["highest"])
     for gpu in found
@@ -144,11 +144,16 @@ for column, (gpu, sweeps) in enumerate(found.items()):
                 values = [
                     point.value if point.value is not None else float("nan") for point in points
                 ]
+                ends = [p.interval or (at, at) for p, at in zip(points, values, strict=True)]
+                spans = [
+                    [value - low for value, (low, _) in zip(values, ends, strict=True)],
+                    [high - value for value, (_, high) in zip(values, ends, strict=True)],
+                ]
                 colour = f"C{SYSTEMS.index(name)}"
                 panel.errorbar(
                     at,
                     values,
-                    [p.half or 0 for p in points],
+                    spans,
                     fmt=style,
                     color=colour,
                     capsize=3,
@@ -180,8 +185,8 @@ METRICS = ("ttft_p50_s", "ttft_p95_s", "tbt_p99_s")
 worse = {m: np.maximum(one[m].to_numpy(float), other[m].to_numpy(float)) for m in METRICS}
 at = {RATE: DEMAND}
 rows = {
-    "one GPU, vllm-0.3.3-keep": [found["A10"][0].estimate(KEEP, m, at) for m in METRICS],
-    "two GPUs, vllm-0.3.3-keep": [mean_of_runs(worse[m]) for m in METRICS],
+    "one GPU, paged-keep": [found["A10"][0].estimate(KEEP, m, at) for m in METRICS],
+    "two GPUs, paged-keep": [mean_of_runs(worse[m]) for m in METRICS],
     "one GPU, fastswitch": [found["A10"][0].estimate(FAST, m, at) for m in METRICS],
     "one GPU, fastswitch-block-major": [found["A10"][0].estimate(MAJOR, m, at) for m in METRICS],
 }

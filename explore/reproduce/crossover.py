@@ -58,7 +58,7 @@ def lines() -> Iterator[Line]:
         profile = profiles.load(machine)
         published = profile.transfer.per_call.value / 1000
         for per_call in CALLS_US:
-            yield _line(profile, "vllm-0.3.3-keep", per_call)
+            yield _line(profile, "paged-keep", per_call)
         for name in ("+groups", "+batched", "+block-major"):
             yield _line(profile, name, published)
 
@@ -73,7 +73,7 @@ def _line(profile: Profile, system: str, per_call_us: float) -> Line:
 def break_even_us(machine: str, tokens: int) -> float:
     """What a copy call would have to cost for per-block swapping to take as long as recompute."""
     profile = profiles.load(machine)
-    system = named_system("vllm-0.3.3-keep")
+    system = named_system("paged-keep")
     target = recompute_ns(profile, tokens)
     low, high = 0.0, 1000.0
     while high - low > 0.01:
@@ -110,11 +110,11 @@ def checks() -> Iterator[Check]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "three.jsonl"
                 path.write_text(_three_requests(profile, length), encoding="utf-8")
-                swapped = _preempted(machine, path, length, "vllm-0.3.3")
-                again = _preempted(machine, path, length, "vllm-0.3.3-recompute")
+                swapped = _preempted(machine, path, length, "paged")
+                again = _preempted(machine, path, length, "paged-recompute")
             moved, waited = _swaps(swapped)
             tokens, took = _second_prefill(again)
-            swap = swap_ns(profile, named_system("vllm-0.3.3-keep"), moved * BLOCK)
+            swap = swap_ns(profile, named_system("paged-keep"), moved * BLOCK)
             yield Check(machine, length, waited, took, swap, recompute_ns(profile, tokens))
 
 

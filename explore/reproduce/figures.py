@@ -19,7 +19,7 @@ from explore.studies.estimates import speedup_of
 from explore.words import HEADINGS
 from traces.figure_style import SETTINGS
 
-OURS, THEIRS = "fastswitch", "vllm-0.3.3-keep"
+OURS, THEIRS = "fastswitch", "paged-keep"
 METRICS = ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s")
 MARKS = ("o", "s", "^")
 #: Groups, the first of which that was run is shown, and what their axis is called.

@@ -14,7 +14,7 @@ from runs.recorder import Recorder
 from runs.serving import make_scheduler
 from sim.simulate import calm_collector, make_engine, prepare
 
-OURS, THEIRS, SETUP = "fastswitch", "vllm-0.3.3-keep", "8b-markov"
+OURS, THEIRS, SETUP = "fastswitch", "paged-keep", "8b-markov"
 REPEATS = 3
 CONVERSATIONS = 200
 _T = TypeVar("_T")

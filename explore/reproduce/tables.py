@@ -11,8 +11,9 @@ from explore.reproduce.study import Found, Place, Result
 from explore.studies.estimates import NOTABLE, Ratio, estimate_of, speedup_of
 from explore.studies.worth import MECHANISMS, METRICS
 from explore.words import HEADINGS, TOO_SMALL, estimate, heading, ratio, significant
+from policy.systems import BASELINES
 
-KEEP, DROP = "vllm-0.3.3-keep", "vllm-0.3.3"
+DROP, KEEP = BASELINES
 #: Pairs that the paper's study tells besides those that every comparison does.
 _MORE = (
     ("asynchronous swapping", "+async", "+groups"),

@@ -34,12 +34,12 @@ def test_calibrate_and_validate_tells_its_story_with_pictures(
     pictures = [one for one in outputs if "image/png" in one.get("data", {})]
     assert len(pictures) == 3
     text = "".join(one.get("text", "") for one in outputs)
-    assert "vllm-0.3.3: 40 turns" in text and "fastswitch: 40 turns" in text
+    assert "paged: 40 turns" in text and "fastswitch: 40 turns" in text
     assert "fastswitch: replay of the recorded times is exact" in text
     [table] = [
         one["data"]["text/markdown"] for one in outputs if "text/markdown" in one.get("data", {})
     ]
-    assert "| fastswitch / vllm-0.3.3 | throughput_live_tok_s |" in table
+    assert "| fastswitch / paged | throughput_live_tok_s |" in table
 
 
 def executed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **size: str) -> Any:

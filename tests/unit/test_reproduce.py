@@ -20,6 +20,7 @@ from explore.reproduce.run import Reproduction, Session
 from explore.reproduce.study import Found, Place, study_of
 from explore.studies.estimates import Ratio
 from explore.studies.trial import run_trial
+from explore.studies.worth import MECHANISMS
 from explore.words import HEADINGS
 
 TINY = {
@@ -32,7 +33,7 @@ TINY = {
     "pool.host_blocks": 400,
     "pool.aging": "none",
 }
-KEEP, DROP, OURS = "vllm-0.3.3-keep", "vllm-0.3.3", "fastswitch"
+KEEP, DROP, OURS = "paged-keep", "paged", "fastswitch"
 
 
 # ---------------------------------------------------------------------- the files
@@ -337,10 +338,14 @@ def test_a_full_page_has_every_claim_load_mechanism_and_engine() -> None:
         "An eighth of the host memory: which copies go first",
         "Every cell of the claims with many",
     ]
-    assert "| turns 8b-markov | vllm-0.3.3-keep | 110% |" in page
+    assert "| turns 8b-markov | paged-keep | 110% |" in page
     assert "| dispatch 8b-random 10 us | +groups | " in page
     pair = "`+groups-block-major` against `+block-major`"
     assert f"| block groups on a block-major layout: {pair} | 8b-markov |" in page
+    of_three = [(mechanism, pair) for mechanism, *pair in MECHANISMS if KEEP in pair]
+    assert len(of_three) == 4
+    for mechanism, (has, lacks) in of_three:
+        assert f"| {mechanism}: `{has}` against `{lacks}` | 8b-markov |" in page
     assert "5,000 turns, 1,600,000 gaps, 5 runs" in page
     assert "1 of the runs took 0.0 minutes with 2 workers, 9 CPU seconds" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
