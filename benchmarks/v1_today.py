@@ -18,7 +18,8 @@ import sys
 from typing import Any
 
 from explore import words
-from explore.studies.compare import Comparison, compare
+from explore.studies.compare import compare
+from explore.studies.comparison import Comparison
 from runs.scenario import Scenario, build
 from sim.simulate import simulate
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from explore.studies.compare import Comparison
+from explore.studies.comparison import Comparison
 from explore.studies.estimates import Estimate, Ratio
 
 TOO_SMALL = "n too small"

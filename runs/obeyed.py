@@ -182,13 +182,15 @@ class Heeded:
             self._workloads.append(scenario.workload)
             refuse_times(scenario.workload)
 
-    def refuse_unread(self) -> None:
-        """Raise ConfigError for a field that is asked for and that none of the runs reads."""
-        for field, why in (self._common or {}).items():
-            names = (path == field or path.startswith(f"{field}.") for path in self._chosen)
-            if self._is_other and not any(names):
-                continue
-            raise ConfigError(f"{field}: {why}; take it out, or ask for what reads it")
+    @property
+    def unread(self) -> dict[str, str]:
+        """What is asked for and none of the runs reads, and why."""
+        return {
+            field: why
+            for field, why in (self._common or {}).items()
+            if not self._is_other
+            or any(path == field or path.startswith(f"{field}.") for path in self._chosen)
+        }
 
 
 def refuse_unread(
@@ -198,4 +200,10 @@ def refuse_unread(
     heeded = Heeded(own_order=own_order, chosen=chosen)
     for scenario in scenarios:
         heeded.add(scenario)
-    heeded.refuse_unread()
+    for field, why in heeded.unread.items():
+        raise ConfigError(in_vain(field, why))
+
+
+def in_vain(field: str, why: str) -> str:
+    """What to say of a field that is asked for and that nothing reads."""
+    return f"{field}: {why}; take it out, or ask for what reads it"

@@ -10,7 +10,7 @@ from explore import words
 from explore.report import chart, document, pareto
 from explore.report.chart import Curve, Picture
 from explore.report.document import Cell, Row
-from explore.studies.compare import Comparison
+from explore.studies.comparison import Comparison
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
 from explore.studies.series import TAIL
 from explore.studies.warm_up import WarmUp

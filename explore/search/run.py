@@ -14,7 +14,7 @@ from explore.search.points import points_of
 from explore.search.recipes import limits_of
 from explore.search.spec import Search, load
 from explore.studies.engine import Grow, Limits
-from explore.studies.plan import Plan, expand
+from explore.studies.plan import Plan, expand, refuse_unread
 from explore.studies.semantics import canonical, digest
 from explore.studies.store import Store
 from explore.studies.sweep import Sweep
@@ -142,9 +142,12 @@ class Study:
         return asking.Asker(spec.space, self.search.objectives, spec.budget, spec.seed)
 
     def _first(self) -> Plan:
-        if self._asker is None:
-            plan = expand(self.search.sweep(), self._values, self._order)
-            return replace(plan, purpose=self._purpose)
+        source = self.search.sweep() if self._asker is None else self.search.choices()
+        if source is not None:
+            plan = expand(source, self._values, self._order)
+            refuse_unread(plan, source)
+            if self._asker is None:
+                return replace(plan, purpose=self._purpose)
         return self._more(None)
 
     def _grow(self, plan: Plan, store: Store) -> Plan | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,6 +143,23 @@ class Search:
             **parts,
         )
         return checked(Source(made, self.path, self.text, has_one_system=True))
+
+    def choices(self) -> Source | None:
+        """The sweep of every choice but those between numbers, on which no reader of a field
+        hangs: what none of it reads, no point reads. None if there are too many."""
+        told = {path: _choices(one) for path, one in self.spec.space.items()}
+        if math.prod(map(len, told.values())) > MAX_EXHAUSTIVE:
+            return None
+        points = [
+            dict(zip(told, point, strict=True)) for point in itertools.product(*told.values())
+        ]
+        return replace(self, spec=self.spec.model_copy(update={"runs": 1})).sweep(points)
+
+
+def _choices(parameter: Range | list[Any]) -> list[Any]:
+    if isinstance(parameter, Range):
+        return [parameter.low]
+    return [one for one in parameter if type(one) not in (int, float)] or parameter[:1]
 
 
 def _listed(parameter: Range | list[Any]) -> list[Any]:

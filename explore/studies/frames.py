@@ -13,7 +13,7 @@ from policy.errors import InputError
 from traces.strict import reason, shown_path
 
 if TYPE_CHECKING:
-    from explore.studies.compare import Comparison
+    from explore.studies.comparison import Comparison
 
 
 def of_comparison(comparison: Comparison) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 from explore.report import comparison as comparison_report
 from explore.report import validation as validation_report
 from explore.studies import tables
-from explore.studies.compare import Comparison
+from explore.studies.comparison import Comparison
 from explore.validation import predict_text
 from explore.validation.predict import Validation
 from policy.errors import ConfigError

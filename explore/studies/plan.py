@@ -16,7 +16,7 @@ from explore.studies.spec import Range, Source
 from policy.errors import ConfigError, FastSwitchError
 from policy.systems import System
 from runs import scenario as scenarios
-from runs.obeyed import Heeded
+from runs.obeyed import Heeded, in_vain
 from runs.user_order import UserOrder
 from traces.randomness import Streams
 from traces.strict import quoted, shown
@@ -51,7 +51,8 @@ class Plan:
 
     `beside`: what their keys depend on beside the scenarios (`key_of`). `purpose`: what else makes
     it this plan and no other. `grown_from`: the digest of the plan from which it grew, as results
-    came in. `order`: the user's own, for whoever runs them.
+    came in. `order`: the user's own, for whoever runs them. `unread`: fields that are asked for and that
+    none of the trials reads, and why.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Plan:
     purpose: Mapping[str, Any] = field(default_factory=dict)
     grown_from: str = ""
     order: UserOrder | None = field(default=None, compare=False, repr=False)
+    unread: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -151,12 +153,20 @@ def expand(
             trials.append(
                 Trial(point, label, _told(source, chosen), name, run, key, portable(made))
             )
-    try:
-        if source.heeds:
-            heeded.refuse_unread()
-    except ConfigError as error:
-        raise source.fail(str(error)) from None
-    return Plan(spec.name, _columns(source), tuple(trials), beside=beside, order=order)
+    return Plan(
+        spec.name,
+        _columns(source),
+        tuple(trials),
+        beside=beside,
+        order=order,
+        unread=heeded.unread,
+    )
+
+
+def refuse_unread(plan: Plan, source: Source) -> None:
+    """Raise ConfigError for what is asked for and changes no trial of a plan that has all there will be."""
+    for field_, why in plan.unread.items():
+        raise source.fail(in_vain(field_, why))
 
 
 def _base(source: Source) -> dict[str, Any]:

@@ -8,10 +8,11 @@ waited for: more runs of that length would not tell it either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from explore.studies.engine import Grow
 from explore.studies.estimates import SPEEDUPS, are_one, estimate_of
 from explore.studies.plan import Plan, expand
 from explore.studies.spec import Source
@@ -75,6 +76,19 @@ def next_runs(results: Mapping[str, Results]) -> int:
     return min(count + STEP, MOST)
 
 
+def planned(
+    source: Source,
+    values: dict[str, Any] | None,
+    order: UserOrder | None,
+    *,
+    until_precise: bool,
+) -> tuple[Plan, Grow | None]:
+    """A plan, and how it grows if its intervals are to be narrow. Raises ConfigError or InputError."""
+    if not until_precise:
+        return expand(source, values, order), None
+    return first(source, values, order), grower(source, values, order)
+
+
 def first(source: Source, values: dict[str, Any] | None, order: UserOrder | None) -> Plan:
     """As many runs of every point as are needed to judge at all."""
     least = max(source.spec.runs, FIRST)
@@ -82,9 +96,7 @@ def first(source: Source, values: dict[str, Any] | None, order: UserOrder | None
     return replace(expand(fewer, values, order), purpose=_PURPOSE)
 
 
-def grower(
-    source: Source, values: dict[str, Any] | None, order: UserOrder | None
-) -> Callable[[Plan, Store], Plan | None]:
+def grower(source: Source, values: dict[str, Any] | None, order: UserOrder | None) -> Grow:
     """How the plan grows: more runs of every point that has a wide interval. A point with a failed
     trial stays as it is. Neither workers nor who ends first change where it stops."""
 

@@ -103,8 +103,7 @@ class SweepSpec(Section):
 class Source:
     """A sweep as it was given, and where: for messages, and to find files beside it. `has_one_system`:
     each point has one, whatever its scenario lists. `kind`: what messages call it. `keeps`: what is
-    kept of every run (`Measure`). `heeds`: what none of the runs reads is refused; a comparison's command
-    has done so, knowing what was put over the file, and in Python each run warns of it."""
+    kept of every run (`Measure`)."""
 
     spec: SweepSpec
     path: Path | None
@@ -112,7 +111,6 @@ class Source:
     has_one_system: bool = False
     kind: str = "sweep"
     keeps: Keeps = "metrics"
-    heeds: bool = True
 
     @property
     def measure(self) -> Measure:

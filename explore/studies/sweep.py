@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from explore.studies import answers, precision, spec, sweep_tables
 from explore.studies.engine import Engine, Grow, Limits, check_where
 from explore.studies.estimates import Estimate, Ratio
-from explore.studies.plan import Plan, expand
+from explore.studies.plan import Plan, refuse_unread
 from explore.studies.store import Store, claimed
 from explore.studies.sweep_tables import ESTIMATES, RATIOS, RESULTS
 from explore.studies.workers.base import WorkerSettings
@@ -148,9 +148,9 @@ def planned(
     until_precise: bool = False,
 ) -> tuple[Plan, Grow | None]:
     """The plan of a sweep, and how it grows. Raises ConfigError or InputError."""
-    if not until_precise:
-        return expand(source, values, order), None
-    return precision.first(source, values, order), precision.grower(source, values, order)
+    plan, grow = precision.planned(source, values, order, until_precise=until_precise)
+    refuse_unread(plan, source)
+    return plan, grow
 
 
 def run(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from explore import words
-from explore.studies.compare import Comparison, Load
+from explore.studies.comparison import Comparison, Load
 from explore.studies.estimates import SPEEDUPS
 from explore.studies.measure import measure_of
 from explore.studies.warm_up import WarmUp

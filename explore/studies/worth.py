@@ -10,7 +10,7 @@ from explore.studies.estimates import Ratio, family_of, speedup_of
 from policy.systems import ALIASES, BASELINES
 
 if TYPE_CHECKING:
-    from explore.studies.compare import Comparison
+    from explore.studies.comparison import Comparison
 
 _DROP, _KEEP = BASELINES
 #: Mechanism, the system that has it, the one that lacks it.

@@ -8,7 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 from explore.studies import engine
-from explore.studies.compare import Comparison, compare
+from explore.studies.compare import compare
+from explore.studies.comparison import Comparison
 from explore.words import HEADINGS
 from policy.systems import SYSTEMS
 from runs.scenario import Scenario, build

@@ -240,6 +240,13 @@ def test_an_extrapolated_profile_is_warned_of_once() -> None:
     assert found.notes == ["Warning: batch reached 300."]
 
 
+def test_a_field_that_none_of_the_systems_reads_is_warned_of_and_one_that_some_read_is_not() -> None:
+    values = {"vtc.head_start": 3, "groups.initial_blocks": 7}
+    found = compare(SMALL.with_values(values), [KEEP, OURS], 1, 1)
+    told = [note for note in found.notes if "changes nothing" in note]
+    assert told == ["Warning: vtc: changes nothing: is read by order vtc."]
+
+
 @pytest.mark.parametrize(("runs", "warns"), [(2, True), (4, True), (5, False)])
 def test_few_runs_are_called_few(runs: int, warns: bool) -> None:
     notes = compared(KEEP, OURS, runs=runs).notes

@@ -16,7 +16,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fastswitch
-from explore.studies.compare import Comparison, compare
+from explore.studies.compare import compare
+from explore.studies.comparison import Comparison
 from explore.studies.tables import as_csv
 from policy.errors import ConfigError
 from policy.orders.base import Order

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from explore import words
-from explore.studies.compare import Load
+from explore.studies.comparison import Load
 from explore.studies.estimates import Estimate, Ratio
 from tests.helpers.made import compared
 

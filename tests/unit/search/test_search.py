@@ -231,6 +231,36 @@ def test_without_optuna_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         searched(goodput(**OPTUNA), tmp_path / "out", smooth)
 
 
+def reading(**more: Any) -> dict[str, Any]:
+    """A search of which `fastswitch` alone reads one knob."""
+    space = {
+        "system": ["paged-keep", "fastswitch"],
+        "groups.initial_blocks": {"low": 2, "high": 90},
+    }
+    return spec("pareto", method="optuna", points=12, batch=1, space=space, **more)
+
+
+def test_a_batch_of_points_that_do_not_read_a_knob_is_no_end_of_the_search(tmp_path: Path) -> None:
+    needs_optuna()
+
+    def better_without(scenario: dict[str, Any], run: int) -> dict[str, Any]:
+        is_ours = scenario["system"] == "fastswitch"
+        return {"throughput_tok_s": 100.0 if is_ours else 900.0, "ttft_p99_s": 1.0 + is_ours}
+
+    found, _ = searched(reading(), tmp_path / "out", better_without)
+    assert len(found.answer.points) == 12
+
+
+@pytest.mark.parametrize("method", ["optuna", "sobol"])
+def test_what_no_point_of_the_space_reads_is_refused(tmp_path: Path, method: str) -> None:
+    if method == "optuna":
+        needs_optuna()
+    given = {**reading(set={"vtc.head_start": 3}), "method": method}
+    with pytest.raises(ConfigError, match=r"vtc: changes nothing: is read by order vtc; take it"):
+        searched(given, tmp_path / "out", smooth)
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------------- the folder
 
 

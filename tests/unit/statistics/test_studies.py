@@ -13,7 +13,8 @@ from click.testing import CliRunner
 import fastswitch
 from explore.report import comparison as report
 from explore.studies import output, precision, tables, warm_up
-from explore.studies.compare import Comparison, compare, num_trials
+from explore.studies.compare import compare, num_trials
+from explore.studies.comparison import Comparison
 from explore.studies.tables import as_json
 from policy.errors import ConfigError
 from runs.metrics.goodput import Slo
