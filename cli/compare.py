@@ -9,13 +9,12 @@ from pathlib import Path
 import click
 
 from cli.options import (
-    heed,
+    heed_compared,
     json_option,
     kept_when_stopped,
     load,
     order_option,
     overwrite_option,
-    say_aliases,
     set_option,
 )
 from cli.progress import progress
@@ -74,18 +73,12 @@ def compare_command(
     if runs < 1:
         raise ConfigError(f"--seeds: {runs} is below 1")
     loaded, own = load(scenario, values, order)
-    if chosen := [pair for pair in values if pair.partition("=")[0].split(".")[0] == "system"]:
-        raise ConfigError(f"--set {chosen[0][:80]}: compare takes its systems from --systems")
     names = [name.strip() for name in systems.split(",")] if systems else None
     from explore.studies import compare as module
     from explore.studies import output, tables
     from runs.metrics.served import is_nothing_but_rejected
 
-    say_aliases(names or loaded.systems, loaded.order_name if own is None else own.name)
-    compared = [
-        loaded.model_copy(update={"system": name}) for name in module.names_of(loaded, names)
-    ]
-    heed(compared, values, order, own)
+    heed_compared(loaded, module.names_of(loaded, names), values, order, own)
     total = None if until_precise else module.num_trials(loaded, names, runs, study)
     going_on = nullcontext() if out is None else kept_when_stopped(out, "the same command goes on")
     with progress(total, "runs") as advance, going_on:

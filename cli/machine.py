@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import load, set_option
+from cli.options import heed_compared, load, set_option
 from cli.progress import progress
 from policy.errors import ConfigError
 
@@ -152,6 +152,7 @@ def doubt_command(
     if len(names) != 2:
         raise ConfigError(f"--systems: {systems!r}: two, as vllm-0.3.3-keep,fastswitch")
     loaded, _ = load(scenario, values)
+    heed_compared(loaded, names, values)
     with progress(2 * (draws + 1), "runs") as advance:
         verdict = uncertain.judge(loaded, (names[0], names[1]), metric, draws, advance)
     click.echo(uncertain.as_text(verdict))

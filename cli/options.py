@@ -1,13 +1,13 @@
-"""Options, loading and progress that several commands share. Imports nothing heavy: `--help` is quick."""
+"""Options and loading that several commands share. Imports nothing heavy: `--help` is quick."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,6 @@ from traces.atomic import tried
 if TYPE_CHECKING:
     from runs.scenario import Scenario
     from runs.user_order import UserOrder
-    from traces.readers.base import Aids
 
 
 class _ToWrite(click.Path):
@@ -65,55 +64,6 @@ order_option = click.option(
 )
 
 
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What a trace file alone does not say: its format and `aids_of`'s arguments."""
-    for option in reversed(
-        (
-            click.option(
-                "--format", "name", help="The format; default: found from the first line."
-            ),
-            click.option(
-                "--columns",
-                metavar="A=B,...",
-                help="Any CSV or JSON, e.g. arrival=ts:ms,input=prompt,output=reply,session=chat.",
-            ),
-            click.option(
-                "--turns",
-                type=click.Choice(["increments", "whole"]),
-                help="Whether a later turn's prompt counts only what is new.",
-            ),
-            click.option(
-                "--block-size", type=click.IntRange(min=1), help="Tokens of a block of prefix ids."
-            ),
-            click.option(
-                "--companion",
-                "companions",
-                multiple=True,
-                help="A file that the publisher keeps beside it: RAGPulse's lengths, Mooncake's"
-                " sessions.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def aids_of(
-    *,
-    columns: str | None,
-    turns: Literal["increments", "whole"] | None,
-    block_size: int | None,
-    companions: tuple[str, ...],
-) -> Aids:
-    """What `reading_options` gave, for `read_workload`."""
-    from pathlib import Path
-
-    from traces.readers.base import Aids
-
-    files = tuple(Path(path) for path in companions)
-    return Aids(None, files, columns, turns, block_size)
-
-
 def load(
     scenario: str, values: tuple[str, ...], order: str | None = None
 ) -> tuple[Scenario, UserOrder | None]:
@@ -133,6 +83,24 @@ def heed(
 
     chosen = [pair.partition("=")[0] for pair in values] + ["order"] * (order is not None)
     refuse_unread(scenarios, own_order=own is not None, chosen=chosen)
+
+
+def heed_compared(
+    scenario: Scenario,
+    systems: Iterable[str],
+    values: tuple[str, ...],
+    order: str | None = None,
+    own: UserOrder | None = None,
+) -> None:
+    """`heed`, and a line on old names, for named systems side by side. Raises ConfigError too where
+    `--set` chooses a system."""
+    chosen = [pair for pair in values if pair.partition("=")[0].split(".")[0] == "system"]
+    if chosen:
+        raise ConfigError(f"--set {chosen[0][:80]}: systems are compared; name them by --systems")
+    names = list(systems)
+    say_aliases(names, scenario.order_name if own is None else own.name)
+    compared = [scenario.model_copy(update={"system": name}) for name in names]
+    heed(compared, values, order, own)
 
 
 def settings_of(
@@ -186,12 +154,3 @@ def needing_torch(module: str) -> Any:
             f"the real machine needs the package {error.name}: pip install -e '.[real]'"
             " (without a GPU, first PyTorch's CPU wheel; see README.md)"
         ) from None
-
-
-def parse_window(text: str) -> tuple[float, float]:
-    """`600:1200`, in seconds. Raises ConfigError."""
-    begin, _, end = text.partition(":")
-    try:
-        return float(begin), float(end)
-    except ValueError:
-        raise ConfigError(f"--window: {text[:60]!r} must be like 600:1200, in seconds") from None

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from cli.options import parse_window
 from cli.progress import progress
-from cli.trace.options import draws
+from cli.trace.options import draws, parse_window
 from policy.errors import ConfigError
 
 

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import click
 
-from cli.options import aids_of, parse_window, reading_options
 from cli.progress import progress
-from cli.trace.options import draws, priorities, priority_of
+from cli.trace.options import aids_of, draws, parse_window, priorities, priority_of, reading_options
 
 
 @click.command("compose")

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from cli.options import TO_WRITE, aids_of, reading_options
+from cli.options import TO_WRITE
+from cli.trace.options import aids_of, reading_options
 
 
 @click.command("convert")

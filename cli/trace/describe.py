@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from cli.options import TO_WRITE, aids_of, json_option, reading_options
+from cli.options import TO_WRITE, json_option
 from cli.progress import progress
 from cli.show import show
+from cli.trace.options import aids_of, reading_options
 from policy.errors import ConfigError
 
 

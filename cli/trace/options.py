@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from cli.options import TO_WRITE
 from policy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from traces.readers.base import Aids
 
 Command = Callable[..., Any]
 
@@ -55,3 +59,59 @@ def priority_of(shares: str | None, by: str) -> dict[str, Any] | None:
         return {"shares": [float(share) for share in shares.split(",")], "by": by}
     except ValueError:
         raise ConfigError(f"--priority: {shares[:60]!r} must be like 0.1,0.9") from None
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a trace file alone does not say: its format and `aids_of`'s arguments."""
+    for option in reversed(
+        (
+            click.option(
+                "--format", "name", help="The format; default: found from the first line."
+            ),
+            click.option(
+                "--columns",
+                metavar="A=B,...",
+                help="Any CSV or JSON, e.g. arrival=ts:ms,input=prompt,output=reply,session=chat.",
+            ),
+            click.option(
+                "--turns",
+                type=click.Choice(["increments", "whole"]),
+                help="Whether a later turn's prompt counts only what is new.",
+            ),
+            click.option(
+                "--block-size", type=click.IntRange(min=1), help="Tokens of a block of prefix ids."
+            ),
+            click.option(
+                "--companion",
+                "companions",
+                multiple=True,
+                help="A file that the publisher keeps beside it: RAGPulse's lengths, Mooncake's"
+                " sessions.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def aids_of(
+    *,
+    columns: str | None,
+    turns: Literal["increments", "whole"] | None,
+    block_size: int | None,
+    companions: tuple[str, ...],
+) -> Aids:
+    """What `reading_options` gave, for `read_workload`."""
+    from traces.readers.base import Aids
+
+    files = tuple(Path(path) for path in companions)
+    return Aids(None, files, columns, turns, block_size)
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """`600:1200`, in seconds. Raises ConfigError."""
+    begin, _, end = text.partition(":")
+    try:
+        return float(begin), float(end)
+    except ValueError:
+        raise ConfigError(f"--window: {text[:60]!r} must be like 600:1200, in seconds") from None

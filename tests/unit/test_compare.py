@@ -240,7 +240,7 @@ def test_an_extrapolated_profile_is_warned_of_once() -> None:
     assert found.notes == ["Warning: batch reached 300."]
 
 
-def test_a_field_that_none_of_the_systems_reads_is_warned_of_and_one_that_some_read_is_not() -> None:
+def test_a_field_that_none_of_the_systems_reads_is_warned_of() -> None:
     values = {"vtc.head_start": 3, "groups.initial_blocks": 7}
     found = compare(SMALL.with_values(values), [KEEP, OURS], 1, 1)
     told = [note for note in found.notes if "changes nothing" in note]

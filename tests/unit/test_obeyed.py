@@ -400,6 +400,7 @@ def test_commands_refuse_before_anything_is_written(folder: Path) -> None:
         ("simulate", "s.yaml", "--set", "hysteresis.gap=1.0", "--out", "out"),
         ("compare", "s.yaml", "--set", "system.reuse=false", "--out", "out"),
         ("compare", "s.yaml", "--systems", "fastswitch", "--set", "hysteresis.gap=1.0"),
+        ("machine", "doubt", "s.yaml", "--systems", "paged,fastswitch", "--set", "system=paged"),
         ("sweep", "run", "sweep.yaml", "--out", "out"),
     ):
         done = CliRunner().invoke(fastswitch.main, list(words))
