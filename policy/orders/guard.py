@@ -6,12 +6,11 @@ where they stood before. Built-in orders are tested and run without this.
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NoReturn, cast
 
+from policy import own
 from policy.errors import ConfigError
 from policy.orders.base import Key, Order
 from policy.views import Draw, RequestView
@@ -59,10 +58,10 @@ class Guarded(Order):
         self._order = order
         self.views: dict[str, RequestView] = {}
         if not isinstance(order.refreshes, bool):
-            self._fail(f"refreshes is {_shown(order.refreshes)}, neither True nor False")
+            self._fail(f"refreshes is {own.shown(order.refreshes)}, neither True nor False")
         self.refreshes = order.refreshes
         if type(order.unit) is not int or order.unit < 1:
-            self._fail(f"unit is {_shown(order.unit)}, not a whole number of at least 1")
+            self._fail(f"unit is {own.shown(order.unit)}, not a whole number of at least 1")
         self.unit = order.unit
 
     def arrived(self, request: RequestView, now_ns: int) -> None:
@@ -85,16 +84,16 @@ class Guarded(Order):
         except Exception as error:  # noqa: BLE001
             self._raised("key", error)
         if not isinstance(key, tuple):
-            self._fail(f"key returned {_shown(key)}, which is not a tuple of numbers")
+            self._fail(f"key returned {own.shown(key)}, which is not a tuple of numbers")
         for part in key:
             if not isinstance(part, (int, float)):
                 self._fail(
-                    f"key returned {_shown(key)}: {_shown(part)} is a {type(part).__name__},"
+                    f"key returned {own.shown(key)}: {own.shown(part)} is a {type(part).__name__},"
                     " not an int or a float, so not every two keys can be compared"
                 )
             if part != part:  # noqa: PLR0124
                 self._fail(
-                    f"key returned {_shown(key)}: NaN is neither less nor more than anything"
+                    f"key returned {own.shown(key)}: NaN is neither less nor more than anything"
                 )
         return key
 
@@ -105,9 +104,9 @@ class Guarded(Order):
             self._raised(method, error)
 
     def _raised(self, method: str, error: Exception) -> NoReturn:
-        line = _line_of(error)
+        line = own.line_of(error, __name__)
         where = f" (its line {line})" if line else ""
-        what = f"{method} raised {type(error).__name__}{where}: {_shown_text(str(error))}"
+        what = f"{method} raised {type(error).__name__}{where}: {own.shown_text(str(error))}"
         raise ConfigError(f"order {self.name}: {what}") from error
 
     def _fail(self, problem: str) -> NoReturn:
@@ -115,59 +114,5 @@ class Guarded(Order):
 
 
 def maker_of(given: object) -> Maker:
-    """How to make a fresh order from what a user gave: an Order, of which every run gets a copy as it
-    was given; or a class or function that makes one, called with `draw` if it has such a parameter.
-
-    Raises ConfigError if `given` is none of these. What is made is checked when it is made.
-    """
-    if isinstance(given, Order):
-        prototype = _copied(given)
-        return lambda _draw: _copied(prototype)
-    if not callable(given):
-        raise ConfigError(f"order: {_shown(given)} is neither an Order nor makes one")
-    try:
-        wants_draw = "draw" in inspect.signature(given).parameters
-    except (TypeError, ValueError):  # some built-in callables have no signature
-        wants_draw = False
-
-    def make(draw: Draw) -> Order:
-        made = given(draw=draw) if wants_draw else given()
-        if not isinstance(made, Order):
-            raise ConfigError(f"order: {_shown(made)} is no policy.orders.base.Order")
-        return made
-
-    return make
-
-
-def _copied(order: Order) -> Order:
-    try:
-        return copy.deepcopy(order)
-    except Exception as error:
-        raise ConfigError(
-            f"order: it cannot be copied for a run of its own ({type(error).__name__}:"
-            f" {_shown_text(str(error))}); give the class, and each run makes its own"
-        ) from error
-
-
-def _line_of(error: Exception) -> str:
-    """`file.py:12`: where the user's own code was when it went wrong."""
-    frame = error.__traceback__
-    found = ""
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        if frame.tb_frame.f_globals.get("__name__") != __name__:
-            found = f"{code.co_filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    return found
-
-
-def _shown(value: object) -> str:
-    try:
-        return _shown_text(repr(value))
-    except Exception:  # noqa: BLE001
-        return f"a {type(value).__name__}"
-
-
-def _shown_text(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    """How to make a fresh order from what a user gave (`policy.own.maker_of`). Raises ConfigError."""
+    return own.maker_of(given, Order, "order", Order.__module__)
