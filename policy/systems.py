@@ -17,7 +17,8 @@ PLANNERS = {"ranked": "rules", RELEASE: "release"}
 
 @dataclass(frozen=True, slots=True)
 class SwapOptions:
-    """What engines that swap may do otherwise, each switch for itself.
+    """What engines may do otherwise, each switch for itself; which of them an engine knows, and with
+    what, is its refusals (below).
 
     `allocator`: block ids of both pools. `overlap`: does a step wait for copies. `reuse`: host copies
     outlive the load and only what is new is sent. `between_turns`: what becomes of a finished turn's
@@ -28,7 +29,9 @@ class SwapOptions:
     `proactive` parks before the device is full (policy/engines/ahead.py). `host_eviction` and
     `contamination`: which host copy goes first, as a whole or from its tail. `prefix_sharing`: prompts
     that begin alike hold the same device blocks. `offload` (vLLM V1 alone): its native connector stores
-    full chunks of prompts on the host, or of replies too. `protects_leader`, `caps_parkings`: rules 9 and 10.
+    full chunks of prompts on the host, or of replies too. `victim` (vLLM V1 alone): who is preempted for
+    room; the engine's own choice, or see policy/choices/victim.py. `protects_leader`, `caps_parkings`:
+    rules 9 and 10.
     """
 
     allocator: Literal["paged", "groups", "buddy"] = "paged"
@@ -43,6 +46,7 @@ class SwapOptions:
     contamination: Literal["whole", "tail"] = "whole"
     prefix_sharing: bool = False
     offload: Literal["none", "prompt", "all"] = "none"
+    victim: Literal["own", "least_computed", "least_cost"] = "own"
     protects_leader: bool = True
     caps_parkings: bool = True
 
@@ -159,8 +163,9 @@ class System:
         """Every switch but the name, for provenance; the engine as what it does under FCFS. What keys of
         results have not always known is there where it is on."""
         found = self._values()
-        if not self.transport.async_scheduling:
-            del found["async_scheduling"]
+        for name, off in _NEWER.items():
+            if found[name] == off:
+                del found[name]
         return {**found, "fcfs_planner": PLANNERS.get(self.engine, self.engine)}
 
     def _values(self) -> dict[str, Any]:
@@ -169,12 +174,15 @@ class System:
 
 
 _WAYS = {field.name for field in fields(Transport)}
+#: Switches that keys of results have not always known, and what they are where they say nothing.
+_NEWER = {"async_scheduling": False, "victim": "own"}
 
 Refusals = tuple[tuple[Callable[[SwapOptions], bool], str], ...]
 
 #: Options that do not go together, the first that applies being said.
 _RANKED: Refusals = (
     (lambda o: o.offload != "none", "offload is vLLM V1's"),
+    (lambda o: o.victim != "own", "a choice of victim is vLLM V1's"),
     (
         lambda o: o.movement == "proactive" and (o.overlap == "sync" or o.preemption != "swap"),
         "movement proactive needs swap, and overlap async or adaptive: copies that no step waits for",
@@ -201,7 +209,7 @@ _RELEASE: Refusals = (
         "the release knows paged, sync memory only",
     ),
     (lambda o: o.between_turns == "keep_device", "the release keeps nothing on the device"),
-    *_RANKED[:3],
+    *_RANKED[:4],
     (
         lambda o: o.movement != "none",
         "movement {movement} goes with neither prefix_sharing nor the release",
@@ -211,28 +219,23 @@ _RELEASE: Refusals = (
     (lambda o: o.displacement != "order", "the release knows no rule of displacement"),
     (lambda o: o.prefix_sharing, "the release shares no prefixes"),
 )
-#: V1 has its own queues and memory: of these switches only prefix_sharing (its cache) says anything.
+#: V1 has its own queues and memory.
 _V1_OPTIONS: Refusals = (
     (
-        lambda o: (
-            (o.between_turns, o.displacement, o.shape) != ("drop", "never", "chunked")
-            or o.preemption == "cost"
-        ),
-        "vLLM V1 drops what turns leave, displaces nobody and runs chunks beside decodes; it recomputes,"
-        " or swaps every victim",
+        lambda o: (o.between_turns, o.shape) != ("drop", "chunked") or o.preemption == "cost",
+        "vLLM V1 drops what turns leave and runs chunks beside decodes; it recomputes, or swaps every"
+        " victim",
     ),
     (
-        lambda o: o.preemption == "swap" and o.offload != "none",
-        "offload with preemption by swap is not built",
+        lambda o: o.offload != "none" and (o.preemption == "swap" or o.displacement != "never"),
+        "offload with preemption by swap, or with displacement, is not built",
     ),
     (
-        lambda o: (
-            (o.allocator, o.reuse, o.movement, o.contamination) != ("paged", False, "none", "whole")
-        ),
-        "vLLM V1 keeps pages by name, and moves none ahead of need",
+        lambda o: o.allocator == "buddy" or (o.reuse, o.contamination) != (False, "whole"),
+        "vLLM V1 keeps pages by name, one by one or in groups; its host copies end with the load",
     ),
     (
-        lambda o: o.offload == "none" and (o.overlap, o.host_eviction) != ("sync", "priority"),
+        lambda o: o.offload == "none" and o.preemption != "swap" and o.overlap != "sync",
         "vLLM V1 copies nothing without offload",
     ),
     (
@@ -240,6 +243,23 @@ _V1_OPTIONS: Refusals = (
             o.offload != "none" and (o.overlap != "async" or o.host_eviction not in ("lru", "arc"))
         ),
         "vLLM V1's offloading is async, and evicts by lru or arc",
+    ),
+    (
+        lambda o: (
+            o.overlap == "adaptive" or (o.offload == "none" and o.host_eviction != "priority")
+        ),
+        "under vLLM V1 steps wait for copies or never do, and nothing that was swapped out is evicted",
+    ),
+    (
+        lambda o: (
+            o.movement != "none"
+            and (o.movement, o.preemption, o.overlap) != ("proactive", "swap", "async")
+        ),
+        "under vLLM V1 the only movement is proactive, with swap and overlap async",
+    ),
+    (
+        lambda o: o.victim == "least_cost" and o.preemption == "swap",
+        "victim least_cost weighs what is computed again, and with swap nothing is",
     ),
     (
         lambda o: not (o.protects_leader and o.caps_parkings),
@@ -264,6 +284,8 @@ _V1 = System(
 _V1_SWAP = _V1.but(
     "vllm-v1+swap", preemption="swap", submission="batched", dispatch="worker_threads"
 )
+_V1_ASYNC = _V1_SWAP.but("vllm-v1+swap-async", overlap="async")
+_V1_GROUPS = _V1_SWAP.but("vllm-v1+groups", allocator="groups")
 _V1_OFFLOAD = _V1.but(
     "vllm-v1-offload",
     offload="prompt",
@@ -286,6 +308,13 @@ SYSTEMS: dict[str, System] = {
         _V1,
         _V1_SWAP,
         _V1_SWAP.but("vllm-v1+swap-block-major", layout="block_major"),
+        _V1_ASYNC,
+        _V1_ASYNC.but("vllm-v1+park", movement="proactive"),
+        _V1.but("vllm-v1+least-computed", victim="least_computed"),
+        _V1.but("vllm-v1+victim-cost", victim="least_cost"),
+        _V1.but("vllm-v1+displace", displacement="order"),
+        _V1_GROUPS,
+        _V1_GROUPS.but("vllm-v1+groups-block-major", layout="block_major"),
         _V1_OFFLOAD,
         _V1_OFFLOAD.but("vllm-v1-offload-all", offload="all"),
         _PAGED_KEEP.but("+batched", submission="batched"),

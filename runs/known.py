@@ -10,7 +10,7 @@ from policy.systems import RELEASE, SYSTEMS, V1, System
 #: What others are told as a difference to.
 _BASES: dict[str, tuple[str, ...]] = {
     RELEASE: (RELEASE,),
-    V1: (V1, "vllm-v1-offload", "vllm-v1+swap"),
+    V1: (V1, "vllm-v1-offload", "vllm-v1+swap", "vllm-v1+swap-async"),
     "ranked": ("paged-keep", "+groups", "+reuse", "+async", "fastswitch"),
 }
 _SENTENCES = {
@@ -18,6 +18,12 @@ _SENTENCES = {
     "vllm-v1": "vLLM 0.33.0 (V1): chunked steps, KV found by the names of blocks, recompute",
     "vllm-v1-offload": "V1 with its native offloading connector, which stores prompts on the host",
     "vllm-v1+swap": "V1 with one change: a victim's KV goes to the host and comes back",
+    "vllm-v1+swap-async": "vllm-v1+swap, but no step waits for a copy: who needs the room or the KV does",
+    "vllm-v1+park": "vllm-v1+swap-async, and victims leave before blocks run out",
+    "vllm-v1+least-computed": "V1, but whoever has computed least is preempted (vllm#54644)",
+    "vllm-v1+victim-cost": "V1, but whoever costs least to compute again is preempted (vllm#56897)",
+    "vllm-v1+displace": "V1, but who waits displaces who runs and is less urgent (vllm#40004)",
+    "vllm-v1+groups": "vllm-v1+swap in runs of neighbouring blocks; decides what vllm-v1+swap decides",
     "paged-keep": "vLLM 0.3.3's memory under this project's rules, KV of idle turns kept on the host",
     "+groups": "paged-keep in runs of neighbouring blocks, copied as such",
     "+reuse": "+groups, and host copies outlive the load: only what is new is sent",
@@ -63,7 +69,7 @@ def _nearest(system: System, switches: dict[str, Any]) -> tuple[str, dict[str, A
     found: list[tuple[int, str, dict[str, Any]]] = []
     for name in _BASES[system.engine]:
         base = SYSTEMS[name].switches()
-        changed = {k: v for k, v in switches.items() if base[k] != v}
+        changed = {k: v for k, v in switches.items() if base.get(k) != v}
         found.append((len(changed), name, changed))
     _, name, changed = min(found, key=lambda one: one[0])
     return name, changed

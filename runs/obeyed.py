@@ -54,7 +54,7 @@ def _both(one: _Reads, other: _Reads) -> _Reads:
     return lambda asked: one(asked) and other(asked)
 
 
-_GROUPS = _systems(allocator=("groups", "buddy"))
+_GROUPS = _both(_systems(allocator=("groups", "buddy")), lambda asked: asked.system.engine != V1)
 _BACKUPS = _systems(movement=("write_through", "incremental"))
 _PATTERN = _orders("random", "markov")
 _SWAPS = _systems(preemption="swap")
@@ -94,8 +94,14 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
         _systems(shape="prefill_only"),
         "bounds the padding of shape prefill_only",
     ),
-    "groups.initial_blocks": (_GROUPS, "is read by the allocators groups and buddy"),
-    "groups.growth_blocks": (_GROUPS, "is read by the allocators groups and buddy"),
+    "groups.initial_blocks": (
+        _GROUPS,
+        "is read by the allocators groups and buddy, but not vllm-v1",
+    ),
+    "groups.growth_blocks": (
+        _GROUPS,
+        "is read by the allocators groups and buddy, but not vllm-v1",
+    ),
     "groups.host_increment_blocks": (_systems(reuse=True), "is read by systems with reuse"),
     "hysteresis.gap": (_systems(displacement="gap"), "is read by systems that displace by gap"),
     "hysteresis.min_run_steps": (_engines("ranked"), "is a rule of the engine ranked"),
@@ -119,7 +125,10 @@ READ_BY: dict[str, tuple[_Reads, str]] = {
         "is read by overlap adaptive and preemption cost",
     ),
     "rates.store_ns_per_block": (_COSTS, "is read by preemption cost"),
-    "rates.prefill_ns_per_token": (_COSTS, "is read by preemption cost"),
+    "rates.prefill_ns_per_token": (
+        _systems(preemption="cost", victim="least_cost"),
+        "is read by preemption cost and victim least_cost",
+    ),
     "last_turn_known": (
         _systems(between_turns=("keep_host", "keep_device")),
         "is read by systems that keep KV between turns",

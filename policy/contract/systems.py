@@ -28,6 +28,7 @@ from policy.contract.witness import (
     WitnessedEviction,
     WitnessedOverlap,
     WitnessedPreemption,
+    WitnessedVictim,
 )
 from policy.errors import ConfigError, FastSwitchError, ProgressError, ReleaseVerdict
 from policy.orders.catalog import OrderSettings, make_order
@@ -43,6 +44,7 @@ _WITNESSES: dict[str, Callable[[Any], Any]] = {
     "displacement": WitnessedDisplacement,
     "preemption": WitnessedPreemption,
     "eviction": WitnessedEviction,
+    "victim": WitnessedVictim,
 }
 
 
@@ -109,7 +111,9 @@ def _served(
             made[kind] = maker()
         except Exception as error:
             raise ConfigError(f"{kind}: making it raised {error!r}") from error
-    witnessed = Decisions(**{kind: _WITNESSES[kind](part) for kind, part in made.items()})
+    witnessed = Decisions(
+        **{k: None if part is None else _WITNESSES[k](part) for k, part in made.items()}
+    )
     scheduler = Scheduler(SETTINGS, system, order, draw, decisions=witnessed)
     machine = Machine(scheduler, crowd(text), checks=text is str)
     try:

@@ -10,6 +10,8 @@ from policy.choices.displacement import Displacement, Place
 from policy.choices.host_eviction import HostEviction
 from policy.choices.overlap import Choice, Overlap
 from policy.choices.preemption import Parking, Preemption
+from policy.choices.rates import PrefillTime
+from policy.choices.victim import Key, Stake, Victim
 from policy.errors import ConfigError
 from policy.orders.guard import view_of
 from policy.views import HostCopy, RequestView
@@ -91,6 +93,19 @@ class WitnessedPreemption:
         if not isinstance(answer, bool):
             self._subject.fail(f"swaps returned {answer!r}, neither True nor False")
         return answer
+
+
+class WitnessedVictim:
+    """See the module."""
+
+    def __init__(self, victim: Victim) -> None:
+        self._subject = _Subject("victim", victim)
+        self.reads_prefills: bool = self._subject.read("reads_prefills", bool)
+
+    def key(self, stake: Stake, prefill: PrefillTime) -> Key:
+        """As the choice says."""
+        key = self._subject.ask_twice("key", lambda: (stake, prefill))
+        return self._subject.numbers("key", key)
 
 
 class WitnessedOverlap:

@@ -12,6 +12,7 @@ from policy.engines.ranked import RankedEngine
 from policy.engines.swapping import Parts
 from policy.engines.vllm_033 import ReleaseEngine
 from policy.engines.vllm_v1 import V1Engine
+from policy.engines.vllm_v1_async import V1AsyncSwapEngine
 from policy.engines.vllm_v1_offload import V1OffloadEngine
 from policy.engines.vllm_v1_swap import V1SwapEngine
 from policy.errors import ConfigError
@@ -25,7 +26,7 @@ def v1_engine(parts: Parts) -> Engine:
     """V1, with its offloading connector or preemption by swap where the system says so."""
     options = parts.system.options
     if options.preemption == "swap":
-        return V1SwapEngine(parts)
+        return V1SwapEngine(parts) if options.overlap == "sync" else V1AsyncSwapEngine(parts)
     return V1Engine(parts) if options.offload == "none" else V1OffloadEngine(parts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from policy.request import Request
 
 
@@ -9,8 +11,9 @@ class Held:
     """What the engine keeps of a live request (its `holding`).
 
     `computed`: tokens whose KV its blocks hold, stale while it decodes. `num_named`: so many of its
-    blocks, from the first on, have names, and `num_found` were found when it was admitted. `place`: a running number of its admission; who runs is
-    sorted by it. `host_blocks` is 0: what is on the host belongs to nobody.
+    blocks, from the first on, have names, and `num_found` were found when it was admitted. `place`: a
+    running number of its admission; who runs is sorted by it. `host_blocks` is 0: what is on the host
+    belongs to nobody.
     """
 
     __slots__ = (
@@ -60,6 +63,11 @@ def place_of(request: Request) -> int:
     held = request.holding
     assert isinstance(held, Held)
     return held.place
+
+
+def in_order(requests: Collection[Request]) -> Collection[Request]:
+    """Some who run, in order of admission."""
+    return sorted(requests, key=place_of) if len(requests) > 1 else requests
 
 
 def urgency(held: Held) -> tuple[object, ...]:

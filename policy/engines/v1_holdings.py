@@ -10,7 +10,7 @@ from typing import Any
 
 from policy.engines.base import Levels
 from policy.engines.swapping import Parts
-from policy.engines.v1_held import Held, place, place_of
+from policy.engines.v1_held import Held, in_order, place
 from policy.engines.v1_laws import check_laws, check_seats, state_of
 from policy.engines.v1_queue import Arrivals, ByRank, Queue
 from policy.engines.v1_watch import Watch
@@ -19,6 +19,7 @@ from policy.orders.base import Order
 from policy.plan import CopyResult, PreemptionMode
 from policy.pools.allocation import Pool
 from policy.pools.named import NamedPool
+from policy.pools.named_runs import NamedRuns
 from policy.request import Move, Request
 
 
@@ -34,7 +35,8 @@ class V1Holdings:
         self.desk = desk
         self.settings = settings
         self.caches = parts.system.options.prefix_sharing  # the release's enable_prefix_caching
-        self.device = NamedPool("device", settings.device_blocks)
+        pool = NamedRuns if parts.system.options.allocator == "groups" else NamedPool
+        self.device: NamedPool = pool("device", settings.device_blocks)
         self.by_priority = type(desk.order) is not Order
         self.waiting: Queue = ByRank() if self.by_priority else Arrivals()
         self.running: dict[Request, Held] = {}
@@ -112,7 +114,7 @@ class V1Holdings:
                 self.device.free(reversed(held.blocks))
             ended.clear()
         else:
-            self._name_filled(filled)
+            self._name_filled(in_order(filled))
 
     def ranks_changed(self) -> None:
         """See Engine."""
@@ -133,18 +135,22 @@ class V1Holdings:
 
     def grow(self, growing: Mapping[Request, None]) -> None:
         """See Engine. What the step before filled gets its name now: nobody looked since (R4)."""
-        self._name_filled(growing)
-        self._begin_blocks(growing)
+        ordered = in_order(growing)
+        self._name_filled(ordered)
+        self._begin_blocks(ordered)
 
     def _begin_blocks(self, growing: Iterable[Request]) -> None:
+        """In order of admission, as the release: which blocks they are says how far copies run."""
         take = self.device.take
         for request in growing:
-            self.running[request].blocks += take(1)
+            blocks = self.running[request].blocks
+            blocks += take(1, blocks[-1])
 
-    def _name_filled(self, filled: Mapping[Request, None]) -> None:
-        """Name what is full of these, who decode; this step's token included if it has a block."""
+    def _name_filled(self, filled: Iterable[Request]) -> None:
+        """Name what is full of these, who decode, in order of admission; this step's token included if
+        it has a block."""
         if self.caches:
-            for request in sorted(filled, key=place_of) if len(filled) > 1 else filled:
+            for request in filled:
                 held = self.running[request]
                 self._name(held, min(request.num_tokens, len(held.blocks) * self._size))
 
@@ -154,7 +160,8 @@ class V1Holdings:
         end = held.computed + tokens
         need = self._blocks(end) - len(held.blocks)
         if need > 0:
-            held.blocks += self.device.take(need)
+            blocks = held.blocks
+            blocks += self.device.take(need, blocks[-1] if blocks else None)
         self._name(held, end)
 
     def _name(self, held: Held, tokens: int) -> None:

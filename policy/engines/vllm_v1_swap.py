@@ -45,7 +45,8 @@ class V1SwapEngine(V1Engine):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         settings = self.settings
-        self.host = make_pool("paged", "host", settings.host_blocks, parts.draw)
+        allocator = parts.system.options.allocator
+        self.host = make_pool(allocator, "host", settings.host_blocks, parts.draw)
         self.swapped_blocks = 0
         self._flights: dict[int, Swapped] = {}
         self._next_id = 0
@@ -89,8 +90,10 @@ class V1SwapEngine(V1Engine):
     def _give_up(self, held: Held) -> PreemptionMode:
         """See V1Engine. The copy is waited for, so the blocks are free in this very step."""
         assert isinstance(held, Swapped)
+        for index in range(held.computed // self._size, held.num_named):
+            self.device.unname(held.blocks[index])  # trap L7: this step was to compute it
         used = held.blocks[: self._blocks(held.computed)]
-        if len(used) > self.host.num_available:
+        if not used or len(used) > self.host.num_available:
             return super()._give_up(held)
         self.host.allocate(held.host, len(used))
         held.saved = held.computed
@@ -157,8 +160,12 @@ class V1SwapEngine(V1Engine):
         """See Engine."""
         return {**super().facts(), "swapped_blocks": self.swapped_blocks}
 
+    def host_copies(self) -> list[Allocation]:
+        """What holds blocks on the host, or may."""
+        return [self._swapped(request).host for request in self.held]
+
     def check(self, *, full: bool) -> None:
         """See Engine."""
         super().check(full=full)
         if full:
-            self.host.check([self._swapped(request).host for request in self.held])
+            self.host.check(self.host_copies())

@@ -73,9 +73,14 @@ class NamedPool:
                 del named[block]
             holders[block] += 1
 
-    def take(self, count: int) -> list[int]:
-        """`count` free blocks for one holder. A named one loses its name (R2). Raises OutOfBlocks,
-        with nothing changed, if there are fewer."""
+    def num_sole(self, blocks: Sequence[int]) -> int:
+        """How many of them have one holder: they are free once it lets them go."""
+        holders = self._holders
+        return sum([holders[block] == 1 for block in blocks])
+
+    def take(self, count: int, after: int | None = None) -> list[int]:  # noqa: ARG002
+        """`count` free blocks for one holder, whose last block is `after`. A named one loses its name
+        (R2). Raises OutOfBlocks, with nothing changed, if there are fewer."""
         if count > self.num_free:
             raise OutOfBlocks(f"{self.name}: {count} blocks wanted, {self.num_free} free")
         nameless, holders = self._nameless, self._holders
@@ -110,8 +115,18 @@ class NamedPool:
                     nameless.append(block)
                 else:
                     named[block] = None
+        if nameless:
+            self._put_back(nameless)
+
+    def _put_back(self, nameless: list[int]) -> None:
+        """Free blocks without a name, in the order in which they are to go."""
         nameless.reverse()
         self._nameless += nameless
+
+    def unname(self, block: int) -> None:
+        """What a held block was to hold will not be computed: nobody may find it."""
+        self._forget(block)
+        self.num_evicted -= 1
 
     def _forget(self, block: int) -> None:
         """The block loses its name; the next oldest of that name is found from now on."""
@@ -132,7 +147,7 @@ class NamedPool:
     def state(self) -> Hashable:
         """What decides all that it does from now on; equal states go on alike."""
         names = self._name
-        return (len(self._nameless), tuple([names[block] for block in self._named]))
+        return (self.num_free - len(self._named), tuple([names[block] for block in self._named]))
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Law 1 for shared blocks: each block is free, or held exactly as often as the tables say;
@@ -147,10 +162,11 @@ class NamedPool:
                 f"{self.name}: block {block} is in {held[block]} tables,"
                 f" {self._holders[block]} holders counted"
             )
-        free = sorted([*self._nameless, *self._named])
+        nameless = self.nameless
+        free = sorted([*nameless, *self._named])
         if free != [block for block in range(self.num_blocks) if not held[block]]:
             raise InvariantError(f"{self.name}: the free blocks are not those that nobody holds")
-        for block in self._nameless:
+        for block in nameless:
             if self._name[block] is not None:
                 raise InvariantError(f"{self.name}: block {block} has a name among the nameless")
         listed = sorted(

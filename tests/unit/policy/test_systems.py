@@ -241,7 +241,7 @@ def test_a_mapping_that_means_nothing_is_refused(switches: dict[str, Any], says:
     ("switch", "problem"),
     [
         ({"preemption": "cost"}, "recomputes, or swaps every victim"),
-        ({"reuse": True}, "moves none ahead of need"),
+        ({"reuse": True}, "its host copies end with the load"),
         ({"overlap": "async"}, "copies nothing without offload"),
         ({"offload": "all"}, "offloading is async, and evicts by lru or arc"),
         ({"protects_leader": False}, "no rules 9 and 10"),

@@ -147,6 +147,22 @@ def test_a_cancelled_victim_leaves_the_host() -> None:
     assert v1.engine.state() == v1.engine.state()
 
 
+def test_the_block_that_a_victims_step_was_to_fill_loses_its_name() -> None:
+    """Trap L7, which the release keeps."""
+    v1 = Swapping(device_blocks=5, priority=True, max_num_batched_tokens=8)
+    v1.add("calm", "a" * 19, priority=2)
+    v1.step()  # eight tokens
+    engine = v1.engine
+    held = engine.held[v1.scheduler.request("calm")]
+    engine._hold(held, 4)  # as a step that has served it, and then needs its blocks
+    name = held.request.block_names[2]
+    assert engine.device.holds(name)
+    engine._preempt(held)
+    assert not engine.device.holds(name)
+    assert engine.device.holds(held.request.block_names[1])
+    assert engine.device.num_evicted == 0
+
+
 def test_the_host_is_a_law_too() -> None:
     v1 = preempted()
     v1.end()
@@ -157,7 +173,7 @@ def test_the_host_is_a_law_too() -> None:
 
 
 def test_swap_and_offload_are_not_one_system() -> None:
-    with pytest.raises(ConfigError, match="offload with preemption by swap is not built"):
+    with pytest.raises(ConfigError, match="offload with preemption by swap"):
         SYSTEMS["vllm-v1-offload"].but(preemption="swap")
     assert SYSTEMS["vllm-v1+swap-block-major"].transport.layout == "block_major"
     assert Direction.TO_HOST.value == "d2h"
