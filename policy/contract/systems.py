@@ -111,9 +111,9 @@ def _served(
             made[kind] = maker()
         except Exception as error:
             raise ConfigError(f"{kind}: making it raised {error!r}") from error
-    witnessed = Decisions(
-        **{k: None if part is None else _WITNESSES[k](part) for k, part in made.items()}
-    )
+    for kind, part in made.items():
+        made[kind] = None if part is None else _WITNESSES[kind](part)
+    witnessed = Decisions(**made)
     scheduler = Scheduler(SETTINGS, system, order, draw, decisions=witnessed)
     machine = Machine(scheduler, crowd(text), checks=text is str)
     try:

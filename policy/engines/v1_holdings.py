@@ -175,6 +175,22 @@ class V1Holdings:
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._size)
 
+    def _lookup(self, request: Request) -> list[int]:
+        """R13: whole blocks, and one token at least is computed."""
+        if not self.caches:
+            return []
+        names = request.block_names
+        limit = (request.num_tokens - 1) // self._size
+        return self.device.find(map(names.__getitem__, range(limit)))
+
+    def _room_for(self, hits: list[int], tokens: int) -> int:
+        """Blocks that must be free to admit somebody with so many tokens."""
+        # Blocks found that nobody holds are free now, and will not be.
+        taken = self.device.num_idle(hits) - len(hits)
+        if self.running:  # R15: whoever was admitted in this step runs
+            taken += self._watermark
+        return self._blocks(tokens) + taken
+
     # ------------------------------------------------------------------ what machines and people read
 
     @property

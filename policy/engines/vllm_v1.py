@@ -126,26 +126,10 @@ class V1Engine(V1Victims):
         held.num_found = hits
         return hits * self._size
 
-    def _lookup(self, request: Request) -> list[int]:
-        """R13: whole blocks, and one token at least is computed."""
-        if not self.caches:
-            return []
-        names = request.block_names
-        limit = (request.num_tokens - 1) // self._size
-        return self.device.find(map(names.__getitem__, range(limit)))
-
     def _has_room(self, request: Request, hits: list[int], tokens: int) -> bool:
         if self.settings.reserve_full_isl:  # R16: all of it must fit now, and is not kept
             tokens = request.num_tokens
         return self._room_for(hits, tokens) <= self.device.num_free
-
-    def _room_for(self, hits: list[int], tokens: int) -> int:
-        """Blocks that must be free to admit somebody with so many tokens."""
-        # Blocks found that nobody holds are free now, and will not be.
-        taken = self.device.num_idle(hits) - len(hits)
-        if self.running:  # R15: whoever was admitted in this step runs
-            taken += self._watermark
-        return self._blocks(tokens) + taken
 
     def _next_find(self) -> int | None:
         """The step in which somebody who decodes fills the block that whoever did not fit did not

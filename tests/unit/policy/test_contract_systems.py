@@ -14,6 +14,8 @@ from policy.choices.displacement import ByOrder
 from policy.choices.host_eviction import HostEviction
 from policy.choices.overlap import Adaptive, Choice
 from policy.choices.preemption import ByCost, Parking
+from policy.choices.rates import PrefillTime
+from policy.choices.victim import Stake
 from policy.contract import check_system, system_violations
 from policy.contract import crowd as served
 from policy.contract.systems import ORDERS
@@ -27,8 +29,9 @@ FASTSWITCH = SYSTEMS["fastswitch"]
 
 
 def made(system: System, switch: str) -> Any:
-    """The choice that a system makes; a switch that keys of results have not always known may be absent."""
-    return system.switches().get(switch, False)
+    """The choice that a system makes."""
+    part = system.options if hasattr(system.options, switch) else system.transport
+    return getattr(part, switch)
 
 
 def catalogue() -> dict[str, System]:
@@ -332,3 +335,24 @@ def test_plans_are_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("preempt", "copies", "wait_for", "prefill", "cancel"):
         assert any(getattr(plan, kind) for plan in plans), kind
     assert {mode.value for plan in plans for _, mode in plan.preempt} == {"swap", "recompute"}
+
+
+class Youngest:
+    """A user's own victim: the one with least to lose and most to give."""
+
+    reads_prefills = False
+
+    def key(self, stake: Stake, prefill: PrefillTime) -> tuple[int, ...]:
+        return (stake.gained - stake.computed,)
+
+
+class NoKey(Youngest):
+    def key(self, stake: Stake, prefill: PrefillTime) -> Any:
+        return stake.gained
+
+
+def test_a_users_own_victim_and_displacement_plug_into_v1() -> None:
+    check_system(SYSTEMS["vllm-v1"], victim=Youngest)
+    check_system(SYSTEMS["vllm-v1+displace"], displacement=Backwards)
+    with pytest.raises(ConfigError, match=r"victim NoKey: key returned .*not a tuple of numbers"):
+        check_system(SYSTEMS["vllm-v1"], victim=NoKey)

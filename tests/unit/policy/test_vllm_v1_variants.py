@@ -3,6 +3,7 @@ for, and blocks in groups. Blocks are of 4 tokens."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -382,7 +383,7 @@ def test_tables_go_on_in_place_and_begin_where_there_is_room() -> None:
     v1.add("two", "bbbbb")
     v1.step()
     tables = [list(v1.engine.block_table(name)) for name in ("one", "two")]
-    assert [b - a for table in tables for a, b in zip(table, table[1:], strict=False)] == [1, 1]
+    assert [b - a for table in tables for a, b in itertools.pairwise(table)] == [1, 1]
     for _ in range(6):
         v1.step()
     assert v1.engine.device.nameless
