@@ -36,7 +36,7 @@ from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 from policy.request import Request, RequestState
 
-STEPS = {"ci": 30_000, "full": 345_000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 3_000)
+STEPS = {"ci": 12_000, "full": 345_000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 3_000)
 STEPS_PER_RUN = 150
 
 PLACES = st.integers(0, 1 << 12)

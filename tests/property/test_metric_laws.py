@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,6 +200,7 @@ def studied(folder: Path, by_s: int) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.full
 def test_no_number_of_a_study_changes_when_all_arrivals_are_later_by_the_same(
     tmp_path: Path,
 ) -> None:

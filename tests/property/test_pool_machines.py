@@ -26,7 +26,7 @@ from policy.pools.free_runs import BuddyRuns, FreeRuns
 from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 
-STEPS = {"ci": 7_500, "full": 90_000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 2_000)
+STEPS = {"ci": 5_000, "full": 90_000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 2_000)
 STEPS_PER_RUN = 200
 
 COUNTS = st.integers(0, 9)

@@ -318,23 +318,12 @@ def test_the_command_makes_a_profile_that_the_simulator_takes(
     assert "measured profile cpu" in result.output
 
 
-#: Whatever runs the tests in the background may have had the signal ignored.
-_INTERRUPTIBLE = """
-import signal
-
-import fastswitch
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-fastswitch.main()
-"""
-
-
 def test_ctrl_c_keeps_every_sample_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
     points = tmp_path / "mine.points.jsonl"
     arguments = ["calibrate", "--model", "random:tiny", "--repeats", "1000", "--out", str(out)]
     child = subprocess.Popen(
-        [sys.executable, "-c", _INTERRUPTIBLE, *arguments],
+        [sys.executable, "-m", "fastswitch", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

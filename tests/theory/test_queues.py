@@ -224,7 +224,7 @@ def md1_wait(load: float) -> float:
     return load / (2 * (1 - load))
 
 
-@pytest.mark.parametrize("load", MD1)
+@pytest.mark.parametrize("load", [0.5, pytest.param(0.8, marks=pytest.mark.full)])
 def test_the_mean_wait_of_constant_services_is_that_of_m_d_1(play: Play, load: float) -> None:
     assert mean_wait(play(MD1[load])).holds(md1_wait(load))
 
@@ -233,7 +233,7 @@ def test_fastswitch_is_the_same_m_d_1_queue_though_it_copies_every_context_out(p
     assert mean_wait(play(Queue("D", 0.5, 1000, 12, "fastswitch"))).holds(md1_wait(0.5))
 
 
-@pytest.mark.parametrize("load", MD1)
+@pytest.mark.parametrize("load", [0.5, pytest.param(0.8, marks=pytest.mark.full)])
 def test_constant_services_under_a_tenth_more_load_are_told_apart(play: Play, load: float) -> None:
     busier = MD1[load]._replace(load=load * 1.1)
     assert not mean_wait(play(busier)).holds(md1_wait(load))
@@ -253,17 +253,19 @@ def mm1(load: float) -> tuple[float, float]:
     return 1 / gap, math.log(100 * load * GEOMETRIC_MEAN) / gap
 
 
-@pytest.mark.parametrize("load", MM1)
+@pytest.mark.parametrize("load", [0.5, pytest.param(0.8, marks=pytest.mark.full)])
 def test_the_mean_time_in_system_of_random_services_is_that_of_m_m_1(
     play: Play, load: float
 ) -> None:
     assert mean_time_in_system(play(MM1[load])).holds(mm1(load)[0])
 
 
+@pytest.mark.full
 def test_the_p99_wait_of_random_services_is_that_of_m_m_1(play: Play) -> None:
     assert p99_wait(play(MM1[0.8])).holds(mm1(0.8)[1])
 
 
+@pytest.mark.full
 def test_random_services_under_a_tenth_more_load_are_told_apart(play: Play) -> None:
     busier = play(MM1[0.8]._replace(load=0.88))
     mean, p99 = mm1(0.8)

@@ -520,7 +520,7 @@ def test_m15_a_step_of_30_us_waits_when_going_on_costs_requests_more_time(
 
 
 @pytest.mark.parametrize("pattern", ["random", "markov"])
-@pytest.mark.parametrize("run", [0, 1])
+@pytest.mark.parametrize("run", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_m15_when_steps_wait_is_no_headline(pattern: str, run: int) -> None:
     made = [
         measured("fastswitch", switch__overlap=overlap, priority__pattern=pattern, run=run)

@@ -116,7 +116,9 @@ def test_both_bounds_of_a_copy_occur_among_the_points() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.full) for seed in (2, 3))]
+)
 def test_what_the_points_were_made_from_is_found_again(noise: float, seed: int) -> None:
     found = fitted(synthetic(TRUTH, noise=noise, spread=0.01, seed=seed), seed)
     for part, true in ((found.steps, STEPS), (found.copies, COPIES)):
@@ -142,6 +144,7 @@ def test_the_error_on_points_it_never_saw_is_the_noise(good: Fitted) -> None:
         assert errors.p95 <= errors.max < 0.06
 
 
+@pytest.mark.full
 def test_intervals_hold_the_points_held_out_and_the_true_coefficients() -> None:
     """Of some 1,600 held-out points of twelve machines 95 % within three standard errors; those of
     one machine share a fit, so that they tell about half of what as many alone would. Of 156
@@ -178,6 +181,7 @@ def test_the_engines_overhead_and_the_slow_down_by_copies_are_found_again(good: 
         assert found.low <= found.value <= found.high
 
 
+@pytest.mark.full
 def test_terms_the_machine_does_not_have_are_mostly_left_out_and_never_large() -> None:
     """Noise may look like one now and then; it then moves no step by more than the noise does."""
     kept = 0
