@@ -263,6 +263,16 @@ def test_an_update_ranks_everybody_anew() -> None:
     assert [r.request_id for r in made.desk.ranked] == ["b", "a"]
 
 
+def test_a_prompt_asked_for_again_before_it_has_run_is_not_commanded_twice() -> None:
+    made = scheduler(ASYNC)
+    made.add(request("r"), 0)
+    first = made.schedule(0)
+    assert [name for name, _ in first.prefill] == ["r"]
+    again = made.schedule(0)
+    assert again == Plan()
+    assert made.schedule(0) is again
+
+
 def test_an_order_that_never_refreshes_is_never_asked_to() -> None:
     order = Reversing()
     order.refreshes = False
