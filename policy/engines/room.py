@@ -19,8 +19,9 @@ class Room:
         self.seats = seats
 
     def fits(self, blocks: int, floor: int = 0) -> bool:
-        """Whether one more may come that needs so many."""
-        return self.blocks - blocks >= floor and self.seats > 0
+        """Whether one more may come that needs so many. The last seat ends a line; seats that were
+        overdrawn by who was taken regardless do not."""
+        return self.blocks - blocks >= floor and self.seats != 0
 
     def take(self, blocks: int) -> None:
         """One more comes, whether there is room or not."""

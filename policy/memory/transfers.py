@@ -259,13 +259,15 @@ class Transfers:
             return
         host = context.host
         assert host is not None
-        clean = transfer.first_block - context.host_base
-        if transfer.fate is Fate.KEPT and clean:
+        transfer.host = host
+        if transfer.fate is Fate.KEPT:
             # The block that was valid in part goes too: the copy may still write it.
+            clean = transfer.first_block - context.host_base
             transfer.host = self._host.split(host, clean)
-            context.host_tokens = transfer.first_block * self._block_size
-            return
-        transfer.host, context.host = host, None
+            if clean:
+                context.host_tokens = transfer.first_block * self._block_size
+                return
+        context.host = None
         context.host_tokens = context.host_base = 0
 
     def _vacate(self, transfer: Transfer) -> None:

@@ -18,7 +18,7 @@ from policy.request import Request
         (4, 1, 4, 1, False),
         (4, 1, 3, 1, True),
         (4, 0, 1, 0, False),
-        (4, -1, 1, 0, False),
+        (4, -1, 1, 0, True),
         (-1, 1, 0, 0, False),
     ],
 )

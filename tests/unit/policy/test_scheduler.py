@@ -16,6 +16,8 @@ from policy.request import Request, RequestState
 from policy.scheduler import Scheduler
 from policy.systems import SYSTEMS
 from tests.helpers.inside import memory_of
+from tests.helpers.scripted import Watched
+from tests.helpers.shadow import Turn
 from tests.helpers.small import draw, scheduler, variant
 
 ASYNC = variant("fastswitch", overlap="async", between_turns="drop")
@@ -285,6 +287,29 @@ def test_an_order_that_never_refreshes_is_never_asked_to() -> None:
 
 
 # ---------------------------------------------------------------------- rule 12: no endless wait
+
+
+def test_who_runs_does_not_make_way_for_next_turns_that_hold_more_blocks_than_there_are_seats() -> (
+    None
+):
+    """They hold what their parents left on the device, and a shield that has just begun."""
+    keeping = variant("+groups", between_turns="keep_device")
+    made = scheduler(keeping, device_blocks=60, max_num_seqs=2, min_run_steps=4)
+    machine = Watched(made)
+    for name in ("a", "b"):
+        machine.arrive(Turn(name, 0, 6, 2, session_id=name, priority=1))
+    while machine.served:
+        machine.step()
+    for name in ("leads", "runs"):
+        machine.arrive(Turn(name, machine.now_ns, 6, 40))
+    for _ in range(8):
+        machine.step()
+    for name in ("a", "b"):
+        later = machine.now_ns
+        machine.arrive(Turn(f"{name}+", later, 10, 4, session_id=name, parent_id=name, priority=1))
+    plan = machine.step()
+    assert plan.batch is not None and plan.batch.decode == ("leads", "runs")
+    assert (plan.preempt, plan.prefill) == ((), ())
 
 
 def test_blocks_that_leaked_end_the_run_and_not_in_an_endless_wait() -> None:

@@ -10,6 +10,8 @@ from policy.errors import InvariantError
 from policy.memory.context import Context
 from policy.memory.transfers import HOLDERS, TURNS, Fate, Holder, Kind, Transfer, Transfers
 from policy.pools.allocation import Pool
+from policy.pools.free_runs import FreeRuns
+from policy.pools.groups import GroupPool
 from policy.pools.paged import PagedPool
 from policy.request import Request
 
@@ -22,14 +24,16 @@ ILLEGAL = [pair for pair in itertools.product(Kind, Fate) if pair not in LEGAL]
 class Bench:
     """One context of six blocks on both sides, the first two of them clean, and its copy."""
 
-    def __init__(self, kind: Kind, *, waited: bool = False, first: int = FIRST) -> None:
+    def __init__(
+        self, kind: Kind, *, waited: bool = False, first: int = FIRST, host: Pool | None = None
+    ) -> None:
         self.device: Pool = PagedPool("device", 16)
-        self.host: Pool = PagedPool("host", 16)
+        self.host: Pool = host or PagedPool("host", 16)
         self.transfers = Transfers(self.device, self.host, SIZE)
         self.context = context = Context(Request("r", arrival_ns=0, input_tokens=24))
         context.device, context.host = self.device.new(), self.host.new()
         self.device.allocate(context.device, BLOCKS)
-        self.host.allocate(context.host, BLOCKS)
+        self.host.allocate(context.host, BLOCKS, 2)
         context.device_tokens, context.host_tokens = BLOCKS * SIZE, first * SIZE + 1
         self.transfer = self.transfers.start(
             kind,
@@ -137,6 +141,18 @@ def test_a_source_that_is_kept_from_its_first_block_on_leaves_nothing_on_the_hos
     bench.transfers.turn(bench.transfer, Fate.KEPT)
     assert (bench.context.host, bench.context.host_tokens) == (None, 0)
     assert bench.held("host") == (0, BLOCKS)
+
+
+def test_the_tail_of_a_target_that_becomes_the_copys_is_as_old_as_that() -> None:
+    """Which tail is taken back first hangs on it, whether a part of the target stays or none."""
+    for first in (0, FIRST):
+        bench = Bench(Kind.STORE, first=first, host=GroupPool("host", FreeRuns(16), lambda _: 0))
+        other = bench.host.new()
+        bench.host.allocate(other, 1, 3)
+        bench.transfers.turn(bench.transfer, Fate.KEPT)
+        bench.host.allocate(bench.host.new(), bench.host.num_free + 1)
+        assert bench.transfer.host is not None
+        assert (other.reserved, bench.transfer.host.reserved) == (0, 2)
 
 
 def test_every_row_of_the_table_is_reached_and_no_other() -> None:
