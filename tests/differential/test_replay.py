@@ -18,7 +18,7 @@ from explore.validation import validate
 from policy.errors import ConfigError, InputError
 from policy.orders.base import Order
 from policy.plan import Copy, CopyResult
-from policy.systems import SYSTEMS, V1
+from policy.systems import SYSTEMS
 from runs.recorder import Recorder
 from runs.recording import Recording
 from runs.scenario import Scenario, build
@@ -151,11 +151,6 @@ def test_pools_are_aged_and_clocks_tick_as_they_did(overlap: str, aging: str) ->
     assert_equal(replay(recording, found), recording)
 
 
-#: This machine ends replies early and has no tokens to name their blocks by; with tokens V1 is replayed
-#: in tests/realrun/test_vllm_v1.py.
-WITHOUT_NAMES = [name for name, system in SYSTEMS.items() if system.engine != V1]
-
-
 @pytest.mark.counted
 @pytest.mark.parametrize("part", range(4))
 def test_a_machine_with_times_of_its_own_is_replayed(
@@ -169,7 +164,7 @@ def test_a_machine_with_times_of_its_own_is_replayed(
         by_clock = {"priority": {"period_s": 0.2}} if rng.random() < 0.3 else {}
         found = scenario(
             workload=rng.choice([CHAT, open_workload(tmp_path, seed)]),
-            system=rng.choice(WITHOUT_NAMES),
+            system=rng.choice(list(SYSTEMS)),
             order=rng.choice(ORDERS),
             pool={
                 "device_blocks": rng.randrange(26, 60),

@@ -2,7 +2,8 @@
 
 Its clock never stands still, plans come later than steps end, copies end long before anybody looks,
 some end badly, replies stop early, and somebody may stop the run. It counts its tokens itself and
-shares no code with `sim/` but the records of a run.
+shares no code with `sim/` but the records of a run. Where KV is found by name no reply stops early:
+this machine has no tokens, and names blocks by the lengths that the workload says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from heapq import heappop, heappush
 from policy.errors import ReleaseVerdict
 from policy.plan import Copy, CopyResult, Direction, Outcome, Plan
 from policy.request import Request
+from runs.lineages import names_for
 from runs.recorder import CopyRecord, Recorder
 from runs.recording import IntTable, Recording
 from runs.scenario import Scenario
@@ -72,6 +74,7 @@ class RoughMachine:
         self.failing = failing
         self.scheduler = make_scheduler(serving)
         self.driver = TurnDriver(serving.workload)
+        self.names = names_for(serving.system, serving.settings, lambda _turn: ())
         self.recorder = Recorder(decisions=True, aging=aging_lengths(serving))
         self.now = 0
         self.plans_left = rng.randrange(20, 200) if stop else NEVER
@@ -169,11 +172,14 @@ class RoughMachine:
             if name not in lost and name not in chunks:
                 served = self.served[name]
                 served.produced += 1
-                if served.produced == served.target or self.rng.random() < 0.01:
+                if served.produced == served.target or self.stops_early():
                     finished.append(name)
         for name, count in plan.prefill:
             self.recorder.prefilled(name, step, count, produced=name not in lost | chunks)
         return tuple(sorted(finished))
+
+    def stops_early(self) -> bool:
+        return self.rng.random() < 0.01 and not self.serving.system.finds_by_name
 
     # ------------------------------------------------------------------ copies
 
@@ -239,7 +245,11 @@ class RoughMachine:
     def arrive(self, now: int) -> None:
         for arrival in self.driver.due(now):
             turn = arrival.turn
-            request = make_request(arrival, last_turn_known=self.serving.scenario.last_turn_known)
+            request = make_request(
+                arrival,
+                last_turn_known=self.serving.scenario.last_turn_known,
+                block_names=self.names(arrival),
+            )
             target = output_target(turn, self.serving.settings.max_model_len)
             served = Served(turn, arrival.arrival_ns, request, target)
             self.recorder.arrived(turn, arrival.due_ns)
