@@ -234,6 +234,7 @@ def _turns(recording: Recording, notes: _Notes) -> list[Turn]:
     """The turns served, with the arrivals, leaves and output lengths that they turned out to have:
     an open workload, since nothing is left to be found out."""
     starts = recording.table("steps", ["start_ns"])["start_ns"]
+    between = {step: now_ns for step, now_ns, _ in reversed(notes.unnumbered)}
     ended = {row["request_id"]: row for row in _rows(recording, "requests")}
     turns = []
     for row in _rows(recording, "workload"):
@@ -254,20 +255,28 @@ def _turns(recording: Recording, notes: _Notes) -> list[Turn]:
                 parent_prefix_tokens=row["parent_prefix_tokens"],
                 client_id=row["client_id"],
                 priority=row["priority"],
-                cancel_ns=_cancel_ns(end, starts) - end["arrival_ns"] if was_cancelled else None,
+                cancel_ns=(
+                    _cancel_ns(end, starts, between) - end["arrival_ns"] if was_cancelled else None
+                ),
             )
         )
     turns.sort(key=lambda turn: turn.arrival_ns or 0)  # stable: rows came in the order seen
     return turns
 
 
-def _cancel_ns(end: dict[str, Any], starts: Any) -> int:
-    """When the client left, moved if it must be so that it is seen before the recorded step."""
+def _cancel_ns(end: dict[str, Any], starts: Any, between: dict[int, int]) -> int:
+    """When the client left, moved if it must be so that it is seen before the recorded step and after
+    the one before that. `between`: by step, when the first plan without number before it was made.
+
+    Steps that only reject take no time: who came with the end of one may have left by then.
+    """
     at, step = int(end["cancel_ns"]), int(end["cancel_seen_step"])
     if step < len(starts):
         at = min(at, starts[step].as_py())
     if 0 < step <= len(starts):
-        at = max(at, starts[step - 1].as_py() + 1)
+        after = starts[step - 1].as_py() + 1
+        soonest = between.get(step, starts[step].as_py() if step < len(starts) else after)
+        at = max(at, min(after, soonest))
     return at
 
 

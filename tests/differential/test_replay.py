@@ -78,7 +78,7 @@ def open_workload(folder: Path, seed: int) -> str:
             row["parent_prefix_tokens"] = rng.randrange(0, 200)
         row["hash_ids"] = random_ids(rng, row["input_tokens"])
         if rng.random() < 0.4:
-            row["cancel_s"] = rng.choice([0.01, 0.5, 3.0])
+            row["cancel_s"] = rng.choice([0.0, 0.01, 0.5, 3.0])
         lines.append(json.dumps(row))
     path = folder / f"w{seed}.jsonl"
     path.write_text("\n".join(lines) + "\n")
@@ -135,6 +135,28 @@ def test_every_system_decides_the_same_again_under_every_order(
         or SYSTEMS[system].options.preemption == "recompute"
         or (system, order) == ("vllm-0.3.3", "fcfs")
     )
+
+
+@pytest.mark.parametrize("system", ["fastswitch", "vllm-0.3.3", "vllm-v1"])
+def test_who_leaves_at_once_after_a_step_without_time_leaves_at_once_again(
+    system: str, tmp_path: Path
+) -> None:
+    """The first turn is too long and is rejected by a step that takes no time; the next one comes with
+    that step's end, and has left before the plan after it."""
+    turns = [
+        {"request_id": "a/1", "session_id": "a", "turn": 1, "input_tokens": 700, "arrival_s": 0.0},
+        {"request_id": "a/2", "session_id": "a", "turn": 2, "input_tokens": 30, "think_s": 0.0},
+        {"request_id": "b/1", "session_id": "b", "turn": 1, "input_tokens": 30, "arrival_s": 1.0},
+    ]
+    turns[1]["cancel_s"] = 0.0
+    path = tmp_path / "w.jsonl"
+    header = {"format": "fastswitch-workload/2", "timing": "closed"}
+    rows = [header, *({"output_tokens": 5, **turn} for turn in turns)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = scenario(workload=str(path), system=system)
+    recording = record(found)
+    assert statuses(recording) == ["rejected", "cancelled", "finished"]
+    assert_equal(replay(recording, found), recording)
 
 
 @pytest.mark.parametrize("overlap", ["sync", "async", "adaptive"])
