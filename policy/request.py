@@ -203,7 +203,8 @@ class Request:
         self._clock: DecodeClock | None = None
         self.offset = 0  # while decoding: num_tokens - clock.count
         self.position = 0  # index in the standing batch
-        self.resident_since = 0  # step in which it last got device memory
+        #: Step in which it last got device memory; -1: it has had none but what its parent left.
+        self.resident_since = -1
         self.num_preemptions = 0
         self.parkings = 0  # since it last produced a token quantum (rule 10)
         self.parked_tokens = 0  # num_tokens when it was last parked

@@ -49,7 +49,7 @@ class RequestView(Protocol):
     def num_preemptions(self) -> int: ...
     @property
     def resident_since(self) -> int:
-        """The step in which it last got device memory."""
+        """The step in which it last got device memory; -1: it has had none but what its parent left."""
 
     @property
     def rank(self) -> tuple[tuple[int | float, ...], int, str]:

@@ -20,7 +20,8 @@ further down, whatever either is doing. The order (`policy/orders/`) gives the k
     stored for its sake.
  9. The leader, the first in order that is on the device, is no victim: so somebody always ends.
 10. Parked so many times (`max_parkings`), a request is shielded until it has made a quantum of tokens.
-11. Who cannot fit even alone is rejected: on arrival, or when it has grown too long.
+11. Who cannot fit even alone is rejected: on arrival, or when it has grown too long. Who was parked
+    with tokens made comes back, if alone, into the room that admission keeps free too.
 12. A plan that runs nothing says what it waits on. With requests live and nothing to wait for it is an
     error, raised with the reasons.
 13. Host room is made before a swap is granted. Without it a victim recomputes.
@@ -39,7 +40,7 @@ from policy.desk import Rank
 from policy.engines.ahead import make_ahead
 from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft
-from policy.engines.room import Room, blocks_missing, blocks_needed
+from policy.engines.room import Room, blocks_missing, blocks_needed, floor_of
 from policy.engines.swapping import Parts, SwapEngine
 from policy.engines.target import Bounds, Target, choose_target
 from policy.errors import ConfigError, ProgressError
@@ -268,10 +269,14 @@ class RankedEngine(SwapEngine):
                 if not memory.can_keep(context, swaps.blocks_to_resume(request)):
                     break
                 held = memory.kept_blocks(context)
-            need = max(0, blocks_needed(request, settings.block_size) - held)
+            whole = blocks_needed(request, settings.block_size)
+            need = max(0, whole - held)
             if sharing is not None:
                 need -= sharing.blocks_for_nothing(context, booked)
-            if not room.fits(need, 0 if context.device is not None else desk.watermark):
+            floor = 0
+            if context.device is None:
+                floor = floor_of(whole, settings.device_blocks, desk.watermark)
+            if not room.fits(need, floor):
                 break  # rule 5
             room.take(need)
             if sharing is not None:

@@ -44,6 +44,12 @@ def blocks_needed(request: Request, block_size: int) -> int:
     return request.num_tokens // block_size + 1
 
 
+def floor_of(need: int, total: int, watermark: int) -> int:
+    """Blocks that who comes to the device leaves free: the watermark, or all that it does not need, where
+    it has grown so long that there is less (rule 11)."""
+    return watermark if need + watermark <= total else max(0, total - need)
+
+
 def blocks_missing(request: Request, block_size: int) -> int:
     """Those of them that it does not hold."""
     return max(0, blocks_needed(request, block_size) - request.device_blocks)

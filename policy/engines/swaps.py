@@ -59,7 +59,7 @@ class Swaps:
         self.desk.enter(request)
         ledger.classify(context)
         if context.device is not None:
-            self._settle_in(request)
+            self.residents[request] = None  # no place of its own yet, which a shield would guard
 
     def _take_over(self, context: Context, request: Request) -> None:
         """The parent's context is the request's as far as its prompt repeats it.
@@ -143,6 +143,7 @@ class Swaps:
         if not self.idle_device:
             return
         memory = self.memory
+        memory.ledger.rank_idle()
         idle = sorted(self.idle_device, key=lambda context: context.owner.rank)
         while idle and memory.num_soon < wanted:
             context = idle.pop()
@@ -243,7 +244,7 @@ class Swaps:
         return request.num_generated > 0 and request.context.device_tokens >= request.num_tokens - 1
 
     def _settle_in(self, request: Request) -> None:
-        if request not in self.residents:
+        if request not in self.residents or request.resident_since < 0:
             self.residents[request] = None
             request.resident_since = self.desk.step
 
@@ -325,9 +326,11 @@ class Swaps:
         return found
 
     def is_shielded(self, request: Request) -> bool:
-        """Not a victim yet: too short on the device, or parked too often without progress."""
-        settings = self.settings
-        return self.desk.step - request.resident_since < settings.min_run_steps or (
+        """Not a victim yet: too short on the device, or parked too often without progress. Who has only
+        taken over what its parent left is none of these: several of them could fill the device, and
+        none could run."""
+        settings, since = self.settings, request.resident_since
+        return (since >= 0 and self.desk.step - since < settings.min_run_steps) or (
             request.parkings >= settings.max_parkings
             and request.num_tokens - request.parked_tokens < settings.token_quantum
         )

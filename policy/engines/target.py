@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-from policy.engines.room import Room, blocks_missing, blocks_needed
+from policy.engines.room import Room, blocks_missing, blocks_needed, floor_of
 from policy.memory.sharing import Sharing
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
@@ -56,7 +56,7 @@ class Bounds(NamedTuple):
 
     @property
     def roomy(self) -> int:
-        """What one request alone may need."""
+        """What one request alone may need when it first comes."""
         return self.total - self.watermark
 
 
@@ -94,6 +94,7 @@ def choose_target(
         if request.state is _WAITING:
             incoming.append(request)
     newcomers = 0
+    kept = watermark  # what newcomers leave free
     head_of_line: Request | None = None
     enter = inside.add
     for request in order:
@@ -103,12 +104,12 @@ def choose_target(
         if need > roomy and _is_hopeless(request, bounds):
             never.append(request)
             continue
-        is_new, floor = False, watermark if newcomers else 0
+        is_new, floor = False, kept if newcomers else 0
         if request.state is not _RUNNING:  # nearly all that fit are running
             device = request.context.device
             is_new = device is None
             if device is None:
-                floor = entry if inside else watermark
+                floor = entry if inside else floor_of(need, bounds.total, watermark)
             else:
                 need = max(need, len(device.blocks))
         if once is not None:
@@ -120,10 +121,12 @@ def choose_target(
         if request.state is not _RUNNING:
             incoming.append(request)
             newcomers += is_new
+            if is_new and need > roomy:
+                kept = floor_of(need, bounds.total, watermark)
         enter(request)
         if once is not None:
             once.count(request)
-    coming = _room_for(incoming, len(residents), newcomers, bounds)
+    coming = _room_for(incoming, len(residents), newcomers, kept, bounds)
     victims: list[Request] = []
     if coming.is_short:
         gains = _Gains(size)
@@ -154,16 +157,22 @@ def _with_leader(leader: Request | None, shielded: Sequence[Request]) -> list[Re
 
 
 def _is_hopeless(request: Request, bounds: Bounds) -> bool:
-    """Cannot fit even alone, or has grown out of the device (rule 11)."""
+    """Cannot fit even alone, or has grown out of the device (rule 11). Of one that needs more than
+    what is roomy."""
     if request.state is _RUNNING:
         return -(-request.num_tokens // bounds.block_size) > bounds.total
+    if request.num_generated:
+        return blocks_needed(request, bounds.block_size) > bounds.total
     return request.state is not _LOADING
 
 
-def _room_for(incoming: Sequence[Request], residents: int, newcomers: int, bounds: Bounds) -> Room:
-    """What is left of free and coming room once they have come and the batch has grown (rule 3)."""
+def _room_for(
+    incoming: Sequence[Request], residents: int, newcomers: int, kept: int, bounds: Bounds
+) -> Room:
+    """What is left of free and coming room once they have come and the batch has grown (rule 3).
+    `kept`: what newcomers leave free."""
     room = Room(
-        bounds.coming - bounds.growth - (bounds.watermark if newcomers else 0),
+        bounds.coming - bounds.growth - (kept if newcomers else 0),
         bounds.max_num_seqs - residents - newcomers,
     )
     sharing = bounds.sharing

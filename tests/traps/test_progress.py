@@ -95,6 +95,17 @@ def test_d1_loads_that_hold_room_for_themselves_alone_are_caught(
         run(scheduler(KEEPING, device_blocks=12), four_that_come_back())
 
 
+@pytest.mark.parametrize("system", ["fastswitch", "fastswitch-no-leader", "fastswitch-no-cap"])
+def test_d1_two_next_turns_that_took_over_what_their_parents_left_shield_nobody(
+    system: str,
+) -> None:
+    """Each holds three of nine blocks, needs seven and has never run."""
+    made = scheduler(system, device_blocks=9, min_run_steps=3)
+    turns = [Turn(name, 0, 12, 1, session_id=name) for name in "ab"]
+    turns += [Turn(f"{name}+", 1, 27, 4, session_id=name, parent_id=name) for name in "ab"]
+    run(made, turns)
+
+
 # ------------------------------------------------------------------ D2: holders first
 
 
@@ -149,6 +160,24 @@ def test_d3_admitting_without_room_for_one_more_token_is_caught() -> None:
 
 
 # ------------------------------------------------------------------ D4: too large for ever
+
+
+@pytest.mark.parametrize("preemption", ["swap", "recompute"])
+@pytest.mark.parametrize("protects_leader", [True, False])
+def test_d4_who_grew_into_what_admission_keeps_free_comes_back_once_it_is_alone(
+    protects_leader: bool, preemption: str
+) -> None:
+    """Thirteen of sixteen blocks may be asked for by a prompt; the long one needs fourteen when the lead
+    takes a third block."""
+    system = variant("fastswitch", protects_leader=protects_leader, preemption=preemption)
+    made = scheduler(system, watermark=0.2)
+    turns = [Turn("lead", 0, 1, 14), Turn("long", 0, 45, 18, priority=1)]
+    turns += [Turn("behind", 9, 8, 3, priority=2), Turn("next", 12, 8, 3)]
+    machine = run(made, turns)
+    assert machine.preempted
+    assert {name for name, _ in machine.preempted} == {"long"}
+    assert not machine.rejected
+
 
 TOO_LARGE = {
     "at arrival": Turn("huge", 1, 25, 2, priority=-2),

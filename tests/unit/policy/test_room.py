@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.engines.room import Room, blocks_missing, blocks_needed
+from policy.engines.room import Room, blocks_missing, blocks_needed, floor_of
 from policy.memory.context import Context
 from policy.request import Request
 
@@ -47,3 +47,10 @@ def test_a_context_needs_the_block_of_its_next_token_too(tokens: int, needed: in
     request = Request("r", arrival_ns=0, input_tokens=tokens)
     request.holding = request.context = Context(request)
     assert blocks_needed(request, 4) == blocks_missing(request, 4) == needed
+
+
+@pytest.mark.parametrize(("need", "floor"), [(1, 2), (8, 2), (9, 1), (10, 0), (11, 0)])
+def test_who_has_grown_into_what_is_kept_free_leaves_what_it_does_not_need(
+    need: int, floor: int
+) -> None:
+    assert floor_of(need, 10, 2) == floor
