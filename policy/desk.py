@@ -164,6 +164,11 @@ class Desk:
             request.rank = (key(request, now_ns), request.arrival_ns, request.request_id)
         self.ranked.sort(key=rank_of)
 
+    def rerank(self, request: Request) -> None:
+        """The same for one that is no longer live, and whose conversation is idle."""
+        key = self.order.key(request, self.now_ns)
+        request.rank = (key, request.arrival_ns, request.request_id)
+
     # ------------------------------------------------------------------ laws
 
     def check_counts(self) -> None:

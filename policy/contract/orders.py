@@ -5,7 +5,8 @@
 
 `check` makes fresh orders, serves a small crowd with each on a machine whose memory is short, and asks:
 
-* **form**: every key is a tuple of numbers, none of them NaN; no method raises;
+* **form**: every key is a tuple of numbers, none of them NaN; no method raises, nor `key` when it is asked
+  for somebody who has left;
 * **no mutation**: nothing that the order was shown is changed;
 * **a key is a question**: asked twice at one moment, it has one answer;
 * **determinism**: same events, same keys, in another process too: nothing hangs on id(), hash(), the

@@ -56,7 +56,7 @@ class SwapEngine:
 
     def ranks_changed(self) -> None:
         """See Engine."""
-        self.swaps.memory.ledger.keys_changed()
+        self.swaps.memory.ledger.keys_changed(self.desk.rerank)
 
     def computed(self, request: Request, tokens: int) -> None:
         """See Engine."""

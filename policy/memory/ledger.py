@@ -9,7 +9,7 @@ made all or nothing: if everything that may go is not enough, nothing goes.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from policy.choices.host_eviction import HostEviction
@@ -40,6 +40,7 @@ class Ledger:
         self._idle: dict[Context, None] = {}
         self._idle_order: list[_IdleEntry] | None = None  # best first; None: keys have changed
         self._idle_count = 0
+        self._rerank: Callable[[Request], None] | None = None  # owed to every idle owner
 
     # ------------------------------------------------------------------ roles
 
@@ -66,9 +67,18 @@ class Ledger:
                         None  # most of it has come back: sorted anew when next asked for
                     )
 
-    def keys_changed(self) -> None:
-        """The order's keys were refreshed: the next room for host blocks sorts anew."""
+    def keys_changed(self, rerank: Callable[[Request], None]) -> None:
+        """The order's keys were refreshed. `rerank` asks it for one more: that of an idle conversation,
+        once somebody wants to know."""
         self._idle_order = None
+        self._rerank = rerank
+
+    def rank_idle(self) -> None:
+        """Have idle conversations stand where the order has put them since their turns ended."""
+        if self._rerank is not None:
+            for context in self.kept.values():
+                self._rerank(context.owner)
+            self._rerank = None
 
     def _role_of(self, context: Context) -> HostRole:
         if context.host is None or context.transfer is not None:
@@ -169,6 +179,7 @@ class Ledger:
         """Copies of idle conversations that may go, the largest key first, then the longest idle."""
         order = self._idle_order
         if order is None:
+            self.rank_idle()
             order = self._idle_order = sorted(self._idle_entry(context) for context in self._idle)
         while order and not self._is_current(order[-1]):
             order.pop()

@@ -79,8 +79,9 @@ class Guarded(Order):
 
     def key(self, request: RequestView, now_ns: int) -> Key:
         """The order's key, if it is one."""
+        view = self.views.get(request.request_id) or view_of(request)  # idle: it has left
         try:
-            key: Any = self._order.key(self.views[request.request_id], now_ns)
+            key: Any = self._order.key(view, now_ns)
         except Exception as error:  # noqa: BLE001
             self._raised("key", error)
         if not isinstance(key, tuple):

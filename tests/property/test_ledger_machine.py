@@ -147,6 +147,7 @@ class MemoryMachine(RuleBasedStateMachine):
             Direction.TO_HOST: [[0] * size for _ in range(host_blocks)],
         }
         self.books: dict[Context, Book] = {}
+        self.keys: dict[Request, tuple[int]] = {}  # as of the last refresh
         self.moving: dict[Direction, deque[Moving]] = {d: deque() for d in Direction}
         self.due: list[Moving] = []  # landed, to be reported with the plan's outcome
         self.count = 0
@@ -330,11 +331,17 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(seed=PLACES)
     def refresh(self, seed: int) -> None:
-        """Every rank changes."""
+        """Every key changes: of live requests at once, of idle conversations when somebody asks."""
         for index, context in enumerate(self.books):
-            context.owner.rank = (((seed >> index) & 3,), *context.owner.rank[1:])
-        self.ledger.keys_changed()
+            owner = context.owner
+            self.keys[owner] = ((seed >> index) & 3,)
+            if owner.is_live:
+                self._rerank(owner)
+        self.ledger.keys_changed(self._rerank)
         self._check()
+
+    def _rerank(self, owner: Request) -> None:
+        owner.rank = (self.keys[owner], *owner.rank[1:])
 
     # ------------------------------------------------------------------ what the rules do
 
@@ -484,7 +491,7 @@ class MemoryMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ host room
 
     def _key(self, context: Context) -> tuple[int | float, ...]:
-        return context.owner.rank[0] if self.by_rank else ()
+        return self.keys.get(context.owner, context.owner.rank[0]) if self.by_rank else ()
 
     def _make_room(self, count: int, wanted_by: Context, *, at_any_cost: bool) -> bool:
         """Ask for host room and compare who lost what with the rule at the top of the

@@ -334,6 +334,8 @@ class Restless(Order):
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.asked_idle: Counter[tuple[str, int]] = Counter()  # of whom, before which update
+        self.updates = 0
         self.expected: Counter[str] = Counter()
         self.live: set[str] = set()
         self.calls = 0
@@ -347,17 +349,23 @@ class Restless(Order):
 
     def update(self, index: int, now_ns: int) -> None:
         self.expected.update(self.live)
+        self.updates += 1
 
     def key(self, request: RequestView, now_ns: int) -> Key:
-        self.asked[request.request_id] += 1
+        if request.request_id in self.live:
+            self.asked[request.request_id] += 1
+        else:
+            self.asked_idle[request.request_id, self.updates] += 1
         self.calls += 1
         return (draw("restless", request.request_id, self.calls),)
 
 
 def test_t5_each_key_is_computed_once_when_it_comes_and_once_per_update() -> None:
+    """Of idle conversations too, and only where somebody wants to know."""
     order = Restless()
     machine = run(scheduler("fastswitch", order, device_blocks=20), crowd(2))
     assert order.asked == order.expected
+    assert max(order.asked_idle.values()) == 1
     assert max(order.asked.values()) > 3
     assert len(machine.parked) > 8
 

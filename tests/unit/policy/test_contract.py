@@ -163,6 +163,22 @@ class Raising(_Broken):
         raise LookupError("who was that?")
 
 
+class Forgetful(_Broken):
+    """Of conversations that are idle it knows nothing any more, and their keys are asked for."""
+
+    def __init__(self) -> None:
+        self.levels: dict[str, int] = {}
+
+    def arrived(self, request: RequestView, now_ns: int) -> None:
+        self.levels[request.request_id] = request.priority
+
+    def left(self, request: RequestView, now_ns: int) -> None:
+        del self.levels[request.request_id]
+
+    def key(self, request: RequestView, now_ns: int) -> tuple[int]:
+        return (self.levels[request.request_id],)
+
+
 class Unmakeable(_Broken):
     def __init__(self, weight: int) -> None:
         self.weight = weight
@@ -186,6 +202,7 @@ class Unmakeable(_Broken):
         (WrongType, "which is not a tuple of numbers"),
         (NotTotal, "so not every two keys can be compared"),
         (Raising, r"left raised LookupError \(its line test_contract.py:\d+\): who was that"),
+        (Forgetful, r"key raised KeyError \(its line test_contract.py:\d+\)"),
         (Unmakeable, "making it raised TypeError"),
         (7, "is neither an Order nor makes one"),
         (lambda: 7, "7 is no policy.orders.base.Order"),

@@ -18,10 +18,12 @@ from policy.choices.host_eviction import (
 )
 from policy.memory.context import Context
 from policy.memory.ledger import Ledger
+from policy.orders.base import Key, Order
+from policy.orders.guard import Guarded
 from policy.request import Request
 from policy.systems import CHOICES
 from policy.views import HostCopy, RequestView
-from tests.helpers.inside import memory_of
+from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.scripted import run
 from tests.helpers.shadow import Turn
 from tests.helpers.small import scheduler, variant
@@ -255,6 +257,42 @@ def test_the_ledger_tells_of_every_return_and_of_every_copy_that_is_gone(
         assert told.log[3:] == [("returned", "c2+", True)]
     else:
         assert told.log[3:] == [("gone", "c2", 6), ("returned", "c2+", False), ("gone", "c0+", 7)]
+
+
+class Turncoat(Order):
+    """Last at first, first from its first update on; the others the other way round."""
+
+    name = "turncoat"
+    refreshes = True
+    late = False
+
+    def update(self, index: int, now_ns: int) -> None:
+        self.late = True
+
+    def key(self, request: RequestView, now_ns: int) -> Key:
+        return (int((request.session_id == "turns") != self.late),)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_an_idle_conversation_ranks_by_what_the_order_says_now(guarded: bool) -> None:
+    """Two copies of six blocks on a host for two: who ranked last when its turn ended is kept, since it
+    is served first by now, and the other makes room for a third."""
+    order: Order = Guarded("turncoat", Turncoat()) if guarded else Turncoat()
+    made = scheduler("+reuse", order, host_blocks=12, host_increment=0, update_every=15)
+    turns = [Turn(name, 0, 15, 8, session_id=name) for name in ("turns", "stays")]
+    run(made, [*turns, Turn("third", 60, 15, 8, session_id="third")])
+    kept = memory_of(made).ledger.kept.items()
+    assert [name for name, context in kept if context.host is not None] == ["turns", "third"]
+
+
+def test_idle_conversations_on_the_device_make_way_by_what_the_order_says_now() -> None:
+    """As above, where idle KV stays on the device until somebody wants the room."""
+    system = variant("+reuse", between_turns="keep_device")
+    made = scheduler(system, Turncoat(), device_blocks=16, update_every=12)
+    turns = [Turn(name, 0, 15, 8, session_id=name) for name in ("turns", "stays")]
+    run(made, [*turns, Turn("third", 60, 11, 12, session_id="third")])
+    on_device = [context.owner.request_id for context in swaps_of(made).idle_device]
+    assert on_device == ["turns", "third"]
 
 
 def test_a_turn_whose_parents_copy_is_still_being_written_is_no_hit() -> None:
