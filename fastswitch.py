@@ -38,5 +38,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'fastswitch' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """What completion shows."""
+    return sorted([*__all__, *_API, "__version__"])
+
+
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""`fastswitch systems`, `orders` and `metrics`: what there is, a sentence each."""
+"""`fastswitch systems`, `orders`, `scenarios`, `metrics` and `glossary`: what there is, a sentence each."""
 
 from __future__ import annotations
 
@@ -52,6 +52,40 @@ def orders_command(*, as_json: bool) -> None:
     from runs.known import orders_told
 
     told = orders_told()
+    click.echo(json.dumps(told, indent=1)) if as_json else _print(told)
+
+
+@click.command("scenarios")
+@_json
+def scenarios_command(*, as_json: bool) -> None:
+    """Scenarios that ship: what each is of. Every command that takes SCENARIO takes these names.
+
+    \b
+    Example:
+      fastswitch scenarios
+    """
+    from runs.scenario import read_mapping, shipped_names
+
+    files = shipped_names().items()
+    told = [{"name": n, "sentence": read_mapping(path)[0]["description"]} for n, path in files]
+    click.echo(json.dumps(told, indent=1)) if as_json else _print(told)
+
+
+@click.command("glossary")
+@click.argument("term", required=False)
+@_json
+def glossary_command(*, term: str | None, as_json: bool) -> None:
+    """What a word of tables and pages means; without TERM, every word.
+
+    \b
+    Examples:
+      fastswitch glossary
+      fastswitch glossary parking
+    """
+    from runs.glossary import entries, lookup
+
+    found = entries() if term is None else lookup(term)
+    told = [{"name": one.word, "sentence": one.meaning} for one in found]
     click.echo(json.dumps(told, indent=1)) if as_json else _print(told)
 
 

@@ -11,7 +11,13 @@ from cli.calibrate import calibrate_command
 from cli.compare import compare_command
 from cli.config import config
 from cli.export import export_command
-from cli.listing import metrics_command, orders_command, systems_command
+from cli.listing import (
+    glossary_command,
+    metrics_command,
+    orders_command,
+    scenarios_command,
+    systems_command,
+)
 from cli.machine import machine_group
 from cli.realrun import realrun_command
 from cli.report import report_command
@@ -51,11 +57,36 @@ class _Group(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+GREETING = """\
+What does preemption cost an LLM server, and which policy pays?
+
+Which system is best for this load?     fastswitch compare paper-8b-a10 --out out
+And for my own trace?                   fastswitch trace describe my.csv
+                                        fastswitch compare paper-8b-a10 --set workload.file=my.csv
+Which setting keeps my limit?           fastswitch search --help
+Why was this request slow?              fastswitch simulate paper-8b-a10 --out run
+                                        fastswitch report run
+On which machine?                       fastswitch machine list
+Is the simulator right about mine?      fastswitch calibrate --help, fastswitch validate --help
+What is there by name?                  fastswitch systems | orders | scenarios | metrics
+What does a word mean?                  fastswitch glossary parking
+
+All commands: fastswitch --help
+"""
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(VERSION)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(*, debug: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, *, debug: bool) -> None:  # noqa: ARG001  _Group reads it
     """What does preemption cost an LLM server, and which policy pays?"""
+    if ctx.invoked_subcommand is None:
+        click.echo(GREETING, nl=False)
 
 
 for _command in (
@@ -64,7 +95,9 @@ for _command in (
     config,
     systems_command,
     orders_command,
+    scenarios_command,
     metrics_command,
+    glossary_command,
     export_command,
     machine_group,
     realrun_command,

@@ -13,6 +13,15 @@ FastSwitchError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` after a name that is nearly one of these, and nothing after others."""
+    near = get_close_matches(name[:80], list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
 
 class FastSwitchError(Exception):
     """Root of the tree. `exit_code` is what the command line ends with."""

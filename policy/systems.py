@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from policy.choices.host_eviction import HOST_EVICTIONS
-from policy.errors import ConfigError
+from policy.errors import ConfigError, did_you_mean
 
 RELEASE = "vllm-0.3.3"
 V1 = "vllm-v1"
@@ -369,7 +369,10 @@ def named_system(name: str) -> System:
     """The system called `name`; a leading `-` means `vllm-0.3.3-...`, as people write it."""
     full = f"vllm-0.3.3{name}" if name.startswith("-") else name
     if full not in SYSTEMS:
-        raise ConfigError(f"system: {name!r} is not one of {', '.join(SYSTEMS)}")
+        raise ConfigError(
+            f"system: {name!r} is not one of those that `fastswitch systems` lists"
+            + did_you_mean(name, SYSTEMS)
+        )
     return SYSTEMS[full]
 
 

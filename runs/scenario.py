@@ -9,15 +9,17 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from policy.choices.rates import Rates
 from policy.engines.catalog import ENGINES
-from policy.errors import ConfigError
+from policy.errors import ConfigError, did_you_mean
 from policy.orders.catalog import ORDERS, OrderSettings
 from policy.orders.traces import check_markov
 from policy.orders.vtc import MAX_WEIGHT
@@ -25,6 +27,7 @@ from policy.systems import System, custom_system, named_system
 from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, quoted, reason, shown, shown_path
 from traces.workload import MAX_TOKENS
 from traces.workload_spec import (
+    OF_EITHER,
     Count,
     Positive,
     Section,
@@ -259,10 +262,16 @@ def find(name_or_path: str) -> Path:
         return shipped
     if os.path.isfile(name_or_path):
         return Path(name_or_path)
-    names = ", ".join(sorted(p.stem for p in SCENARIOS.glob("*.yaml")))
+    names = list(shipped_names())
     raise ConfigError(
-        f"scenario: {shown(name_or_path, 300)!r} is neither a file nor one of {names}"
+        f"scenario: {shown(name_or_path, 300)!r} is neither a file nor one of {', '.join(names)}"
+        + did_you_mean(name_or_path, names)
     )
+
+
+def shipped_names() -> dict[str, Path]:
+    """Scenarios that ship: their names and files."""
+    return {path.stem: path for path in sorted(SCENARIOS.glob("*.yaml"), key=lambda p: p.stem)}
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
@@ -290,7 +299,7 @@ def load(name_or_path: str, values: dict[str, Any] | None = None) -> Scenario:
     path = find(name_or_path)
     data, _ = read_mapping(path)
     find_beside(data, path)
-    return build(merge(data, values or {}), str(path))
+    return build(merge(data, values or {}), str(path), values or {})
 
 
 def find_beside(data: dict[str, Any], path: Path) -> None:
@@ -320,6 +329,11 @@ def _beside(name: str, path: Path) -> str:
 def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """`data` with dotted paths set; mappings on the way are made. Raises ConfigError."""
     merged: dict[str, Any] = copy.deepcopy(data)
+    for source in ("file", "generator"):
+        if values.get(f"workload.{source}") is not None and isinstance(
+            merged.get("workload"), dict
+        ):
+            _make_way(merged["workload"], source)
     for path, value in values.items():
         node = merged
         *parents, last = (
@@ -336,13 +350,28 @@ def merge(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build(data: dict[str, Any], where: str) -> Scenario:
-    """Validate a mapping. Raises ConfigError naming the first bad field and its limit."""
+def _make_way(workload: dict[str, Any], source: str) -> None:
+    """A file in place of a generator, or the other way round: what described the other goes too."""
+    other = {"file": "generator", "generator": "file"}[source]
+    if workload.get(other) is not None:
+        for name in set(workload) - OF_EITHER:
+            del workload[name]
+
+
+def build(
+    data: dict[str, Any], where: str, values: Mapping[str, Any] = MappingProxyType({})
+) -> Scenario:
+    """Validate a mapping. Raises ConfigError naming the first bad field and its limit: in `where`, or
+    in what `--set` put there (`values`)."""
     where = shown(where, 1000)
     try:
         scenario = Scenario.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {first_problem(error)}") from None
+        problem = first_problem(error, Scenario)
+        field = problem.partition(":")[0]
+        if any(f"{field}.".startswith(f"{p}.") or p.startswith(f"{field}.") for p in values):
+            where = "--set"
+        raise ConfigError(f"{where}: {problem}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {reason(error)}") from None
     _check(scenario, where)
@@ -356,6 +385,7 @@ def _check(scenario: Scenario, where: str) -> None:
     if scenario.order_name not in ORDERS:
         raise ConfigError(
             f"{where}: order: {quoted(scenario.order_name)} is not one of {', '.join(ORDERS)}"
+            + did_you_mean(scenario.order_name, ORDERS)
         )
     low, high = scenario.movement.low, scenario.movement.high
     if low >= high:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,11 +16,11 @@ from pydantic import (
     model_validator,
 )
 
-from policy.errors import ConfigError
+from policy.errors import ConfigError, did_you_mean
 from traces.generators.arrivals import MAX_CV, MIN_CV
 from traces.generators.laws import Values
 from traces.readers.base import Aids
-from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, shown
+from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, quoted, shown
 from traces.workload import MAX_TOKENS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -32,6 +32,8 @@ Tokens = Annotated[int, Field(ge=0, lt=MAX_TOKENS)]
 MAX_CONVERSATIONS = 100_000_000
 
 ThinkLaw = Literal["human", "agent", "exponential", "none"]
+#: Of the section, what a file in place of a generator leaves as it was, and a generator of a file's.
+OF_EITHER = frozenset({"concurrency", "priority", "priority_process"})
 #: Generators that are there without a file.
 GENERATORS = ("chat", "agent", "code")
 Process = Literal["fcfs", "priority", "random", "markov", "vtc"]
@@ -177,11 +179,30 @@ class WorkloadSpec(Section):
         return None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first thing wrong, on one line: its field and its limit."""
+def first_problem(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first thing wrong, on one line: its field and its limit. `model`: what was read; a field
+    that it does not have is told with its nearest name."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return (f"{shown(field)}: " if field else "") + shown(first["msg"], 300)
+    told = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        *parents, last = first["loc"]
+        told = "there is no such field" + did_you_mean(str(last), _fields_of(model, parents))
+    elif first["type"].endswith(("_type", "_parsing")):
+        told = f"{told}, not {quoted(first['input'])}"
+    return (f"{shown(field)}: " if field else "") + shown(told, 300)
+
+
+def _fields_of(model: type[BaseModel] | None, path: Sequence[int | str]) -> list[str]:
+    """Names of fields in the section of a model at a path; none where that is not one section."""
+    for name in path:
+        field = None if model is None else model.model_fields.get(str(name))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        sections = [
+            kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        model = sections[0] if len(sections) == 1 else None
+    return [] if model is None else list(model.model_fields)
 
 
 def build_spec(values: Mapping[str, Any]) -> WorkloadSpec:

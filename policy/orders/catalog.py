@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from policy.errors import ConfigError
+from policy.errors import ConfigError, did_you_mean
 from policy.orders.base import Order
 from policy.orders.static import StaticPriority
 from policy.orders.traces import MarkovTrace, RandomTrace
@@ -41,5 +41,7 @@ ORDERS: dict[str, Callable[[Draw, OrderSettings], Order]] = {
 def make_order(name: str, draw: Draw, settings: OrderSettings) -> Order:
     """The order called `name`. Raises ConfigError naming the choices."""
     if name not in ORDERS:
-        raise ConfigError(f"order: {name!r} is not one of {', '.join(ORDERS)}")
+        raise ConfigError(
+            f"order: {name!r} is not one of {', '.join(ORDERS)}" + did_you_mean(name, ORDERS)
+        )
     return ORDERS[name](draw, settings)

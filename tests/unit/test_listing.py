@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import fastswitch
 from cli.main import main
 from explore import words
 from explore.studies.compare import compare
@@ -75,3 +77,52 @@ def test_a_comparison_says_where_v1_is_not_the_release() -> None:
     found = compare(scenario, ["paged-keep", "vllm-v1"], runs=1, workers=1)
     assert "vllm-v1: V1's queues under random, which the release does not know." in found.notes
     assert not any("thirteen" in note for note in found.notes)
+
+
+def test_scenarios_that_ship_are_listed_with_what_they_say_of_themselves() -> None:
+    told = {one["name"]: one["sentence"] for one in json.loads(said("scenarios", "--json"))}
+    assert list(told) == sorted(path.stem for path in (ROOT / "scenarios").glob("*.yaml"))
+    assert "Llama-3-8B on an A10" in told["paper-8b-a10"]
+    assert all(load(name) for name in told)
+
+
+def test_without_a_command_it_says_what_it_can_answer_by_commands_that_exist() -> None:
+    greeting = said()
+    commands = set(re.findall(r"fastswitch ((?:machine |trace )?[a-z]+)", greeting))
+    assert len(commands) > 8
+    for command in commands:
+        assert "Usage:" in said(*command.split(), "--help")
+
+
+@pytest.mark.parametrize(
+    ("term", "word", "meaning"),
+    [
+        ("parking", "parking", "taking KV off the device that nobody computes on"),
+        ("+groups", "+groups", "dynamic block groups"),
+        ("ttft_p99_s", "TTFT P50, TTFT P95, TTFT P99, TTFT P99.9", "percentiles"),
+        ("TTFT P95", "TTFT P50, TTFT P95, TTFT P99, TTFT P99.9", "percentiles"),
+        ("h2d", "device / host", "is a load"),
+        ("fastswitch-arc", "fastswitch-lru, fastswitch-arc, fastswitch-isolated-lru", "gives way"),
+    ],
+)
+def test_the_glossary_tells_a_word_a_system_and_a_metric(
+    term: str, word: str, meaning: str
+) -> None:
+    [found] = json.loads(said("glossary", term, "--json"))
+    assert found["name"] == word
+    assert meaning in found["sentence"]
+
+
+def test_the_glossary_knows_every_name_that_a_page_can_show_and_names_the_neighbour_of_others() -> (
+    None
+):
+    for name in (*SYSTEMS, *ORDERS, *words.HEADINGS):
+        assert said("glossary", name)
+    found = CliRunner().invoke(main, ["glossary", "preemptoin"])
+    assert found.exit_code == 2
+    assert "did you mean 'preemption'?" in found.output
+
+
+def test_what_python_offers_is_shown_to_whoever_asks() -> None:
+    assert {"compare", "load_scenario", "simulate", "sweep"} <= set(dir(fastswitch))
+    assert all(getattr(fastswitch, name) for name in dir(fastswitch) if name[0] != "_")

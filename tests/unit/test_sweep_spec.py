@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "must be above 0 on a log scale",
     ),
     "too many": ({"runs": 1000, "grid": {"seed": list(range(200))}}, f"limit {MAX_TRIALS}"),
-    "field": ({"grid": {"workload.rat": [1.0]}}, "point 0 (workload.rat=1.0): workload.rat: Extra"),
+    "field": ({"grid": {"workload.rat": [1.0]}}, "point 0 (workload.rat=1.0): workload.rat: there"),
     "value": ({"grid": {"pool.host_blocks": [5, -5]}}, "point 1 (pool.host_blocks=-5)"),
     "system": ({"systems": ["vllm-9"]}, "vllm-9"),
     "profile": ({"grid": {"profile": ["b200"]}}, "b200"),

@@ -167,10 +167,16 @@ def test_the_planner_of_earlier_scenarios_is_the_engine() -> None:
     assert made.switches()["fcfs_planner"] == "release"
 
 
-@pytest.mark.parametrize("name", ["vllm", "-groups", ""])
-def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^system: '{name}' is not one of vllm-0.3.3, "):
+@pytest.mark.parametrize(
+    ("name", "near"), [("fastswich", "fastswitch"), ("-groups", "+groups"), ("", None), ("?", None)]
+)
+def test_an_unknown_name_is_refused_with_its_neighbour(name: str, near: str | None) -> None:
+    with pytest.raises(ConfigError) as told:
         named_system(name)
+    hint = f"; did you mean {near!r}?" if near else ""
+    assert str(told.value) == (
+        f"system: {name!r} is not one of those that `fastswitch systems` lists{hint}"
+    )
 
 
 @pytest.mark.parametrize("switch", CHOICES)

@@ -184,7 +184,7 @@ MISTAKES = {
     "many trials": ({"method": "optuna", "points": 100_000}, "200000 trials, limit 100000"),
     "no knob": ({"space": {**SPACE, "run": [1]}}, "run: cannot be swept"),
     "inside": ({"space": {**SPACE, "workload": [{}]}}, "is inside it, and both are swept"),
-    "no field": ({"space": {**SPACE, "pool.blocks": [1]}}, "pool.blocks: Extra inputs"),
+    "no field": ({"space": {**SPACE, "pool.blocks": [1]}}, "pool.blocks: there is no such field"),
     "no value": ({"space": {"workload.rate": [-1.0]}}, "workload.rate: Input should be greater"),
     "infinite": ({"limits": {"jain": {"at_least": float("inf")}}}, "limits|JSON compliant"),
 }
