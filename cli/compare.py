@@ -27,7 +27,10 @@ DEFAULT_RUNS = 3
 
 @click.command("compare")
 @click.argument("scenario", default=DEFAULT_SCENARIO)
-@click.option("--systems", help="Comma-separated systems; default: the scenario's own list.")
+@click.option(
+    "--systems",
+    help="Comma-separated: names, or files of switches; default: the scenario's own list.",
+)
 @click.option("--seeds", "runs", default=DEFAULT_RUNS, show_default=True, help="Paired runs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for JSON, CSV, figures, page.")
 @overwrite_option
@@ -78,7 +81,7 @@ def compare_command(
     from explore.studies import output, tables
     from runs.metrics.served import is_nothing_but_rejected
 
-    heed_compared(loaded, module.names_of(loaded, names), values, order, own)
+    heed_compared(loaded, module.systems_of(loaded, names), values, order, own)
     total = None if until_precise else module.num_trials(loaded, names, runs, study)
     going_on = nullcontext() if out is None else kept_when_stopped(out, "the same command goes on")
     with progress(total, "runs") as advance, going_on:

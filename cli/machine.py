@@ -152,7 +152,7 @@ def doubt_command(
     if len(names) != 2:
         raise ConfigError(f"--systems: {systems!r}: two, as vllm-0.3.3-keep,fastswitch")
     loaded, _ = load(scenario, values)
-    heed_compared(loaded, names, values)
+    heed_compared(loaded, {name: name for name in names}, values)
     with progress(2 * (draws + 1), "runs") as advance:
         verdict = uncertain.judge(loaded, (names[0], names[1]), metric, draws, advance)
     click.echo(uncertain.as_text(verdict))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,19 +87,18 @@ def heed(
 
 def heed_compared(
     scenario: Scenario,
-    systems: Iterable[str],
+    systems: Mapping[str, str | dict[str, Any]],
     values: tuple[str, ...],
     order: str | None = None,
     own: UserOrder | None = None,
 ) -> None:
-    """`heed`, and a line on old names, for named systems side by side. Raises ConfigError too where
+    """`heed`, and a line on old names, for systems side by side, by name. Raises ConfigError too where
     `--set` chooses a system."""
     chosen = [pair for pair in values if pair.partition("=")[0].split(".")[0] == "system"]
     if chosen:
         raise ConfigError(f"--set {chosen[0][:80]}: systems are compared; name them by --systems")
-    names = list(systems)
-    say_aliases(names, scenario.order_name if own is None else own.name)
-    compared = [scenario.model_copy(update={"system": name}) for name in names]
+    say_aliases(systems, scenario.order_name if own is None else own.name)
+    compared = [scenario.model_copy(update={"system": asked}) for asked in systems.values()]
     heed(compared, values, order, own)
 
 

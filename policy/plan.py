@@ -79,6 +79,8 @@ class Plan(NamedTuple):
     #: was preempted and how many it lost.
     found: tuple[tuple[str, int], ...] = ()
     lost: tuple[tuple[str, int], ...] = ()
+    #: The engine finds KV by its name, and something of that kind is in the plan.
+    is_by_name: bool = False
 
     @property
     def runs(self) -> bool:

@@ -370,12 +370,22 @@ def decision_line(
 
 def _by_name(plan: Plan) -> str:
     """What only engines that find KV by its name have: tokens found by who was admitted, and lost by
-    who was preempted."""
-    if not plan.found and not plan.lost:
+    who was preempted; blocks whose copies to the host and from there begin, and of whom."""
+    if not plan.is_by_name:
         return ""
-    return (
-        f'"found":{_compact([list(f) for f in plan.found])},'
-        f'"lost":{_compact([list(f) for f in plan.lost])},'
+    copies: dict[Direction, list[tuple[str, int]]] = {way: [] for way in Direction}
+    for copy in plan.copies:
+        copies[copy.direction].append((copy.request_id, copy.num_blocks))
+    return "".join(
+        [
+            f'"{name}":{_compact([list(one) for one in told])},'
+            for name, told in (
+                ("found", plan.found),
+                ("lost", plan.lost),
+                ("stored", copies[Direction.TO_HOST]),
+                ("loaded", copies[Direction.TO_DEVICE]),
+            )
+        ]
     )
 
 

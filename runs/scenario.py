@@ -156,7 +156,7 @@ class Scenario(Section):
     description: str = ""
     workload: WorkloadSpec
     system: str | dict[str, Any] = "fastswitch"
-    systems: tuple[str, ...] = ()
+    systems: tuple[str | dict[str, Any], ...] = ()
     order: str | None = None
     priority: PrioritySpec = PrioritySpec()
     profile: str
@@ -395,8 +395,8 @@ def _check(scenario: Scenario, where: str) -> None:
             check_markov(scenario.priority.share, scenario.priority.stay)
         scenario.resolve_system()
         scenario.update_period()
-        for name in scenario.systems:
-            named_system(name)
+        for asked in scenario.systems:
+            _ = named_system(asked) if isinstance(asked, str) else custom_system(asked)
     except ConfigError as error:  # quotes what the file says, however long
         raise ConfigError(shown(str(error), 500)) from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,11 +31,12 @@ from explore.studies.sweep_tables import results_of
 from explore.studies.warm_up import WarmUp
 from explore.studies.workers.base import WorkerSettings
 from policy.errors import ConfigError
-from policy.systems import BASELINE_NAMES, BASELINES, named_system
+from policy.systems import BASELINE_NAMES, BASELINES
 from runs.metrics.goodput import Slo
 from runs.provenance import provenance
 from runs.scenario import Scenario
 from runs.user_order import OrderLike, UserOrder, user_order
+from runs.user_system import SystemLike, asked_systems
 from traces.strict import shown_path
 
 #: The file that says it all, beside the store of runs.
@@ -46,7 +47,7 @@ MAX_DOUBLINGS = 5
 
 def compare(
     scenario: Scenario,
-    systems: Sequence[str] | None = None,
+    systems: Sequence[SystemLike] | None = None,
     runs: int = 3,
     workers: int | None = None,
     progress: Callable[[], None] | None = None,
@@ -60,6 +61,7 @@ def compare(
 ) -> Comparison:
     """Run every system `runs` times on the same inputs. Deterministic for any number of workers.
 
+    `systems`: names, files or mappings of switches (`runs.user_system`); default: the scenario's own.
     `order`: the user's own in place of the scenario's. One given by name travels to the workers; an
     object (an Order, a class of a notebook's cell) stays, and all runs are made in this process.
     `study`: one of STUDIES. `until_precise`: runs are added until every interval is narrow enough
@@ -72,12 +74,13 @@ def compare(
         raise ConfigError(f"study: {study!r} is not one of {', '.join(STUDIES)}")
     own = None if order is None else user_order(order)
     is_object = own is not None and own.text is None
-    names = names_of(scenario, systems)
+    asked = systems_of(scenario, systems)
+    names = tuple(asked)
     here = is_object or (workers or os.cpu_count() or 1) == 1
     settings = WorkerSettings("here" if here else "local", workers)
     check_where(own, settings, NO_LIMITS)
     kept = _free(own) if own is not None and is_object and out is None else own
-    point = _Point(scenario, kept, study, slo)
+    point = _Point(scenario, asked, kept, study, slo)
     with _store(out, overwrite=overwrite) as store:
         _adopt(store, point.named(point.plan(names, runs, Measure(slo))))
         with Engine(store, settings, order=own, progress=progress, stops=True) as engine:
@@ -107,10 +110,12 @@ def compare(
     return comparison
 
 
-def names_of(scenario: Scenario, systems: Sequence[str] | None) -> tuple[str, ...]:
-    """The systems that are compared: those named, else the scenario's, else the usual ones."""
-    names = (named_system(name).name for name in (systems or scenario.systems or _DEFAULT))
-    return tuple(dict.fromkeys(names))
+def systems_of(
+    scenario: Scenario, systems: Sequence[SystemLike] | None
+) -> dict[str, str | dict[str, Any]]:
+    """The systems that are compared, by name: those asked for, else the scenario's, else the usual
+    ones. Raises ConfigError."""
+    return asked_systems(systems or scenario.systems or _DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class _Point:
     """The scenario as the only point of a plan."""
 
     scenario: Scenario
+    systems: Mapping[str, str | dict[str, Any]]
     order: UserOrder | None
     study: str
     slo: Slo | None
@@ -132,7 +138,7 @@ class _Point:
                 **scenario.model_dump(mode="json", exclude_unset=True),
                 "name": scenario.name,
             },
-            systems=tuple(systems),
+            systems=tuple([self.systems[name] for name in systems]),
             runs=runs,
             slo=measure.slo,
             warm_up_s=measure.warm_up_s,
@@ -225,11 +231,11 @@ _DEFAULT = (*BASELINES, "+groups", "+reuse", "fastswitch", "+block-major", "+bat
 
 
 def num_trials(
-    scenario: Scenario, systems: Sequence[str] | None, runs: int, study: str = "terminating"
+    scenario: Scenario, systems: Sequence[SystemLike] | None, runs: int, study: str = "terminating"
 ) -> int:
     """How many simulations `compare` will run, for a progress bar."""
     pilots = warm_up.PILOTS if study == "steady-state" else 0
-    return len(dict.fromkeys(systems or scenario.systems or _DEFAULT)) * (runs + pilots)
+    return len(systems_of(scenario, systems)) * (runs + pilots)
 
 
 # ---------------------------------------------------------------------- load

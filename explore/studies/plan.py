@@ -18,6 +18,7 @@ from policy.systems import System
 from runs import scenario as scenarios
 from runs.obeyed import Heeded, in_vain
 from runs.user_order import UserOrder
+from runs.user_system import asked_system, is_file
 from traces.randomness import Streams
 from traces.strict import quoted, shown
 
@@ -191,7 +192,7 @@ def _scenario(data: dict[str, Any], system: Any, run: int) -> scenarios.Scenario
 def _systems(data: dict[str, Any], source: Source, given: dict[str, Any]) -> tuple[Any, ...]:
     """The sweep's systems, else the scenario's; one where `system`, or a switch of it, is given."""
     if source.spec.systems:
-        return source.spec.systems
+        return tuple([asked_system(s) if is_file(s) else s for s in source.spec.systems])
     listed = data.get("systems")
     if source.has_one_system or _is_chosen(given) or not listed:
         return (None,)

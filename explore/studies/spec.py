@@ -83,7 +83,7 @@ class SweepSpec(Section):
     name: Annotated[str, Field(min_length=1, max_length=128)] = "sweep"
     scenario: str | dict[str, Any]
     set: dict[Path_, Any] = Field(default={})
-    systems: tuple[str, ...] = ()
+    systems: tuple[str | dict[str, Any], ...] = ()
     runs: Annotated[int, Field(ge=1, le=MAX_RUNS)] = 1
     grid: dict[Path_, Values] = Field(default={})
     zip: dict[Path_, Values] = Field(default={})

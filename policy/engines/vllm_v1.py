@@ -62,6 +62,8 @@ class V1Engine(V1Victims):
         self._copies(draft)
         batch = desk.standing_batch()
         plan = draft.finish(batch)._replace(found=tuple(self._found), lost=tuple(self._lost))
+        if plan.found or plan.lost or plan.copies:
+            plan = plan._replace(is_by_name=True)
         if plan.runs:
             if batch is not None or self._completes():
                 self._watch.stirred()

@@ -26,6 +26,8 @@ from tests.helpers.vllm_v1_release import ReleaseDriver, find_wheel, hash_block,
 
 RUNS = 600
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -168,39 +170,81 @@ class Workload:
         return sum(tokens[-3:]) % 1000 if self.replies_alike else self.rng.randrange(1000)
 
 
+class Clients:
+    """Who comes when, with what, who leaves, and what is generated: alike for both sides. `known`: tokens
+    of those who are served; `left`: output tokens to come. `shortest`: of a prompt."""
+
+    def __init__(self, rng: random.Random, settings: Settings, shortest: int = 1) -> None:
+        self.rng = rng
+        self.workload = Workload(rng, settings)
+        self.total = rng.randrange(1, 40)
+        self.known: dict[str, list[int]] = {}
+        self.left: dict[str, int] = {}
+        self._shortest = shortest
+        self._count = self._now = self._next_arrival = 0
+        self._gap = rng.choice([0, 1, 5])
+        self._longest_reply = rng.choice([3, 60, 60, 300])
+
+    @property
+    def are_done(self) -> bool:
+        return not self.left and self._count == self.total
+
+    def come_and_go(self, step: int, ours: Any, theirs: Any, seen: dict[str, int]) -> None:
+        """What happens before a step."""
+        rng, workload = self.rng, self.workload
+        while self._count < self.total and self._next_arrival <= step:
+            name = f"r{rng.randrange(1000):03d}-{self._count}"
+            prompt = workload.prompt()
+            if len(prompt) < self._shortest:
+                prompt = prompt * self._shortest
+            output = min(rng.randrange(1, self._longest_reply), workload.length - len(prompt))
+            priority = rng.randrange(0, 3)
+            arrival = 0 if workload.ties else self._now
+            self.known[name] = prompt
+            self.left[name] = output
+            ours.add(name, arrival, priority, prompt)
+            theirs.add(name, arrival, priority, prompt, output)
+            self._count += 1
+            self._now += 1
+            self._next_arrival = step + rng.randrange(0, self._gap + 1)
+        if self.left and rng.random() < 0.01:
+            gone = rng.choice(sorted(self.left))
+            ours.cancel(gone)
+            theirs.cancel(gone)
+            del self.left[gone], self.known[gone]
+            seen["cancelled"] += 1
+
+    def sample(self, ran: list[tuple[str, int]], theirs: Any) -> tuple[dict[str, int], list[str]]:
+        """Tokens of who has computed all it has, and who is done with them."""
+        known = self.known
+        sampled = {
+            name: self.workload.reply(known[name])
+            for name, _ in ran
+            if theirs.scheduler.requests[name].num_computed_tokens == len(known[name])
+        }
+        finished = []
+        for name, token in sampled.items():
+            known[name].append(token)
+            self.left[name] -= 1
+            if not self.left[name]:
+                finished.append(name)
+        return sampled, finished
+
+    def leave(self, finished: list[str]) -> None:
+        """They are done; others may go on from there."""
+        for name in finished:
+            self.workload.sessions.append(self.known.pop(name))
+            del self.left[name]
+
+
 def compare_one_run(vllm: Any, rng: random.Random, seen: dict[str, int]) -> None:
     """Both side by side until all is served. Raises AssertionError at the first difference."""
     settings, by_priority, caches = random_settings(rng)
     ours = Ours(settings, by_priority=by_priority, caches=caches)
     theirs = ReleaseDriver(vllm, settings, by_priority=by_priority, caches=caches)
-    workload = Workload(rng, settings)
-    total = rng.randrange(1, 40)
-    known: dict[str, list[int]] = {}
-    left: dict[str, int] = {}
-    count = now = 0
-    gap = rng.choice([0, 1, 5])
-    longest_reply = rng.choice([3, 60, 60, 300])
-    next_arrival = 0
+    clients = Clients(rng, settings)
     for step in range(6000):
-        while count < total and next_arrival <= step:
-            name = f"r{rng.randrange(1000):03d}-{count}"
-            prompt = workload.prompt()
-            output = min(rng.randrange(1, longest_reply), settings.max_model_len - len(prompt))
-            priority = rng.randrange(0, 3)
-            arrival = 0 if workload.ties else now
-            known[name] = prompt
-            left[name] = output
-            ours.add(name, arrival, priority, prompt)
-            theirs.add(name, arrival, priority, prompt, output)
-            count += 1
-            now += 1
-            next_arrival = step + rng.randrange(0, gap + 1)
-        if left and rng.random() < 0.01:
-            gone = rng.choice(sorted(left))
-            ours.cancel(gone)
-            theirs.cancel(gone)
-            del left[gone], known[gone]
-            seen["cancelled"] += 1
+        clients.come_and_go(step, ours, theirs, seen)
         expected = theirs.schedule()
         try:
             found = ours.schedule()
@@ -211,29 +255,18 @@ def compare_one_run(vllm: Any, rng: random.Random, seen: dict[str, int]) -> None
                 assert not expected["running"]
                 return
             seen["verdict"] += 1
-            confirm_livelock(theirs, known)
+            confirm_livelock(theirs, clients.known)
             return
         assert found == expected, f"step {step}"
         seen["steps"] += 1
         seen["found"] += sum(tokens for _, tokens in expected["found"])
         for key in ("new", "resumed", "preempted"):
             seen[key] += len(expected[key])
-        sampled = {}
-        finished = []
-        for name, _ in expected["tokens"]:
-            if theirs.scheduler.requests[name].num_computed_tokens == len(known[name]):
-                sampled[name] = workload.reply(known[name])
-        for name, token in sampled.items():
-            known[name].append(token)
-            left[name] -= 1
-            if not left[name]:
-                finished.append(name)
+        sampled, finished = clients.sample(expected["tokens"], theirs)
         theirs.finish_step(sampled)
         ours.finish_step(rng.sample(finished, len(finished)))
-        for name in finished:
-            workload.sessions.append(known.pop(name))
-            del left[name]
-        if not left and count == total:
+        clients.leave(finished)
+        if clients.are_done:
             return
     pytest.fail("the run did not end")
 

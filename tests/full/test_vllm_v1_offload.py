@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from policy.errors import ReleaseVerdict
 from policy.orders.base import Order
 from policy.orders.static import StaticPriority
@@ -13,8 +15,10 @@ from policy.plan import CopyResult, Direction, Outcome
 from policy.scheduler import Scheduler
 from policy.settings import Settings
 from policy.systems import SYSTEMS, System
-from tests.full.test_vllm_v1 import Ours, Workload, random_settings, vllm  # noqa: F401
+from tests.full.test_vllm_v1 import Clients, Ours, random_settings, vllm  # noqa: F401
 from tests.helpers.vllm_v1_offload import OffloadDriver
+
+pytestmark = pytest.mark.full
 
 LRU_RUNS = 300
 ARC_RUNS = 100
@@ -98,43 +102,17 @@ def compare_one_run(vllm: Any, rng: random.Random, eviction: str, seen: dict[str
     settings, system, by_priority = random_offloading(rng, eviction)
     ours = OursOffloading(settings, system, by_priority=by_priority)
     theirs = OffloadDriver(vllm, settings, system.options, by_priority=by_priority)
-    workload = Workload(rng, settings)
-    total = rng.randrange(1, 40)
-    known: dict[str, list[int]] = {}
-    left: dict[str, int] = {}
-    count = now = 0
-    gap = rng.choice([0, 1, 5])
-    longest_reply = rng.choice([3, 60, 60, 300])
+    # One token of prompt in blocks of one is trap L4.
+    clients = Clients(rng, settings, shortest=2 if settings.block_size == 1 else 1)
     pace = rng.choice([0.1, 0.5, 1.0])
-    next_arrival = 0
     for step in range(5000):
-        while count < total and next_arrival <= step:
-            name = f"r{rng.randrange(1000):03d}-{count}"
-            prompt = workload.prompt()
-            if len(prompt) == 1 == settings.block_size:
-                prompt += prompt  # trap L4
-            output = min(rng.randrange(1, longest_reply), settings.max_model_len - len(prompt))
-            priority = rng.randrange(0, 3)
-            arrival = 0 if workload.ties else now
-            known[name] = prompt
-            left[name] = output
-            ours.add(name, arrival, priority, prompt)
-            theirs.add(name, arrival, priority, prompt, output)
-            count += 1
-            now += 1
-            next_arrival = step + rng.randrange(0, gap + 1)
-        if left and rng.random() < 0.01:
-            gone = rng.choice(sorted(left))
-            ours.cancel(gone)
-            theirs.cancel(gone)
-            del left[gone], known[gone]
-            seen["cancelled"] += 1
+        clients.come_and_go(step, ours, theirs, seen)
         expected = theirs.schedule()
         try:
             found = ours.schedule()
         except ReleaseVerdict:
             seen["verdict"] += 1
-            confirm(theirs, known)
+            confirm(theirs, clients.known)
             return
         for key in expected:
             assert found[key] == expected[key], f"step {step}: {key}"
@@ -142,25 +120,14 @@ def compare_one_run(vllm: Any, rng: random.Random, eviction: str, seen: dict[str
         seen["found"] += sum(tokens for _, tokens in expected["found"])
         for key in ("new", "resumed", "preempted", "loads", "stores", "evicted", "flushed"):
             seen[key] += len(expected[key])
-        sampled = {}
-        finished = []
-        for name, _ in expected["tokens"]:
-            if theirs.scheduler.requests[name].num_computed_tokens == len(known[name]):
-                sampled[name] = workload.reply(known[name])
-        for name, token in sampled.items():
-            known[name].append(token)
-            left[name] -= 1
-            if not left[name]:
-                finished.append(name)
+        sampled, finished = clients.sample(expected["tokens"], theirs)
         waited = list(ours.plan.wait_for)
         rest = [n for n in ours.submitted if n not in waited and rng.random() < pace]
         ended = tuple(rng.sample(waited, len(waited)) + rng.sample(rest, len(rest)))
         theirs.finish_step(sampled, ended)
         ours.finish_step(rng.sample(finished, len(finished)), ended)
-        for name in finished:
-            workload.sessions.append(known.pop(name))
-            del left[name]
-        if not left and count == total and not ours.engine.host.jobs and not theirs.jobs:
+        clients.leave(finished)
+        if clients.are_done and not ours.engine.host.jobs and not theirs.jobs:
             return
     raise AssertionError("the run did not end")
 

@@ -18,6 +18,8 @@ from tests.full.test_vllm_v1_offload import compare_runs, vllm  # noqa: F401
 
 MOST = 300  # runs until it must be found
 
+pytestmark = pytest.mark.full
+
 
 def o1(patch: pytest.MonkeyPatch) -> None:
     """Replies are stored, whatever the system says."""

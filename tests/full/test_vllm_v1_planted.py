@@ -18,6 +18,8 @@ from tests.helpers.vllm_v1_release import ReleaseDriver
 
 MOST = 400  # runs until it must be found
 
+pytestmark = pytest.mark.full
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 

@@ -118,6 +118,37 @@ def test_an_unknown_system_is_refused_before_anything_runs() -> None:
         compared("vllm-9")
 
 
+MINE = {"name": "mine", "base": "fastswitch", "reuse": False}
+
+
+def served(scenario: dict[str, Any], systems: list[Any]) -> dict[str, Any]:
+    found = compare(build({"name": "own", **scenario}, "own"), systems, runs=1, workers=1)
+    return {name: runs[0]["switches"] for name, runs in found.results.items()}
+
+
+def test_own_systems_stand_side_by_side_with_named_ones(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text("base: vllm-v1\nvictim: least_computed\n")
+    found = served(SCENARIO, [OURS, MINE, str(path)])
+    assert list(found) == [OURS, "mine", "other"]
+    assert (found[OURS]["reuse"], found["mine"]["reuse"]) == (True, False)
+    assert found["other"]["victim"] == "least_computed"
+    assert list(served({**SCENARIO, "systems": [KEEP, MINE]}, [])) == [KEEP, "mine"]
+
+
+@pytest.mark.parametrize(
+    ("systems", "says"),
+    [
+        ([MINE, {**MINE, "reuse": True}], "two that differ are called mine; name them apart"),
+        ([{"base": "fastswitch", "alocator": "paged"}], "system: system.alocator: unknown"),
+        (["none.yaml"], "none.yaml: cannot be read"),
+    ],
+)
+def test_own_systems_that_mean_nothing_are_refused(systems: list[Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        served(SCENARIO, systems)
+
+
 def test_the_progress_bar_knows_how_many_runs_there_will_be() -> None:
     scenario = scenario_of(systems=[KEEP, OURS])
     assert num_trials(scenario, None, 4) == 8
