@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from explore.studies.comparison import Comparison
 from explore.studies.estimates import Estimate, Ratio
+
+if TYPE_CHECKING:
+    from explore.studies.comparison import Comparison
 
 TOO_SMALL = "n too small"
 #: Most decimals of any number, and most significant digits of one with an interval.

@@ -80,8 +80,12 @@ def test_policy_imports_the_standard_library_alone() -> None:
 
 #: Files of a room that name each other, one of them for types alone (`if TYPE_CHECKING`).
 FOR_TYPES = {
+    ("explore.report.figures", "explore.studies.comparison"),
     ("explore.search.recipes", "explore.search.spec"),
     ("explore.studies.comparison", "explore.studies.frames"),
+    ("explore.studies.comparison", "explore.studies.latex"),
+    ("explore.studies.comparison", "explore.studies.worth"),
+    ("explore.studies.comparison", "explore.words"),
     ("policy.engines.v1_holdings", "policy.engines.v1_laws"),
     ("policy.memory.context", "policy.memory.transfers"),
     ("policy.memory.context", "policy.request"),

@@ -14,8 +14,9 @@ from traces.strict import shown_path
 
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "fastswitch",
-    "svg.fonttype": "path",
-    "font.size": 9,
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "axes.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }

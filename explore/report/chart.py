@@ -1,6 +1,6 @@
 """Charts, and how they look as SVG: colours come from the page's style, so that they follow light and dark.
 
-Curves are told apart by dashes as well as colours. Nothing here needs a script.
+Systems look as `explore.report.looks` says, by name. Nothing here needs a script.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-#: Colours and dash patterns that the style knows.
-COLOURS, DASHES = 8, 4
+from explore.report import looks
+from explore.report.looks import Look
+
 _WIDTH, _HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 10, 44
 
@@ -69,7 +70,8 @@ def _decades(low: float, high: float) -> list[float]:
         return whole
     powers = range(first - 1, last + 2)
     finer = (digit * 10.0**power for power in powers for digit in (1, 2, 5))
-    return [value for value in finer if low <= value <= high]
+    found = [value for value in finer if low <= value <= high]
+    return found if len(found) > 2 else _round(low, high)
 
 
 def _round(low: float, high: float) -> list[float]:
@@ -85,20 +87,35 @@ def _round(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points joined by lines, None breaks it; `band`: its smallest and largest x at every y."""
+    """Points joined by lines, None breaks it. `band`: at every y its smallest and largest x; with `rises`, at
+    every x its smallest and largest y. Without a `look` it has that of its place; without a label it
+    is not in the legend."""
 
     label: str
     points: Sequence[tuple[float, float] | None]
     band: tuple[Sequence[float], Sequence[float]] | None = None
+    look: Look | None = None
+    rises: bool = False
+
+    def edges(self) -> list[tuple[float, float]]:
+        """Around its band."""
+        assert self.band is not None
+        low, high = self.band
+        known = [point for point in self.points if point is not None]
+        if self.rises:
+            xs = [x for x, _ in known]
+            return [*zip(xs, low, strict=True), *reversed([*zip(xs, high, strict=True)])]
+        ys = [y for _, y in known]
+        return [*zip(low, ys, strict=True), *reversed([*zip(high, ys, strict=True)])]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A mean with its interval on both axes. `group` gives the colour; a faded one is dominated.
-    `attributes` of its element are ours."""
+    """A mean with its interval on both axes, of a system; a faded one is dominated. `attributes` of its
+    element are ours."""
 
     label: str
-    group: int
+    system: str
     x: tuple[float, float, float]
     y: tuple[float, float, float]
     is_faded: bool = False
@@ -107,33 +124,53 @@ class Point:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn, into a page (`svg`) or a file (`explore.report.plot`). `groups`: what the colours of
-    points mean. `equal_within`: also y = x with a band of that share."""
+    """What is drawn, into a page (`svg`) or a file (`explore.report.plot`). `systems`: those that its points
+    are of. `equal_within`: also y = x with a band of that share. `limit`: a line across at that y."""
 
     title: str
     x: Axis
     y: Axis
     curves: Sequence[Curve] = ()
     points: Sequence[Point] = ()
-    groups: Sequence[str] = ()
+    systems: Sequence[str] = ()
     equal_within: float | None = None
+    limit: float | None = None
+
+    def looks(self) -> list[Look]:
+        """Of its curves."""
+        return [curve.look or looks.nth(i) for i, curve in enumerate(self.curves)]
+
+    def legend(self) -> list[tuple[str, Look, bool]]:
+        """What its legend names, and whether that is a marker or a line."""
+        lines = [
+            (curve.label, look, False)
+            for curve, look in zip(self.curves, self.looks(), strict=True)
+            if curve.label
+        ]
+        return lines + [(name, looks.of(name), True) for name in self.systems]
 
 
 def svg(picture: Picture) -> str:
     """The picture with its legend."""
-    x, y, curves = picture.x, picture.y, picture.curves
+    x, y, curves = picture.x, picture.y, list(zip(picture.curves, picture.looks(), strict=True))
     parts = [_axes(x, y)]
     if picture.equal_within is not None:
         parts.append(_diagonal(x, y, picture.equal_within))
-    parts += [_band(x, y, curve, i) for i, curve in enumerate(curves) if curve.band is not None]
     parts += [
-        f'<path class="line {_look(i)}" d="{path}"/>'
-        for i, curve in enumerate(curves)
+        f'<path class="band c{look.colour}" d="{_path(x, y, curve.edges())}Z"/>'
+        for curve, look in curves
+        if curve.band is not None
+    ]
+    parts += [
+        f'<path class="line {_look(look)}" d="{path}"/>'
+        for curve, look in curves
         if (path := _path(x, y, curve.points))
     ]
+    if picture.limit is not None:
+        at = _y(y, picture.limit)
+        parts.append(f'<path class="limit" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>')
     parts += [_point(x, y, point) for point in picture.points]
-    labels = [curve.label for curve in curves] or picture.groups
-    return _svg(picture.title, parts) + legend(labels, dots=not curves)
+    return frame(picture.title, parts) + legend(picture.legend())
 
 
 def stacked(label: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
@@ -150,32 +187,43 @@ def stacked(label: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]])
                 f' height="18"><title>{escape(f"{kind} {share:.1%}")}</title></rect>'
             )
             left += width
-    return _svg(label, parts, 44 * len(rows) + 4)
+    return frame(label, parts, 44 * len(rows) + 4)
 
 
-def legend(labels: Sequence[str], *, dots: bool = False) -> str:
-    mark = '<circle class="dot c{0}" cx="14" cy="6" r="4"/>' if dots else ""
-    entries = "".join(
+def legend(entries: Iterable[tuple[str, Look, bool]]) -> str:
+    """What looks how: a label, its look, and whether it is a marker or a line."""
+    told = "".join(
         '<li><svg class="key" viewBox="0 0 28 12" aria-hidden="true">'
-        + (mark.format(i % COLOURS) or f'<path class="line {_look(i)}" d="M0 6H28"/>')
+        + (
+            f'<g class="c{look.colour}">{marker(look, 14, 6)}</g>'
+            if is_marker
+            else f'<path class="line {_look(look)}" d="M0 6H28"/>'
+        )
         + f"</svg>{escape(label)}</li>"
-        for i, label in enumerate(labels)
+        for label, look, is_marker in entries
     )
-    return f'<ul class="legend">{entries}</ul>' if labels else ""
+    return f'<ul class="legend">{told}</ul>' if told else ""
+
+
+def marker(look: Look, x: float, y: float, kind: str = "dot") -> str:
+    """A marker around a place; its colour is that of the element around it."""
+    path = looks.MARKER_PATHS[look.marker]
+    return f'<path class="{kind}" transform="translate({x:.1f} {y:.1f})" d="{path}"/>'
 
 
 # ---------------------------------------------------------------------- parts
 
 
-def _svg(label: str, parts: Iterable[str], height: int = _HEIGHT) -> str:
+def frame(label: str, parts: Iterable[str], height: int = _HEIGHT) -> str:
+    """An SVG element that says what it shows."""
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img"'
         f' aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 
-def _look(i: int) -> str:
-    return f"c{i % COLOURS} d{i % DASHES}"
+def _look(look: Look) -> str:
+    return f"c{look.colour} d{look.dash}"
 
 
 def _x(axis: Axis, value: float) -> float:
@@ -219,14 +267,6 @@ def _path(x: Axis, y: Axis, points: Iterable[tuple[float, float] | None]) -> str
     return "".join(text)
 
 
-def _band(x: Axis, y: Axis, curve: Curve, i: int) -> str:
-    assert curve.band is not None
-    heights = [point[1] for point in curve.points if point is not None]
-    low, high = curve.band
-    around = [*zip(low, heights, strict=True), *reversed([*zip(high, heights, strict=True)])]
-    return f'<path class="band c{i % COLOURS}" d="{_path(x, y, around)}Z"/>'
-
-
 def _diagonal(x: Axis, y: Axis, within: float) -> str:
     low, high = max(x.low, y.low), min(x.high, y.high)
     edges = [(low, low * (1 - within)), (high, high * (1 - within))]
@@ -243,9 +283,8 @@ def _point(x: Axis, y: Axis, point: Point) -> str:
         f"M{_x(x, point.x[1]):.1f} {at_y:.1f}H{_x(x, point.x[2]):.1f}"
         f"M{at_x:.1f} {_y(y, point.y[1]):.1f}V{_y(y, point.y[2]):.1f}"
     )
-    faded = " faded" if point.is_faded else ""
+    faded, look = " faded" if point.is_faded else "", looks.of(point.system)
     return (
-        f'<g class="c{point.group % COLOURS}{faded}"{point.attributes}><title>{escape(point.label)}'
-        f'</title><path class="cross" d="{cross}"/>'
-        f'<circle class="dot" cx="{at_x:.1f}" cy="{at_y:.1f}" r="4"/></g>'
+        f'<g class="c{look.colour}{faded}"{point.attributes}><title>{escape(point.label)}'
+        f'</title><path class="cross" d="{cross}"/>{marker(look, at_x, at_y)}</g>'
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from explore.report.chart import COLOURS
+from explore.report.looks import COLOURS
 from explore.studies.series import TAIL
 from runs.metrics.latency import censored
 from runs.metrics.stats import MIN_SAMPLES, Ints
@@ -105,7 +105,7 @@ class Clients:
         self.num_clients = len(counted)
         self.is_named = set(counted) - {UNNAMED} != set()
         largest = sorted(counted, key=lambda name: (-counted[name], name))
-        kept = largest[: COLOURS - 2] if len(largest) > COLOURS - 1 else largest
+        kept = largest[: len(COLOURS) - 2] if len(largest) > len(COLOURS) - 1 else largest
         self._shown = set(kept)
         groups = [ALL]
         if self.num_clients > 1:

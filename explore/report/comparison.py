@@ -1,92 +1,124 @@
-"""The report of a comparison: who is better by how much, in words first, then in tables and pictures."""
+"""The report of a comparison: the finding in a sentence and a picture, what it hangs on, and all numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from explore import words
-from explore.report import chart, document, pareto
-from explore.report.chart import Curve, Picture
-from explore.report.document import Cell, Row
+from explore.report import chart, document, figures, pareto, rows
+from explore.report.chart import Picture
+from explore.report.document import Cell, Head, Row
+from explore.report.figures import HEADLINE
 from explore.studies.comparison import Comparison
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
-from explore.studies.series import TAIL
-from explore.studies.warm_up import WarmUp
 from explore.studies.worth import worth
 
 
 def page(comparison: Comparison, command: str) -> str:
     """The page. Every string that comes from outside is escaped."""
     sections = [
-        ("", _finding(comparison)),
-        *_metric_tables(comparison),
-        *_speedup_tables(comparison),
-        ("What each mechanism is worth", _worth(comparison)),
         ("Latency against throughput", _frontiers(comparison)),
-        *_warm_up(comparison),
-        ("Tails", _tails(comparison)),
-        ("Memory and link over time", _timelines(comparison)),
+        ("Tails", _pair(figures.tails(comparison), _TAILS)),
+        ("What each mechanism is worth", _worth(comparison)),
+        ("Memory and link over time", _pair(figures.timeline(comparison), "First run.")),
+        ("Warm-up", _warm_up(comparison)),
+        ("All numbers", "".join((*_speedup_tables(comparison), *_metric_tables(comparison)))),
         ("Fine print", _fine_print(comparison, command)),
     ]
-    return document.document(f"FastSwitch: {comparison.scenario.name}", sections)
+    title = f"FastSwitch: {comparison.scenario.name}"
+    return document.document(title, sections, opening=_opening(comparison))
 
 
-def _finding(comparison: Comparison) -> str:
+def _opening(comparison: Comparison) -> str:
+    """The finding, its picture, and what it hangs on."""
     description = comparison.scenario.description
     return (
-        (document.paragraph(description) if description else "")
-        + document.paragraph(verdict(comparison), "lead")
-        + document.paragraph(words.load(comparison))
+        document.paragraph(verdict(comparison), "lead")
+        + _speedups(comparison)
+        + document.paragraph(f"{_machine(comparison)} {words.load(comparison)}")
+        + (document.paragraph(description) if description else "")
         + "".join(document.paragraph(note, "note") for note in comparison.notes)
     )
 
 
+def _machine(comparison: Comparison) -> str:
+    """What the numbers hang on most."""
+    first = comparison.results[comparison.systems[0]][0]
+    assumed = len(comparison.profile_assumptions)
+    told = (
+        f"; {assumed} of its numbers are assumptions, listed in the fine print" if assumed else ""
+    )
+    return (
+        f"{first['workload']['rows']} turns a run under {first['order']}, on a {first['profile_kind']} profile"
+        f" of {first['profile']}{told}."
+    )
+
+
+def _speedups(comparison: Comparison) -> str:
+    made = figures.speedups(comparison)
+    if not made:
+        return ""
+    others = len(comparison.systems) - 1 - len(made[0].rows)
+    caption = (
+        "Times better; bars: 95 % intervals over"
+        f" {comparison.runs} {'run' if comparison.runs == 1 else 'paired runs'}. Full: the difference is"
+        " sure (paired t test, Holm); hollow: it is not. Line: no difference. A row's number is its mean."
+        + (f" {others} more in the tables." if others else "")
+    )
+    drawn = "".join(f"<div>{rows.svg(one)}</div>" for one in made)
+    return document.figure(f'<div class="pair">{drawn}</div>', caption, "wide")
+
+
 def verdict(comparison: Comparison) -> str:
-    """The finding in one or two sentences."""
-    ours = "fastswitch" if "fastswitch" in comparison.results else comparison.systems[-1]
-    baselines = [name for name in reversed(comparison.baselines) if name != ours]
-    if not baselines:
+    """The finding as somebody would say it."""
+    pair = figures.headline_pair(comparison)
+    if pair is None:
         return f"{len(comparison.systems)} systems, no baseline among them to compare with."
-    baseline = baselines[0]
-    parts = []
-    for is_better, word in ((True, "surely better"), (False, "surely worse")):
-        told = [
-            f"{words.HEADINGS[metric][0]} {words.ratio(found)}"
-            for metric in HEADLINE
-            if (found := comparison.speedup(ours, baseline, metric)).is_sure
-            and found.is_better == is_better
-        ]
-        parts += [f"{word} in {', '.join(told)}"] if told else []
-    fixed = ", ".join(words.HEADINGS[metric][0] for metric in HEADLINE)
+    ours, baseline = pair
+    fixed = _listed([words.HEADINGS[metric][0] for metric in HEADLINE])
     if comparison.is_one_run:
-        return f"{ours} against {baseline} in {fixed}: without an interval no difference is sure."
-    how = f"times better, 95 % intervals, n = {comparison.runs}; looked at: {fixed}"
-    return f"{ours} against {baseline}: {'; '.join(parts) or 'no difference is sure'} ({how})."
+        return f"One run of {ours} and {baseline}: without an interval no difference in {fixed} is sure."
+    found = {metric: comparison.speedup(ours, baseline, metric) for metric in HEADLINE}
+    better = [_times(m, ratio) for m, ratio in found.items() if ratio.is_better]
+    worse = [_times(m, ratio) for m, ratio in found.items() if ratio.is_worse]
+    unsure = [words.HEADINGS[m][0] for m, ratio in found.items() if not ratio.is_sure]
+    if not better and not worse:
+        return f"No difference between {ours} and {baseline} is sure in {fixed}."
+    told = f"{ours} is surely {'better' if better else 'worse'} than {baseline} in"
+    told += f" {_listed(better or worse)}"
+    if better and worse:
+        told += f", and surely worse in {_listed(worse)}"
+    return f"{told}; in {_listed(unsure)} no difference is sure." if unsure else f"{told}."
 
 
-#: What the first sentence looks at, fixed before any run.
-HEADLINE = ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s", "throughput_tok_s")
+def _times(metric: str, found: Ratio) -> str:
+    return f"{words.HEADINGS[metric][0]} ({words.ratio(found)})"
 
 
-def _metric_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _metric_tables(comparison: Comparison) -> Iterator[str]:
     for title, listed in words.TABLES:
         metrics = words.shown(listed, comparison.all_metrics)
-        rows: list[Row] = [
+        cells: list[Row] = [
             [name, *(estimate_cell(comparison.estimate(name, m), m) for m in metrics)]
             for name in comparison.systems
         ]
         caption = f"Means of {comparison.runs} runs"
         if comparison.is_one_run:
             caption = "One run, no interval"
-        table = document.table(caption, ["system", *map(words.heading, metrics)], rows)
-        yield title, table + document.items(words.explained(metrics))
+        table = document.table(caption, ["system", *map(document.metric, metrics)], cells)
+        yield document.details(title, table + document.items(words.explained(metrics)))
 
 
-def _speedup_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
+def _speedup_tables(comparison: Comparison) -> Iterator[str]:
     for baseline in comparison.baselines:
-        rows = []
+        lines: list[Row] = []
         for name in comparison.systems:
             if name == baseline:
                 continue
@@ -94,11 +126,12 @@ def _speedup_tables(comparison: Comparison) -> Iterator[tuple[str, str]]:
             for metric in SPEEDUPS:
                 found = comparison.speedup(name, baseline, metric)
                 cells.append(ratio_cell(found))
-            rows.append(cells)
-        if rows:
-            header = ["system", *(words.HEADINGS[m][0] for m in SPEEDUPS)]
+            lines.append(cells)
+        if lines:
+            header = [Head("system"), *(document.metric(m, unit=False) for m in SPEEDUPS)]
             caption = f"Above one is better; {words.SURE} and coloured where the difference is sure (Holm)"
-            yield f"Times better than {baseline}", document.table(caption, header, rows)
+            table = document.table(caption, header, lines)
+            yield document.details(f"Times better than {baseline}", table)
 
 
 def ratio_cell(found: Ratio) -> Cell:
@@ -112,110 +145,48 @@ def estimate_cell(found: Estimate, metric: str) -> Cell:
 
 
 def _worth(comparison: Comparison) -> str:
-    return document.items(
+    made = figures.mechanisms(comparison)
+    told = document.items(
         f"{item.mechanism} ({item.system} against {item.against}): {item.words}"
         for item in worth(comparison)
     )
+    caption = (
+        "One metric; a bar begins where the one above ends, so the first ones add up to the whole; the others"
+        " begin at one. The number is a bar's own worth, the line its 95 % interval; full: it is sure."
+    )
+    drawn = "".join(document.figure(rows.svg(one), caption) for one in made)
+    return drawn + (document.details("In every metric", told) if told else "")
 
 
 def _frontiers(comparison: Comparison) -> str:
     candidates = [
-        pareto.Candidate(name, i, {m: comparison.estimate(name, m) for m in pareto.METRICS})
-        for i, name in enumerate(comparison.systems)
+        pareto.Candidate(name, name, {m: comparison.estimate(name, m) for m in pareto.METRICS})
+        for name in comparison.systems
     ]
     return pareto.figures(candidates, comparison.systems)
 
 
-def _warm_up(comparison: Comparison) -> Iterator[tuple[str, str]]:
+_TAILS = "Share that takes longer than x. Lines: mean over runs; bands, for two systems: smallest to largest run."
+
+
+def _pair(pictures: Sequence[Picture], caption: str) -> str:
+    made = (document.figure(chart.svg(one), f"{one.title}. {caption}") for one in pictures)
+    inside = "".join(made)
+    return f'<div class="pair">{inside}</div>' if inside else ""
+
+
+def _warm_up(comparison: Comparison) -> str:
     """What the warm-up of a steady-state study was found from."""
     found = comparison.warm_up
     if found is None:
-        return
+        return ""
     asked = ", ".join(f"{name} {trace.cut_s:g} s" for name, trace in found.traces.items())
     caption = (
         f"MSER-5 on the mean over {found.runs} pilot runs, five turns to a point: the first"
         f" {found.cut_s:g} s are cut off every system and run, the latest that any asked for ({asked})."
     )
-    yield "Warm-up", document.figure(chart.svg(warm_up(found)), caption)
-
-
-def warm_up(found: WarmUp) -> Picture:
-    """TTFT over time, batch means over all pilot runs, and the cut that holds for all systems."""
-    waits = [wait for trace in found.traces.values() for wait in trace.ttft_s]
-    x = chart.linear(
-        "arrival, seconds", [t for one in found.traces.values() for t in one.arrival_s]
-    )
-    y = chart.linear("TTFT, seconds", waits)
-    curves = [
-        Curve(name, list(zip(trace.arrival_s, trace.ttft_s, strict=True)))
-        for name, trace in found.traces.items()
-    ]
-    curves.append(Curve("cut", [(found.cut_s, 0.0), (found.cut_s, max(waits, default=0.0))]))
-    return Picture("Warm-up: time to first token over time", x, y, curves)
-
-
-def _tails(comparison: Comparison) -> str:
-    figures = (
-        document.figure(
-            chart.svg(one),
-            f"{one.title}: share that takes longer than x. Lines: mean over runs; bands, for two systems:"
-            " smallest to largest run.",
-        )
-        for one in tails(comparison)
-    )
-    return f'<div class="pair">{"".join(figures)}</div>'
-
-
-def tails(comparison: Comparison) -> Iterator[Picture]:
-    """Share of turns (TTFT) and of gaps (TBT) that take longer than x; both axes logarithmic."""
-    for key, title in (("ttft_s", "Time to first token"), ("tbt_s", "Time between tokens")):
-        curves = [_tail(comparison, name, key) for name in comparison.systems]
-        values = [x for curve in curves for x, _ in filter(None, curve.points)]
-        y = chart.Axis("share that takes longer", 1e-4, 1.0, True, 100, " %")
-        yield Picture(title, chart.log("seconds", values), y, curves)
-
-
-def _tail(comparison: Comparison, name: str, key: str) -> Curve:
-    """Mean curve over runs; for two systems also the band from the smallest to the largest run."""
-    curves = [result["series"][key] for result in comparison.results[name]]
-    length = min(map(len, curves))
-    columns = list(zip(*(curve[:length] for curve in curves), strict=True))
-    points = [
-        (sum(column) / len(column), 1 - share) for column, share in zip(columns, TAIL, strict=False)
-    ]
-    band = None
-    if name in comparison.telling and columns:  # more bands than these hide each other
-        band = [min(c) for c in columns], [max(c) for c in columns]
-    return Curve(name, points, band)
-
-
-_LEVELS = (
-    ("device", "device pool in use"),
-    ("host", "host pool in use"),
-    ("h2d", "link busy, to device"),
-    ("d2h", "link busy, to host"),
-)
-
-
-def _timelines(comparison: Comparison) -> str:
-    figures = [
-        document.figure(chart.svg(one), f"{name}, first run.")
-        for name, one in timelines(comparison)
-    ]
-    return f'<div class="pair">{"".join(figures)}</div>' if figures else ""
-
-
-def timelines(comparison: Comparison) -> Iterator[tuple[str, Picture]]:
-    """Pools and link of the first run, for the first and the last interesting system."""
-    for name in comparison.telling:
-        line = comparison.results[name][0]["series"].get("timeline") or {}
-        if not line:
-            continue
-        hours = [value / 3600 for value in line["time_s"]]
-        x = chart.Axis("hours", 0.0, max(hours[-1], 1e-6))
-        y = chart.Axis("share", 0.0, 1.0, factor=100, unit=" %")
-        curves = [Curve(label, list(zip(hours, line[key], strict=True))) for key, label in _LEVELS]
-        yield name, Picture(f"{name} over time", x, y, curves)
+    (made,) = figures.warm_up(comparison)
+    return document.figure(chart.svg(made), caption)
 
 
 def _fine_print(comparison: Comparison, command: str) -> str:
@@ -236,7 +207,7 @@ def _fine_print(comparison: Comparison, command: str) -> str:
         + _origin(comparison.provenance)
         + document.commands([command])
         + (
-            f"<details open><summary>Numbers nobody has published (assumptions)</summary>"
+            f"<details><summary>Numbers nobody has published (assumptions)</summary>"
             f"<ul>{assumptions}</ul></details>"
             if assumptions
             else ""

@@ -15,7 +15,16 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from explore import meanings, words
+
 _HERE = Path(__file__).resolve().parent
+
+
+class Head(NamedTuple):
+    """A column's heading, and what it means."""
+
+    text: str
+    meaning: str = ""
 
 
 class Cell(NamedTuple):
@@ -35,15 +44,14 @@ def document(
     title: str,
     sections: Iterable[tuple[str, str]],
     *,
+    opening: str = "",
     script: Sequence[str] = (),
     data: Mapping[str, bytes] | None = None,
 ) -> str:
-    """A page of (heading, HTML) sections, the first without a heading. `script`: files beside
+    """A page: its `opening`, which is the answer, then (heading, HTML) sections. `script`: files beside
     this one, run as one. `data`: packed into elements that the script reads by their names."""
     parts = [(f"s{i}", heading, html) for i, (heading, html) in enumerate(sections) if html]
-    links = "".join(
-        f'<li><a href="#{key}">{escape(heading)}</a></li>' for key, heading, _ in parts if heading
-    )
+    links = "".join(f'<li><a href="#{key}">{escape(heading)}</a></li>' for key, heading, _ in parts)
     body = "\n".join(_section(key, heading, html) for key, heading, html in parts)
     style = _file("style.css")
     code = _script(script) if script else ""
@@ -57,7 +65,8 @@ def document(
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n"
         f'<a class="skip" href="#main">Skip to the finding</a>\n<h1>{escape(title)}</h1>\n'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main">\n{body}\n</main>\n'
+        f'<main id="main">\n<section class="opening">{opening}</section>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n{body}\n</main>\n'
         + "".join(_packed(name, content) for name, content in (data or {}).items())
         + (f"<script>{code}</script>\n" if code else "")
         + "</body></html>\n"
@@ -66,12 +75,12 @@ def document(
 
 def table(
     caption: str,
-    header: Sequence[str],
+    header: Sequence[Head | str],
     rows: Iterable[Row],
     attributes: Iterable[str] = (),
 ) -> str:
     """A table with a caption; the first cell of a row is its header. `attributes` of the rows are ours."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    head = "".join(map(_th, header))
     extra = iter(attributes)
     lines = []
     for row in rows:
@@ -83,6 +92,18 @@ def table(
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def metric(name: str, *, unit: bool = True) -> Head:
+    """A metric's heading with the glossary's sentence."""
+    title = words.heading(name) if unit else words.HEADINGS[name][0]
+    return Head(title, meanings.of(name))
+
+
+def _th(head: Head | str) -> str:
+    found = Head(head) if isinstance(head, str) else head
+    told = f' title="{escape(found.meaning)}"' if found.meaning else ""
+    return f'<th scope="col"{told}>{escape(found.text)}</th>'
 
 
 def _cell(cell: Cell | str) -> Cell:
@@ -98,9 +119,10 @@ def _td(tag: str, cell: Cell) -> str:
     return f"<{tag}{scope}{kind}>{text}</{tag}>"
 
 
-def figure(picture: str, caption: str) -> str:
-    """A picture that is HTML already, with what it shows."""
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+def figure(picture: str, caption: str, kind: str = "") -> str:
+    """A picture that is HTML already, with what it shows. `kind`: its CSS class."""
+    own = f' class="{kind}"' if kind else ""
+    return f"<figure{own}>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def image(png: bytes, alternative: str) -> str:
@@ -139,8 +161,6 @@ def details(summary: str, html: str) -> str:
 
 
 def _section(key: str, heading: str, html: str) -> str:
-    if not heading:
-        return f"<section>{html}</section>"
     return (
         f'<section aria-labelledby="{key}"><h2 id="{key}" tabindex="-1">{escape(heading)}</h2>'
         f"{html}</section>"

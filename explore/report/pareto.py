@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from explore import words
 from explore.report import chart, document
-from explore.report.chart import Axis, Point
+from explore.report.chart import Axis, Curve, Picture, Point
+from explore.report.looks import Look
 from explore.studies.estimates import Estimate
 
 #: The first that all have is taken: of the steady window before the whole run, the far tail before a nearer.
@@ -21,10 +22,10 @@ MAX_POINTS = 1000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A system, or a system at a point of a sweep. `group`: its colour; `attributes` are ours."""
+    """A system, or a system at a point of a sweep. `attributes` are ours."""
 
     label: str
-    group: int
+    system: str
     estimates: Mapping[str, Estimate]
     attributes: str = ""
 
@@ -58,17 +59,33 @@ def _place(one: Candidate, rate: str, latency: str) -> tuple[float, float] | Non
     return None if x is None or y is None else (-x, y)
 
 
-def figures(candidates: Sequence[Candidate], groups: Sequence[str]) -> str:
-    """A picture for every latency, and the numbers."""
-    pictures = [_figure(candidates, groups, common(candidates, names)) for names in LATENCIES]
-    return f'<div class="pair">{"".join(pictures)}</div>' if any(pictures) else ""
+def figures(candidates: Sequence[Candidate], systems: Sequence[str]) -> str:
+    """A picture for every latency."""
+    made = [
+        document.figure(chart.svg(picture), caption)
+        for picture, caption in pictures(candidates, systems)
+    ]
+    return f'<div class="pair">{"".join(made)}</div>' if made else ""
 
 
-def _figure(candidates: Sequence[Candidate], groups: Sequence[str], latency: str) -> str:
+def pictures(
+    candidates: Sequence[Candidate], systems: Sequence[str]
+) -> Iterator[tuple[Picture, str]]:
+    """Latency against throughput, and its caption, for every latency that somebody has."""
+    for names in LATENCIES:
+        latency = common(candidates, names)
+        found = _picture(candidates, systems, latency)
+        if found is not None:
+            yield found
+
+
+def _picture(
+    candidates: Sequence[Candidate], systems: Sequence[str], latency: str
+) -> tuple[Picture, str] | None:
     rate, on_it = common(candidates, THROUGHPUTS), frontier(candidates, latency)
     known = [i for i, one in enumerate(candidates) if _place(one, rate, latency) is not None]
     if not known:
-        return ""
+        return None
     drawn = sorted(known, key=lambda i: not on_it[i])[:MAX_POINTS]
     points = [_point(candidates[i], rate, latency, is_faded=not on_it[i]) for i in drawn]
     x = _around(words.heading(rate), [value for point in points for value in point.x])
@@ -77,13 +94,24 @@ def _figure(candidates: Sequence[Candidate], groups: Sequence[str], latency: str
     )
     left_out = len(candidates) - len(drawn)
     caption = (
-        f"{words.HEADINGS[latency][0]} against throughput; to the right and below is better. Crosses: 95 %"
-        " intervals of means over runs; pale: somebody is as good in one mean and better in the other."
+        f"{words.HEADINGS[latency][0]} against throughput; to the right and below is better. Line: the"
+        " frontier, whom nobody beats in both means; pale: who is beaten. Crosses: 95 % intervals."
         + (f" {left_out} not drawn: too few samples, or too many points." if left_out else "")
     )
     title = f"{words.HEADINGS[latency][0]} against throughput"
-    picture = chart.Picture(title, x, y, points=points, groups=groups)
-    return document.figure(chart.svg(picture), caption)
+    stairs = _stairs([point for point in points if not point.is_faded])
+    curves = [Curve("", stairs, look=Look(7, 2))] if len(stairs) > 1 else []
+    return Picture(title, x, y, curves, points, systems), caption
+
+
+def _stairs(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Along the frontier: the least latency that anybody has with at least so much throughput."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted({(point.x[0], point.y[0]) for point in points}):
+        if found:
+            found.append((found[-1][0], y))
+        found.append((x, y))
+    return found
 
 
 def _around(title: str, values: Sequence[float]) -> Axis:
@@ -99,7 +127,7 @@ def _point(one: Candidate, rate: str, latency: str, *, is_faded: bool) -> Point:
         f"{words.heading(name)} {words.estimate(one.estimates[name], name)}"
         for name in (rate, latency)
     )
-    return Point(f"{one.label}: {told}", one.group, x, y, is_faded, one.attributes)
+    return Point(f"{one.label}: {told}", one.system, x, y, is_faded, one.attributes)
 
 
 def _span(found: Estimate) -> tuple[float, float, float]:

@@ -65,18 +65,19 @@ class _Run:
         self._gather(progress)
         data, lane_section = self._lanes()
         sections = [
-            ("", self._finding()),
-            ("Numbers", self._numbers()),
             ("Requests over time", lane_section),
             ("The slowest 1 %", tails.anatomy(self.first, self.whole, self.gaps, self.shown)),
             (
                 "Latency, client by client" if self.clients.is_named else "Latency",
                 tails.latency(self.clients),
             ),
+            ("All numbers", self._numbers()),
             ("Where this comes from", origin.origin(self.recording)),
         ]
         script = viewer.SCRIPT if data else ()
-        return document.document(self._title(), sections, script=script, data=data)
+        return document.document(
+            self._title(), sections, opening=self._finding(), script=script, data=data
+        )
 
     def _gather(self, progress: Callable[[], None] | None) -> None:
         both = zip(self.lives, self.lives.with_token_times(), strict=True)

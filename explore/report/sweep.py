@@ -68,7 +68,6 @@ class _Page:
 
     def text(self) -> str:
         sections = [
-            ("", self._finding()),
             ("Latency against throughput", self._frontiers()),
             ("Points", self._points()),
             ("Times better than the first system of a point", self._speedups()),
@@ -78,6 +77,7 @@ class _Page:
         return document.document(
             f"FastSwitch sweep: {self.plan.name}",
             sections,
+            opening=self._finding(),
             script=("filter.js",) if self.knobs else (),
         )
 
@@ -173,7 +173,7 @@ class _Page:
         candidates = [
             Candidate(
                 f"{one.system}, {self._told(one.point)}",
-                self.systems.index(one.system),
+                one.system,
                 one.estimates,
                 self._attributes(one.point, one.system),
             )
@@ -248,7 +248,7 @@ class _Page:
         )
 
     def _on_frontier(self) -> list[bool]:
-        candidates = [Candidate("", 0, one.estimates) for one in self.groups]
+        candidates = [Candidate("", one.system, one.estimates) for one in self.groups]
         both = [
             pareto.frontier(candidates, pareto.common(candidates, names))
             for names in pareto.LATENCIES

@@ -73,14 +73,13 @@ def page(found: Validation, command: str, shown: Mapping[str, bytes]) -> str:
         + "".join(document.paragraph(warning, "note") for warning in found.warnings)
     )
     sections = [
-        ("", lead),
         *((one.scenario, "".join(_scenario(one, shown))) for one in found.predictions),
         (
             "Where this comes from",
             document.facts([("profile", found.profile)]) + document.commands([command]),
         ),
     ]
-    return document.document(f"Predicted and measured: {found.profile}", sections)
+    return document.document(f"Predicted and measured: {found.profile}", sections, opening=lead)
 
 
 def verdict(found: Validation) -> str:
@@ -130,7 +129,7 @@ def scatter(found: Prediction) -> Picture:
     """Latencies of every system that have a number on both sides, y = x and a band of 10 %."""
     systems = list(found.repeats)
     points = [
-        _point(line, systems.index(line.system))
+        _point(line)
         for line in found.lines
         if line.metric in SHOWN and line.measured and line.predicted
     ]
@@ -140,19 +139,19 @@ def scatter(found: Prediction) -> Picture:
         chart.log("measured, s", values),
         chart.log("predicted, s", values),
         points=points,
-        groups=systems,
+        systems=systems,
         equal_within=BAR_SHARE,
     )
 
 
-def _point(line: Line, group: int) -> chart.Point:
+def _point(line: Line) -> chart.Point:
     assert line.measured is not None
     assert line.predicted is not None
     heading = words.HEADINGS.get(line.metric, (line.metric, "", 1))[0]
     label = f"{line.system}, {heading}: measured {measured(line)} s, predicted {number(line.predicted)} s"
     x = _span(line.measured, line.low, line.high)
     y = _span(line.predicted, line.predicted_low, line.predicted_high)
-    return chart.Point(label, group, x, y)
+    return chart.Point(label, line.system, x, y)
 
 
 def _span(value: float, low: float | None, high: float | None) -> tuple[float, float, float]:

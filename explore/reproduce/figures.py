@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from explore.report.plot import COLOURS, STYLES
+from explore.report import looks
+from explore.report.looks import COLOURS, DASHES
 from explore.reproduce import crossover
 from explore.reproduce.study import Found, Place
 from explore.studies.estimates import speedup_of
@@ -93,7 +94,7 @@ def _line(
             xs,
             ys,
             yerr=[below, above],
-            fmt=MARKS[index] + STYLES[row],
+            fmt=MARKS[index] + DASHES[row],
             color=COLOURS[(index * 2 + 1) % len(COLOURS)],
             capsize=2,
             markersize=4,
@@ -116,8 +117,10 @@ def swap_or_recompute() -> Figure:
                 axes.plot(
                     line.lengths,
                     line.cheaper,
-                    "-" if per_block else "--",
-                    color=COLOURS[index % len(COLOURS)],
+                    DASHES[index % len(DASHES)]
+                    if per_block
+                    else DASHES[looks.of(line.system).dash],
+                    color=COLOURS[looks.of(line.system).colour],
                     lw=1.4,
                     label=label,
                 )

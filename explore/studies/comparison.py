@@ -21,6 +21,7 @@ from runs.scenario import Scenario
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 STUDIES = ("terminating", "steady-state")
 
@@ -104,6 +105,25 @@ class Comparison:
         from explore.studies import frames  # noqa: PLC0415  pandas is slow to import
 
         return frames.of_comparison(self)
+
+    def figure(self, name: str = "speedups", width: str = "double") -> Figure:
+        """One of its figures (explore.report.figures.FIGURES), as wide as a paper's `single` column or as
+        its `double` one: `found.figure("tails").savefig("tails.pdf")`. Raises ConfigError."""
+        from explore.report import figures, plot  # noqa: PLC0415  matplotlib is slow to import
+
+        return plot.figure(figures.pictures(self, name), width)
+
+    def figure_csv(self, name: str = "speedups") -> str:
+        """The numbers behind a figure, as CSV. Raises ConfigError."""
+        from explore.report import figures  # noqa: PLC0415
+
+        return figures.as_csv(figures.pictures(self, name))
+
+    def latex(self) -> str:
+        """The headline numbers as a table for a paper, to be used with booktabs."""
+        from explore.studies import latex  # noqa: PLC0415  it reads what is defined here
+
+        return latex.table(self)
 
     @property
     def baselines(self) -> tuple[str, ...]:

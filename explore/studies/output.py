@@ -8,7 +8,7 @@ from pathlib import Path
 
 from explore.report import comparison as comparison_report
 from explore.report import validation as validation_report
-from explore.studies import tables
+from explore.studies import latex, tables
 from explore.studies.comparison import Comparison
 from explore.validation import predict_text
 from explore.validation.predict import Validation
@@ -19,22 +19,19 @@ from traces.strict import reason, shown_path
 
 def write(comparison: Comparison, folder: Path, command: str) -> list[Path]:
     """All files of a comparison. Raises ConfigError if they cannot be written."""
-    from explore.report import plot  # noqa: PLC0415  matplotlib is slow to import
+    from explore.report import figures, plot  # noqa: PLC0415  matplotlib is slow to import
     from traces import figure_style  # noqa: PLC0415
 
     data = tables.as_json(comparison)
     data["provenance"] = {**comparison.provenance, "command": command}
-    drawn = {
-        "tails": list(comparison_report.tails(comparison)),
-        "timeline": [one for _, one in comparison_report.timelines(comparison)],
-    }
-    if comparison.warm_up is not None:
-        drawn["warm_up"] = [comparison_report.warm_up(comparison.warm_up)]
+    drawn = dict(figures.drawn(comparison))
     texts = {
         "compare.json": json.dumps(data, indent=1) + "\n",
         "compare.csv": tables.as_csv(comparison),
         "compare.html": comparison_report.page(comparison, command),
         "compare.txt": tables.as_text(comparison) + "\n",
+        "compare.tex": latex.table(comparison),
+        **{f"{name}.csv": figures.as_csv(made) for name, made in drawn.items()},
     }
     written = write_texts(texts, folder)
     for stem, pictures in drawn.items():

@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from explore.report import plot, validation
-from explore.report.plot import COLOURS
+from explore.report import looks, plot, validation
 from explore.validation.predict import BAR_SHARE, Prediction
 from explore.validation.step_replay import KINDS, Compared
 from traces.figure_style import SETTINGS
@@ -38,10 +37,10 @@ def residuals(found: Prediction) -> Figure:
         for axes, kind in zip(picture.subplots(1, len(KINDS)), KINDS, strict=True):
             axes.axhline(0, color=_BAND, lw=1)
             axes.axhspan(-100 * BAR_SHARE, 100 * BAR_SHARE, color=_BAND, alpha=0.2, lw=0)
-            for index, (system, compared) in enumerate(found.compared.items()):
+            for system, compared in found.compared.items():
                 for one in compared:
                     if one.kind == kind:
-                        _cloud(axes, one, system, COLOURS[index % len(COLOURS)])
+                        _cloud(axes, one, system, looks.COLOURS[looks.of(system).colour])
             axes.set(title=kind, xlabel=LOADS[kind])
             axes.set_ylim(-100, 150)
         picture.axes[0].set_ylabel("predicted is off by, %")

@@ -32,7 +32,7 @@ pytestmark = [
     ),
 ]
 
-WIDTHS = (420, 800, 1280)
+WIDTHS = (400, 1000, 1600)
 DRAWN = "document.getElementById('stage').dataset.drawn === 'yes'"
 #: Bytes, and milliseconds to the first paint and to the lanes, of 10,000 requests.
 MOST_BYTES, FIRST_PAINT_MS, LANES_MS = 5_000_000, 1000, 5000
@@ -94,6 +94,20 @@ def test_a_page_fits_every_width_and_follows_light_and_dark(
             corner = sum(image.convert("RGB").getpixel((2, 2)))  # type: ignore[arg-type]
             assert corner < 200 if dark else corner > 700
         assert quiet(tab)
+
+
+def test_the_answer_and_its_picture_are_in_the_first_screen(
+    tab: Page, pages: dict[str, Path]
+) -> None:
+    for kind in ("comparison",):
+        tab.show(pages[kind], 1000, 700)
+        ends = tab.value(
+            "['.opening .lead', '.opening figure'].map((one) =>"
+            " document.querySelector(one).getBoundingClientRect().bottom)"
+        )
+        assert 0 < ends[0] < ends[1] <= 700, kind
+        assert quiet(tab)
+    assert pages["comparison"].stat().st_size < 300_000
 
 
 def test_words_can_be_read_against_their_ground(tab: Page, pages: dict[str, Path]) -> None:

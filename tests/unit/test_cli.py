@@ -90,13 +90,15 @@ def test_compare_writes_everything_it_prints(scenario: Path, tmp_path: Path) -> 
         "compare.csv",
         "compare.html",
         "compare.json",
+        "compare.tex",
         "compare.txt",
+        *(f"frontier.{kind}" for kind in ("csv", "png", "svg")),
         "lock",
+        *(f"mechanisms.{kind}" for kind in ("csv", "png", "svg")),
+        *(f"speedups.{kind}" for kind in ("csv", "png", "svg")),
         "study.sqlite",
-        "tails.png",
-        "tails.svg",
-        "timeline.png",
-        "timeline.svg",
+        *(f"tails.{kind}" for kind in ("csv", "png", "svg")),
+        *(f"timeline.{kind}" for kind in ("csv", "png", "svg")),
     ]
     found = json.loads((out / "compare.json").read_text())
     assert list(found["systems"]) == SMALL["systems"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from explore import words
+from explore.meanings import MEANINGS
 from explore.report.comparison import page, verdict
 from explore.studies.estimates import SPEEDUPS
 from tests.helpers.made import compared
@@ -62,7 +65,9 @@ def test_everything_from_outside_is_escaped() -> None:
     text = page(compared(KEEP, OURS, description=EVIL, facts=lambda _s, _r: facts), EVIL)
     read = Reader(text)
     assert "script" not in read.tags
-    assert "".join(read.text).count(EVIL) == 5  # description, order, workload, warning, command
+    assert (
+        "".join(read.text).count(EVIL) == 6
+    )  # description, order twice, workload, warning, command
 
 
 def test_the_page_says_what_the_tables_say(made: str) -> None:
@@ -73,7 +78,7 @@ def test_the_page_says_what_the_tables_say(made: str) -> None:
         assert words.estimate(found.estimate(OURS, metric), metric) in texts
     assert ("better", words.marked(found.speedup(OURS, KEEP, "ttft_p95_s"))) in read.cells
     assert ("worse", words.marked(found.speedup(OURS, KEEP, "tbt_p99_s"))) in read.cells
-    assert words.load(found) in read.text and words.provenance(found) in read.text
+    assert words.load(found) in "".join(read.text) and words.provenance(found) in read.text
     assert "fastswitch compare x" in read.text and "why" in read.text
 
 
@@ -85,19 +90,30 @@ def test_every_assumption_is_listed_with_its_range(made: str) -> None:
         assert f"may be {quantity['low']:g} to {quantity['high']:g}" in made
 
 
-def test_the_finding_is_the_first_sentence() -> None:
+def test_the_finding_is_the_first_sentence_and_its_picture_follows() -> None:
     found = compared(BOTH, KEEP, OURS, change=change)
     sentence = verdict(found)
     assert sentence == (
-        "fastswitch against vllm-0.3.3-keep: surely better in TTFT P95 2.00x (times better, 95 %"
-        " intervals, n = 5; looked at: TTFT P95, TTFT P99, TBT P99.9, throughput)."
+        "fastswitch is surely better than vllm-0.3.3-keep in TTFT P95 (2.00x); in TTFT P99, TBT P99.9 and"
+        " throughput no difference is sure."
     )
-    assert f'<p class="lead">{sentence}</p>' in page(found, "c")
+    text = page(found, "c")
+    assert f'<section class="opening"><p class="lead">{sentence}</p><figure' in text
+    assert text.index("<svg") < text.index("<nav") < text.index("<table")
+
+
+def test_the_finding_says_what_is_worse() -> None:
+    slower = {"ttft_p95_s": 4.0, "tbt_p999_s": 0.5}
+    found = compared(KEEP, OURS, change=lambda s, _r: slower if s == OURS else {})
+    assert verdict(found) == (
+        "fastswitch is surely better than vllm-0.3.3-keep in TBT P99.9 (2.00x), and surely worse in TTFT P95"
+        " (0.250x); in TTFT P99 and throughput no difference is sure."
+    )
 
 
 def test_without_fastswitch_the_last_system_is_the_finding() -> None:
-    assert verdict(compared(BOTH, "+groups")).startswith(
-        "+groups against vllm-0.3.3: no difference is sure (times better"
+    assert verdict(compared(BOTH, "+groups")) == (
+        "No difference between +groups and vllm-0.3.3 is sure in TTFT P95, TTFT P99, TBT P99.9 and throughput."
     )
 
 
@@ -108,11 +124,11 @@ def test_the_finding_tells_no_difference_that_its_table_does_not_call_sure() -> 
     )
     found = noisy.speedup(OURS, KEEP, "ttft_p95_s")
     assert found.value is not None and found.value > 2 and not found.is_sure
-    assert "no difference is sure" in verdict(noisy)
+    assert verdict(noisy).startswith("No difference between")
     alone = compared(KEEP, OURS, runs=1, change=change)
     assert verdict(alone) == (
-        "fastswitch against vllm-0.3.3-keep in TTFT P95, TTFT P99, TBT P99.9, throughput: without an"
-        " interval no difference is sure."
+        "One run of fastswitch and vllm-0.3.3-keep: without an interval no difference in TTFT P95, TTFT P99,"
+        " TBT P99.9 and throughput is sure."
     )
 
 
@@ -140,3 +156,16 @@ def test_a_system_that_finished_nothing_has_a_page_too() -> None:
     shown = [name for _, metrics in words.TABLES for name in metrics if name in latencies]
     ratios = [name for name in SPEEDUPS if name in latencies]
     assert cells.count(words.TOO_SMALL) == 2 * len(shown) + len(ratios)
+
+
+def test_every_table_is_folded_and_its_headings_say_what_they_mean(made: str) -> None:
+    outside = re.sub(r"<details>.*?</details>", "", made, flags=re.DOTALL)
+    assert "<table" in made and "<table" not in outside
+    assert '<th scope="col" title="a turn&#x27;s start (its arrival) to its first token">' in made
+
+
+def test_what_a_heading_means_is_what_the_glossary_says() -> None:
+    glossary = (Path(__file__).parents[2] / "docs/glossary.md").read_text()
+    for name, sentence in MEANINGS.items():
+        assert sentence in glossary, name
+        assert any(metric.startswith(name) for metric in words.HEADINGS), name

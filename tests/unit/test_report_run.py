@@ -304,7 +304,7 @@ def test_a_page_is_whole_has_its_sections_and_may_load_nothing(made: str) -> Non
     assert problems(made) == []
     read = Reader(made)
     assert read.headings[1:] == [
-        "Numbers", "Requests over time", "The slowest 1 %", "Latency", "Where this comes from",
+        "Requests over time", "The slowest 1 %", "Latency", "All numbers", "Where this comes from",
     ]  # fmt: skip
     assert len(read.scripts) == 1
     labels = {value for _, name, value in read.attributes if name == "role"}
