@@ -3,7 +3,7 @@
     FASTSWITCH_MEASUREMENTS=FOLDER python benchmarks/derived_machines.py [--write]
 
 Fits the nine constants of `calibrate.machines.roofline` to measured op tables (matrix products and
-attention) of seven cards and four models, then again without each card, and without each model; what is
+attention) of six cards and four models, then again without each card, and without each model; what is
 left out is foretold. `--write` keeps constants and errors in `calibrate/machines/roofline.json`, from where
 every derived profile takes them. A card of the consumer kind, whose rate the data sheet gives for a clock
 it does not keep, is printed apart (RTX 4090, LLMServingSim's tables, never fitted).

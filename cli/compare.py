@@ -76,7 +76,7 @@ def compare_command(
     if runs < 1:
         raise ConfigError(f"--seeds: {runs} is below 1")
     loaded, own = load(scenario, values, order)
-    names = [name.strip() for name in systems.split(",")] if systems else None
+    names = [name.strip() for name in systems.split(",")] if systems is not None else None
     from explore.studies import compare as module
     from explore.studies import output, tables
     from runs.metrics.served import is_nothing_but_rejected

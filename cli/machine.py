@@ -144,13 +144,13 @@ def doubt_command(
 
     \b
     Example:
-      fastswitch machine doubt paper-8b-a10 --systems vllm-0.3.3-keep,fastswitch --draws 20
+      fastswitch machine doubt paper-8b-a10 --systems paged-keep,fastswitch --draws 20
     """
     from explore import uncertain
 
     names = tuple(systems.split(","))
     if len(names) != 2:
-        raise ConfigError(f"--systems: {systems!r}: two, as vllm-0.3.3-keep,fastswitch")
+        raise ConfigError(f"--systems: {systems!r}: two, as paged-keep,fastswitch")
     loaded, _ = load(scenario, values)
     heed_compared(loaded, {name: name for name in names}, values)
     with progress(2 * (draws + 1), "runs") as advance:

@@ -49,15 +49,16 @@ def judge(
     draws: int,
     progress: Callable[[], None] | None = None,
 ) -> Verdict:
-    """Raises ConfigError for a metric that runs do not have, or too few draws."""
+    """Raises ConfigError for a system or a metric that there is not, or too few draws."""
     if draws < LEAST:
         raise ConfigError(f"--draws: {draws}; {LEAST} are the least that say anything")
     machine = profiles.load(scenario.profile)
+    both = [scenario.with_values({"system": system}) for system in systems]
     values = []
     for draw in range(draws + 1):
         pair = []
-        for system in systems:
-            run = scenario.with_values({"system": system, "profile_draw": draw})
+        for one in both:
+            run = one.with_values({"profile_draw": draw})
             pair.append(_metric(simulate(run, check="off").summary["metrics"], metric))
             if progress is not None:
                 progress()

@@ -33,7 +33,9 @@ _PRIORITIES = (
 _DRAWS = (
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option("--run", type=click.IntRange(min=0), default=0, show_default=True),
-    click.option("--out", type=TO_WRITE, required=True, help="NAME.jsonl or .jsonl.gz"),
+    click.option(
+        "--out", type=TO_WRITE, required=True, help="NAME.jsonl, .jsonl.gz, .jsonl.zst or .parquet"
+    ),
 )
 
 

@@ -171,6 +171,8 @@ ERRORS = {
     "unknown key": (("simulate", "{s}", "--out", "x", "--set", "pool.blocks=1"), 2, "pool.blocks"),
     "bad set": (("simulate", "{s}", "--out", "x", "--set", "nonsense"), 2, "name=value"),
     "unknown system": (("compare", "{s}", "--systems", "vllm-9"), 2, "vllm-9"),
+    "no system": (("compare", "{s}", "--systems", ""), 2, "'' is not one of"),
+    "no container": (("trace", "generate", "chat", "--out", "x.txt"), 2, "ends in none of .jsonl"),
     "no runs": (("compare", "{s}", "--seeds", "0"), 2, "--seeds"),
     "no file": (("trace", "describe", "nothing.csv"), 3, "nothing.csv"),
     "bad profile": (("config", "validate", "{s}", "--set", "profile=b200"), 2, "b200"),

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from policy.errors import InputError
+from policy.errors import ConfigError, InputError
 from traces.atomic import whole
 from traces.readers import parquet
 from traces.readers.base import MAX_SORTED, json_rows, within_reach
@@ -101,9 +101,11 @@ def write(workload: Workload, path: Path, turns: Iterable[Turn] | None = None) -
     in .gz or .zst; how many turns.
 
     Written under a temporary name and renamed, so that a failure leaves nothing behind. Raises
-    ConfigError for a place that cannot be written, InputError for turns that break a rule of
-    `traces.rules`, and what the turns raise.
+    ConfigError for a name that ends in none of `SUFFIXES` and for a place that cannot be written,
+    InputError for turns that break a rule of `traces.rules`, and what the turns raise.
     """
+    if not path.name.endswith(SUFFIXES):
+        raise ConfigError(f"{shown_path(path)}: ends in none of {', '.join(SUFFIXES)}")
     place = Place(path)
     with whole(path) as part, _opened(part, path.suffix, workload.header) as put:
         rows = checked(workload if turns is None else turns, workload.header, place)

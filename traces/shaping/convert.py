@@ -10,7 +10,7 @@ from pathlib import Path
 from policy.errors import ConfigError
 from traces.readers.base import Aids
 from traces.readers.catalog import read_workload
-from traces.readers.native import SUFFIXES, write
+from traces.readers.native import write
 from traces.strict import shown_path
 from traces.workload import Header, Turn, Workload
 
@@ -65,11 +65,9 @@ def convert(
     """Read `paths` and write them as one workload.
 
     Several files become one only if sessions have no arrivals of their own (closed or gap timing):
-    open traces have a clock each. Raises ConfigError for that and for a name that ends in none of
-    `SUFFIXES`, and what reading and writing raise; then `out` is as it was.
+    open traces have a clock each. Raises ConfigError for that, and what reading and writing raise;
+    then `out` is as it was.
     """
-    if not out.name.endswith(SUFFIXES):
-        raise ConfigError(f"{shown_path(out)}: ends in none of {', '.join(SUFFIXES)}")
     workloads = [read_workload(path, name, aids) for path in paths]
     header = _common_header(paths, workloads)
     if tokenizer_name and not header.tokenizer:

@@ -77,7 +77,11 @@ def test_what_two_systems_do_alike_hangs_on_nothing() -> None:
     assert [rho for _, rho in found.numbers] == [0.0, 0.0]
 
 
-def test_unknown_metrics_and_too_few_draws_are_refused() -> None:
+def test_unknown_systems_and_metrics_and_too_few_draws_are_refused() -> None:
+    seen: list[int] = []
+    with pytest.raises(ConfigError, match="'nonsense' is not one of"):
+        uncertain.judge(asked(), ("+chunked", "nonsense"), "makespan_s", 8, lambda: seen.append(1))
+    assert not seen
     with pytest.raises(ConfigError, match="8 are the least"):
         uncertain.judge(asked(), ("+chunked", "+groups"), "makespan_s", 3)
     with pytest.raises(ConfigError, match="--metric: nonsense: not a number above 0"):
