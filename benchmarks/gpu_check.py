@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.gpu_ledger import Ledger, Point, claim, run_points
+from benchmarks.gpu_ledger import Ledger, Point, claim, run_points, said
 
 if TYPE_CHECKING:
     from benchmarks.gpu_bench import Bench
@@ -186,8 +186,7 @@ def carry_out(
         try:
             made = part.points(bench)
         except Exception as error:  # noqa: BLE001  # the other parts can still be measured
-            what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-            ledger.add(part.name, "all of it", ok=False, seconds=0.0, error=what)
+            ledger.add(part.name, "all of it", ok=False, seconds=0.0, error=said(error))
             continue
         points = (Point(name, run, seconds) for name, seconds, run in made)
         left += [

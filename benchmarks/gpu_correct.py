@@ -13,6 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from benchmarks.gpu_bench import BLOCK, Bench
 from calibrate.timers import drain
 from policy.plan import Copy, Direction
-from policy.pools.runs import Run
+from policy.pools.runs import contiguous_runs
 from realrun.attention import attend, kernels_for, splits_for
 from realrun.config import PRESETS, ModelConfig
 from realrun.heads import Heads
@@ -67,9 +68,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, what: str) -> float:
 
 
 def _config(**changes: Any) -> ModelConfig:
-    tiny = PRESETS["tiny"]
-    names = tiny.__dataclass_fields__
-    return ModelConfig(**{**{name: getattr(tiny, name) for name in names}, **changes})
+    return replace(PRESETS["tiny"], **changes)
 
 
 # ---------------------------------------------------------------------- kernels
@@ -295,20 +294,9 @@ def _copy_all(
 ) -> None:
     swap.set_barrier()
     for number, pair in enumerate(zip(device, host, strict=True)):
-        runs = _runs(*pair)
+        runs = tuple(contiguous_runs(*pair))
         swap.submit(Copy(number, way, "r", runs, len(pair[0]), urgent=True))
     drain(swap)
-
-
-def _runs(device: list[int], host: list[int]) -> tuple[Run, ...]:
-    """Pairs, with neighbours on both sides joined."""
-    runs: list[Run] = []
-    for d, h in zip(device, host, strict=True):
-        if runs and (d, h) == (runs[-1][0] + runs[-1][2], runs[-1][1] + runs[-1][2]):
-            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
-        else:
-            runs.append((d, h, 1))
-    return tuple(runs)
 
 
 def stores_wait_for_kernels(bench: Bench) -> Values:
@@ -339,14 +327,14 @@ def stores_wait_for_kernels(bench: Bench) -> Values:
 def swapping_disturbs_no_step(bench: Bench) -> Values:
     """Texts with other blocks going out and in the whole time equal those of a quiet machine."""
     quiet, busy = (Texts(bench, "layer_major", eager=False) for _ in range(2))
-    moved = [list(range(40, 56))]
+    moved = ((40, 40, 16),)
     swap = SwapManager(
         busy.store, bench.runtime, submission="merged", threads=2, clock=time.perf_counter_ns
     )
     for _ in range(30):
         for way in Direction:
             swap.set_barrier()
-            swap.submit(Copy(1, way, "r", _runs(moved[0], moved[0]), 16, urgent=True))
+            swap.submit(Copy(1, way, "r", moved, 16, urgent=True))
             for texts in (quiet, busy):
                 texts.step([0, 1, 2])
             drain(swap)

@@ -79,20 +79,19 @@ def run_points(
         try:
             values = run()
         except Exception as error:  # noqa: BLE001  # the others can still be measured
-            first = (str(error).splitlines() or [""])[0][:300]
-            ledger.add(
-                part,
-                name,
-                ok=False,
-                seconds=clock() - begin,
-                error=f"{type(error).__name__}: {first}",
-            )
-            say(f"{name}: FAILED: {type(error).__name__}: {first}")
+            what = said(error)
+            ledger.add(part, name, ok=False, seconds=clock() - begin, error=what)
+            say(f"{name}: FAILED: {what}")
         else:
             ledger.add(part, name, ok=True, seconds=clock() - begin, values=values)
             say(f"{name}: {shown(values)}")
         gc.collect()  # graphs and their memory hold one another
     return left
+
+
+def said(error: Exception) -> str:
+    """What failed, on a line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 def shown(values: dict[str, Any]) -> str:

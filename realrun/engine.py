@@ -111,7 +111,6 @@ class Engine(Loop[Served]):
         self._last_turn_known = last_turn_known
         self._eos = eos
         self._history: dict[str, list[int]] = {}  # ended request -> its tokens, for its children
-        self._last: Plan | None = None
         self._batch: Batch | None = None  # whose `_rows` are
         self._rows: list[Served] = []
         self._ran: Batch | None = None  # what the last step ran, and nobody else
@@ -158,20 +157,9 @@ class Engine(Loop[Served]):
 
     def _execute(self, plan: Plan, start: int) -> Outcome:
         """Commands first, then what the plan runs."""
-        recorder = self.recorder
         step = self.scheduler.step
         free = self.scheduler.engine.levels()
-        if plan.is_numbered:
-            if plan is not self._last:
-                recorder.planned(plan, step)
-                self._last = plan
-            recorder.decided(plan, step, start, free)
-        else:
-            recorder.unnumbered(plan, step + 1, start)
-        for copy_id in plan.cancel:
-            self.swap.cancel(copy_id)
-        for request_id, why in plan.reject:
-            self._end(self.served[request_id], "rejected", why)
+        self._begin(plan, step, start, free)
         lost: set[str] = set()
         if plan.copies or plan.wait_for:
             lost = self._copy(plan)
@@ -352,6 +340,9 @@ class Engine(Loop[Served]):
         )
         target = output_target(turn, longest_context(settings, self.scheduler.system))
         return Served(turn, arrival.arrival_ns, request, target, tokens)
+
+    def _cancel_copy(self, copy_id: int) -> None:
+        self.swap.cancel(copy_id)
 
     def _ended(self, served: Served, row: tuple[Any, ...], status: str) -> None:
         self.journal.ended(row, served.output)

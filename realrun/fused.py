@@ -10,13 +10,9 @@ import torch
 
 from realrun import kernels
 from realrun.device_ops import Ops
-from realrun.splitkv import OPTIONS
+from realrun.splitkv import OPTIONS, padded
 
 _GATE_TILE = 1024
-
-
-def _padded(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def _norm(
@@ -35,7 +31,7 @@ def _norm(
             sum_TM,
             eps,
             SIZE=size,
-            PADDED_SIZE=_padded(size),
+            PADDED_SIZE=padded(size),
             ADDS=delta_TM is not None,
             **OPTIONS,
         )

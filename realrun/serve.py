@@ -40,6 +40,7 @@ from runs.serving import (
     make_driver,
     make_scheduler,
     settings_for,
+    v1_limits,
 )
 from runs.user_order import OrderLike, UserOrder, user_order
 from traces.prefixes import with_prefix_block
@@ -131,6 +132,7 @@ def prepare(
         device_blocks=_room(device, token_bytes * scenario.pool.block_size, scenario),
         host_blocks=_host_blocks(scenario),
         max_model_len=model.config.max_model_len,
+        v1=_v1_limits(device),
     )
     streams = Streams(scenario.seed, scenario.run)
     workload, prompts, eos = _to_serve(scenario, options, streams, model)
@@ -344,6 +346,15 @@ def room_for_kv(device: torch.device, block_bytes: int) -> int:
     """Blocks that fit into what is free on a GPU now, the weights being there already."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * KV_SHARE // block_bytes)
+
+
+def _v1_limits(device: torch.device) -> tuple[int, int]:
+    """What vLLM 0.33.0's server takes for this GPU, or for a small one."""
+    if device.type != "cuda":
+        return v1_limits(0, "")
+    return v1_limits(
+        torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
+    )
 
 
 def _host_blocks(scenario: Scenario) -> int:

@@ -35,10 +35,10 @@ class Shape(NamedTuple):
 def shape_for(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Shape:
     """Sizes of one program: small tiles, of which STAGES are under way at once."""
     group = heads // kv_heads
-    padded_dim = max(_MIN_DOT, _padded(head_dim))
+    padded_dim = max(_MIN_DOT, padded(head_dim))
     return Shape(
         group,
-        max(_MIN_DOT, _padded(group)),
+        max(_MIN_DOT, padded(group)),
         head_dim,
         padded_dim,
         max(16, min(128, 8192 // (padded_dim * dtype.itemsize))),
@@ -46,7 +46,8 @@ def shape_for(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> S
     )
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """The next power of two, which is what triton has arrays of."""
     return 1 << (size - 1).bit_length()
 
 
@@ -155,7 +156,7 @@ def store(
             HEADS=num_query,
             KV_HEADS=num_key,
             DIM=dim,
-            PADDED_HALF=_padded(dim // 2),
+            PADDED_HALF=padded(dim // 2),
             NORMS=weight_ND is not None,
             **{**OPTIONS, "num_warps": 1},
         )

@@ -65,6 +65,7 @@ class Loop(ABC, Generic[S]):
         self._frontend_ns = 0  # turns are seen so much later than they arrive
         self._check = check
         self._progress = progress
+        self._last: Plan | None = None  # the last numbered one, which may stand
         self._cancels: list[tuple[int, str]] = []  # when, who; a heap
 
     # ------------------------------------------------------------------ the machine's side
@@ -76,6 +77,10 @@ class Loop(ABC, Generic[S]):
     @abstractmethod
     def _serve(self, arrival: Arrival) -> S:
         """What the machine needs of a turn that has arrived."""
+
+    @abstractmethod
+    def _cancel_copy(self, copy_id: int) -> None:
+        """The source of a copy under way is kept."""
 
     def _settle(self, served: S) -> None:
         """A turn is about to end: bring its counts up to date."""
@@ -171,6 +176,22 @@ class Loop(ABC, Generic[S]):
         return self.driver.is_done and not self.scheduler.num_live
 
     # ------------------------------------------------------------------ what happened
+
+    def _begin(self, plan: Plan, step: int, start_ns: int, free: tuple[int, int]) -> None:
+        """Write a plan down, and do what takes no time: cancel copies, reject turns. `step`: its number,
+        or the last one's if it has none; `free`: blocks before it, device and host."""
+        recorder = self.recorder
+        if plan.is_numbered:
+            if plan is not self._last:
+                self._last = plan
+                recorder.planned(plan, step)
+            recorder.decided(plan, step, start_ns, free)
+        else:
+            recorder.unnumbered(plan, step + 1, start_ns)
+        for copy_id in plan.cancel:
+            self._cancel_copy(copy_id)
+        for request_id, why in plan.reject:
+            self._end(self.served[request_id], "rejected", why)
 
     def _seen(self, records: Iterable[CopyRecord]) -> tuple[CopyResult, ...]:
         """Ends of copies, seen before the next plan."""

@@ -110,6 +110,7 @@ class Device:
         served.produced -= 1
 
     def produced(self, served: Served) -> int:
+        """Output tokens so far."""
         if served.decodes_since < 0:
             return served.produced
         return served.produced + self.count - served.decodes_since
@@ -117,7 +118,7 @@ class Device:
     def leave(self, served: Served) -> None:
         """It decodes no longer."""
         if served.decodes_since >= 0:
-            served.produced += self.count - served.decodes_since
+            served.produced = self.produced(served)
             served.decodes_since = served.done_at = -1
 
     def _is_done_at(self, request_id: str, count: int) -> bool:

@@ -1,7 +1,7 @@
-"""The engine loop as a SimPy process: schedule, execute, update.
+"""The engine loop as a SimPy process: schedule, execute, update. The twin of `realrun/engine.py`.
 
-The only code that is written once per machine. A step in which nothing changed takes the short way
-at the top of the loop; everything else goes through `_execute`.
+A step in which nothing changed takes the short way at the top of the loop; everything else goes
+through `_execute`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,6 @@ class Engine(Loop[Served]):
         levels = scheduler.engine.levels
         schedule, update, decides = scheduler.schedule, scheduler.update, recorder.decides
         step_end = self._step_end
-        last: Plan | None = None
         ahead, frontend_ns = self._plans_ahead, self._frontend_ns
         began: int | None = None  # of the step just ended, if this plan was made while it ran
         try:
@@ -136,8 +135,8 @@ class Engine(Loop[Served]):
                 if scheduler.is_plain and plan.batch is not None:
                     # The batch decodes and nothing else happens: one event, one row.
                     step = scheduler.step
-                    if plan is not last:
-                        last = plan
+                    if plan is not self._last:
+                        self._last = plan
                         recorder.planned(plan, step)
                     if decides:
                         recorder.decided(plan, step, now, free)
@@ -187,18 +186,10 @@ class Engine(Loop[Served]):
 
     def _execute(self, plan: Plan, free: tuple[int, int]) -> Process:
         """One plan that is new: commands first, then what it runs. Returns the outcome."""
-        env, device, recorder = self.env, self.device, self.recorder
+        env, device = self.env, self.device
         start = env.now
         step = self.scheduler.step
-        if plan.is_numbered:
-            recorder.planned(plan, step)
-            recorder.decided(plan, step, start, free)
-        else:
-            recorder.unnumbered(plan, step + 1, start)
-        for copy_id in plan.cancel:
-            self.link.cancel(copy_id)
-        for request_id, why in plan.reject:
-            self._end(self.served[request_id], "rejected", why)
+        self._begin(plan, step, start, free)
         lost: set[str] = set()
         if plan.copies or plan.wait_for:
             lost = yield from self._copy(plan)
@@ -210,7 +201,7 @@ class Engine(Loop[Served]):
             finished = device.end_prefill(plan, lost, env.now)
             for request_id, count in plan.prefill:
                 produced = request_id not in lost and device.completes(request_id, count)
-                recorder.prefilled(request_id, step, count, produced=produced)
+                self.recorder.prefilled(request_id, step, count, produced=produced)
         if plan.batch is not None:
             decoded = [name for name in device.end_decode() if name not in lost]
             finished = tuple(sorted([*finished, *decoded]) if finished else decoded)
@@ -279,6 +270,9 @@ class Engine(Loop[Served]):
         )
         target = output_target(arrival.turn, self._longest)
         return Served(arrival.turn, arrival.arrival_ns, request, target)
+
+    def _cancel_copy(self, copy_id: int) -> None:
+        self.link.cancel(copy_id)
 
     def _settle(self, served: Served) -> None:
         self.device.leave(served)

@@ -146,8 +146,8 @@ def predict(
 
 
 def as_simulated(recorded: Recording, profile: Profile) -> Scenario:
-    """The scenario of a real run, with the run's own memory sizes and this profile's name; numbers that
-    it put over another profile's are not this one's."""
+    """The scenario of a real run, with the run's own memory sizes and limits and this profile's name;
+    numbers that it put over another profile's are not this one's."""
     summary = recorded.summary
     assert recorded.folder is not None
     return scenario.load(
@@ -158,6 +158,8 @@ def as_simulated(recorded: Recording, profile: Profile) -> Scenario:
             "pool.device_blocks": summary["device_blocks"],
             "pool.host_blocks": summary["host_blocks"],
             "limits.max_model_len": summary["max_model_len"],
+            "limits.max_num_seqs": summary["max_num_seqs"],
+            "limits.max_num_batched_tokens": summary["max_num_batched_tokens"],
         },
     )
 

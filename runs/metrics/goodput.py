@@ -6,15 +6,15 @@ came, so one that was rejected, cancelled or never finished has kept nothing.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from runs.metrics.columns import NS, Columns, is_one
 from runs.metrics.stats import Ints
 from traces.workload_spec import Section
 
-NS = 1_000_000_000
 Limit = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -32,8 +32,8 @@ class Slo(Section):
         return self
 
 
-def summarise(requests: dict[str, Any], slo: Slo, length_ns: int) -> dict[str, float | None]:
-    """Goodput of the turns in `requests` (columns of `runs.metrics.summary`), which came or were served
+def summarise(requests: Columns, slo: Slo, length_ns: int) -> dict[str, float | None]:
+    """Goodput of the turns in `requests` (columns), which came or were served
     within `length_ns`. A turn of one token has no TPOT, so no limit on it is broken. A session is a
     client when none is named; `slo_attainment_min` is that of the client served worst."""
     kept = _kept(requests, slo)
@@ -53,12 +53,12 @@ def summarise(requests: dict[str, Any], slo: Slo, length_ns: int) -> dict[str, f
     }
 
 
-def _kept(requests: dict[str, Any], slo: Slo) -> Ints:
+def _kept(requests: Columns, slo: Slo) -> Ints:
     """1 for every turn that finished within all limits, else 0."""
     arrival, tokens = requests["arrival_ns"], requests["output_tokens"]
     ttft = requests["first_token_ns"] - arrival
     e2e = requests["finish_ns"] - arrival
-    kept = np.array([status == "finished" for status in requests["status"]], dtype=bool)
+    kept = is_one(requests["status"], "finished")
     if slo.ttft_s is not None:
         kept &= ttft <= round(slo.ttft_s * NS)
     if slo.e2e_s is not None:

@@ -28,6 +28,7 @@ from realrun.sampling import SamplingParams
 from realrun.serve import Machine, Options
 from realrun.transfer import Put
 from sim.replay import replay
+from tests.helpers.fake_device import FakeDevice
 from tests.helpers.inside import memory_of, swaps_of
 from tests.helpers.real import (
     ROOM,
@@ -382,6 +383,38 @@ def test_stopping_ends_everybody_and_replays_up_to_there(workload: Path) -> None
     assert "unfinished" in statuses
     assert not found.engine.swap.in_flight
     assert replay(found.recording, loaded).difference is None
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("system", ["vllm-0.3.3", "fastswitch", "vllm-v1+swap"])
+def test_whoever_is_interrupted_waited_for_copies_no_longer_than_it_lived(
+    workload: Path, system: str, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at every moment at which copies were under way, which then end or never do."""
+    monkeypatch.setattr("realrun.engine.DRAIN_S", 0.05)
+    moments, shares = range(2, 30, 4 if hangs else 1), []
+    for moment in moments:
+        device = FakeDevice(moment)
+        monkeypatch.setattr("realrun.serve.runtime_for", lambda _, made=device: made)
+        seen = [0]
+
+        def stop(engine: Engine, seen: list[int] = seen, device: FakeDevice = device) -> None:
+            seen[0] += bool(engine.swap.in_flight)
+            if seen[0] == moment:  # noqa: B023  # called within this round
+                engine.stop()
+                if hangs:
+                    device.stalled = {lane.stream.name for lane in device.lanes}
+
+        options = Options(model="random:tiny", timeout_s=0.2)
+        found = run(scenario(workload, system=system), options, hook=stop)
+        metrics = found.metrics
+        for name in ("stall_share", "stall_share_p99_steps", "stall_share_p99_gaps"):
+            assert metrics[name] is None or 0 <= metrics[name] <= 1
+        assert 0 <= metrics["gpu_utilisation"] <= 1 and metrics["stall_s"] <= metrics["live_s"]
+        for row in found.recording.table("requests").to_pylist():
+            assert row["arrival_ns"] <= row["end_ns"]
+        shares.append((metrics["unfinished"], metrics["stall_share"]))
+    assert sum(left > 0 and share > 0 for left, share in shares) >= len(moments) // 2
 
 
 def test_a_scenario_without_sizes_is_refused(workload: Path) -> None:
