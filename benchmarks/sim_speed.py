@@ -74,7 +74,7 @@ def base(conversations: int) -> dict[str, Any]:
 
 def scenario_for(point: str, system: str, conversations: int) -> Scenario:
     values = dict(POINTS[point], system=system)
-    if point == "saturated" and not system.startswith("vllm"):
+    if point == "saturated" and not system.startswith("paged"):
         values["workload.rate"] = GROUPS_CAPACITY
     return build(base(conversations), "sim-speed").with_values(values)
 

@@ -8,28 +8,35 @@ project's own microbenchmarks. Only the standard library and pydantic are import
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
-from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from calibrate.linear_cost import ONE, Corrections, Curve, StepCost
 from calibrate.quantity import NonNegative, Positive, Quantity, Strict
 from calibrate.token_cost import TokenCost
+from calibrate.transfer_cost import TransferCost
 from policy.errors import ConfigError
 
-__all__ = ["Profile", "Quantity", "StepCost", "TokenCost", "TransferCost", "load", "names"]
+__all__ = [
+    "ONE",
+    "Corrections",
+    "Curve",
+    "Profile",
+    "Quantity",
+    "StepCost",
+    "TokenCost",
+    "TransferCost",
+    "load",
+    "names",
+]
 
 FORMAT = "fastswitch-profile/1"
 PROFILES = Path(__file__).parent / "profiles"
-
-
-#: Bytes per second that a link can have, from a slow disk's to one whose copies take no time at all.
-BANDWIDTHS = (1e6, 1e20)
 
 
 class Model(Strict):
@@ -50,7 +57,7 @@ class Model(Strict):
 
 
 class Memory(Strict):
-    """What is left for KV. `device_kv_bytes` = utilisation * memory - weights - activations."""
+    """What the device has, and what the host has for KV."""
 
     device_bytes: Quantity
     utilisation: Quantity
@@ -65,114 +72,10 @@ class Memory(Strict):
             )
         return self
 
-
-class StepCost(Strict):
-    """Time of one iteration, linear: base + per_kv_token * K + per_sequence * B
-    + per_sequence_beyond * max(0, B - 64) + per_prefill_token * P + per_prefill_square * Q,
-    with Q = sum of L * (past + L / 2). All in nanoseconds. `per_uneven_token`, where a machine pays
-    for batches of uneven lengths, times longest * B - K; `per_further_prompt`, where it pays for them,
-    times the prompts of a prefill step but one (and times a curve of their number, see Corrections).
-    """
-
-    base: Quantity
-    per_kv_token: Quantity
-    per_sequence: Quantity
-    per_sequence_beyond: Quantity
-    per_prefill_token: Quantity
-    per_prefill_square: Quantity
-    per_uneven_token: Quantity | None = None
-    per_further_prompt: Quantity | None = None
-
-
-#: A factor of one in a curve.
-ONE = 1 << 10
-
-
-class Curve(Strict):
-    """Factors, in 1/1024, by one quantity: straight between the knots, the last one's beyond them."""
-
-    knots: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
-    factors: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _one_factor_for_each_knot(self) -> Curve:
-        if len(self.knots) != len(self.factors):
-            raise ValueError(f"{len(self.knots)} knots and {len(self.factors)} factors")
-        if any(a >= b for a, b in itertools.pairwise(self.knots)):
-            raise ValueError("knots do not rise")
-        return self
-
-    def at(self, value: int) -> int:
-        """The factor there, in 1/1024."""
-        knots, factors = self.knots, self.factors
-        index = bisect_right(knots, value)
-        if index == 0 or index == len(knots):
-            return factors[index - (index > 0)]
-        left, right = knots[index - 1], knots[index]
-        rise = (factors[index] - factors[index - 1]) * (value - left)
-        return factors[index - 1] + rise // (right - left)
-
-
-class Corrections(Strict):
-    """What the formulas leave over on a measured machine, where it lowers the error on points that
-    were left out: a decode step times `decode` by its batch, a prefill step times `prefill` by its new
-    tokens, a copy job times `copy_piece` by the bytes of a piece; and of the formulas themselves
-    `per_further_prompt` times `further_prompts` by the number of prompts."""
-
-    decode: Curve | None = None
-    prefill: Curve | None = None
-    copy_piece: Curve | None = None
-    further_prompts: Curve | None = None
-
-
-class TransferCost(Strict):
-    """A copy job. Host: `per_job` + calls * `per_call` (+ descriptors * `per_descriptor` when
-    batched), serial in a dispatch thread and slower by `lock_growth` per further thread. Device:
-    pieces * `piece_setup` + bytes / bandwidth, one FIFO per direction, from the first call or
-    descriptor on; a job ends when both are through. Pieces below `small_piece` bytes that go to the
-    device take `small_setup` each and move at `small_rate`. The second pair of bandwidths holds
-    while both directions are busy. A stream takes `queue_depth` calls, then the
-    submitter blocks. `interference`: how much slower a step is while a copy runs in a direction.
-    `python_per_job` and `python_per_piece`: what our own executor's Python adds on the host, which is in
-    none of the others: vLLM 0.3.3 submitted from a loop of C++.
-    """
-
-    per_job: Quantity
-    per_call: Quantity
-    per_descriptor: Quantity
-    lock_growth: Quantity
-    queue_depth: Quantity
-    piece_setup: Quantity
-    to_device: Quantity
-    to_host: Quantity
-    to_device_duplex: Quantity
-    to_host_duplex: Quantity
-    gather_launch: Quantity
-    gather_bandwidth: Quantity
-    interference_to_device: Quantity
-    interference_to_host: Quantity
-    python_per_job: Quantity | None = None
-    python_per_piece: Quantity | None = None
-    small_piece: Quantity | None = None
-    small_setup: Quantity | None = None
-    small_rate: Quantity | None = None
-
-    @model_validator(mode="after")
-    def _small_pieces_are_told_whole(self) -> TransferCost:
-        if len({self.small_piece is None, self.small_setup is None, self.small_rate is None}) > 1:
-            raise ValueError("small_piece, small_setup and small_rate come together")
-        return self
-
-    @model_validator(mode="after")
-    def _bandwidths_are_in_bytes_per_second(self) -> TransferCost:
-        low, high = BANDWIDTHS
-        for name in ("to_device", "to_host", "to_device_duplex", "to_host_duplex"):
-            value = getattr(self, name).value
-            if not low <= value <= high:
-                raise ValueError(
-                    f"{name}: {value:g} bytes per second is not in {low:g} to {high:g}; 25 GB/s is 25e9"
-                )
-        return self
+    def kv_bytes(self, weight_bytes: int) -> float:
+        """Of the device, for KV beside weights and activations; below 0 if not even those fit."""
+        usable = self.device_bytes.value * self.utilisation.value
+        return usable - weight_bytes - self.activation_bytes.value
 
 
 class ValidRange(Strict):
@@ -361,12 +264,7 @@ class Profile(Strict):
 
     def device_blocks(self, block_size: int) -> int:
         """KV blocks that fit beside weights and activations, as vLLM 0.3.3 counts them."""
-        memory = self.memory
-        room = (
-            memory.device_bytes.value * memory.utilisation.value
-            - self.model.weight_bytes
-            - memory.activation_bytes.value
-        )
+        room = self.memory.kv_bytes(self.model.weight_bytes)
         return max(0, int(room // self.block_bytes(block_size)))
 
     def host_blocks(self, block_size: int) -> int:

@@ -28,7 +28,8 @@ ARROWS: dict[str, set[str]] = {
 }
 #: Named one by one: files of calibrate that sim and explore may read.
 FILE_ARROWS: dict[str, set[str]] = {
-    f"calibrate/{name}.py": {"policy"} for name in ("profile", "quantity", "token_cost")
+    f"calibrate/{name}.py": {"policy"}
+    for name in ("profile", "quantity", "linear_cost", "token_cost", "transfer_cost")
 }
 
 

@@ -30,8 +30,8 @@ Floats = npt.NDArray[np.float64]
 SOURCE = "aiconfigurator op tables (ai-dynamo/aiconfigurator)"
 LICENCE = "Apache-2.0"
 MS = 1e6
-#: No engine puts more new tokens into a step.
-MOST_TOKENS = 8192
+#: No engine puts more new tokens into a step, or has more outputs.
+MOST_TOKENS, MOST_OUTPUTS = 8192, 512
 _HEADS = ("batch_size", "num_heads", "num_key_value_heads", "head_dim")
 
 
@@ -39,9 +39,11 @@ def read(folder: Path, shape: Shape, machine: str, reduce_from: Path | None = No
     """The tables of one model's share on one GPU. `reduce_from`: a folder whose all-reduce table is
     used instead. Raises InputError."""
     products = _Products(folder, shape)
-    at = [m for m in products.rows(shape.gemms()) if m <= MOST_TOKENS]
+    at = products.rows(shape.gemms(), MOST_TOKENS)
     tokens = line((m, sum(products(gemm, m) for gemm in shape.gemms())) for m in at)
-    head = line((m, products(shape.head(), m)) for m in products.rows((shape.head(),)) if m <= 512)
+    head = line(
+        (m, products(shape.head(), m)) for m in products.rows((shape.head(),), MOST_OUTPUTS)
+    )
     attention, assumed = _attention(folder, shape)
     reduce: Callable[[float], float] = alone
     if shape.shards > 1:
@@ -99,10 +101,17 @@ class _Products:
             share * self._times[corner](rows) for corner, share in self._corners(gemm)
         )
 
-    def rows(self, gemms: Sequence[Gemm]) -> list[int]:
-        """Numbers of rows at which all of these were measured."""
+    def rows(self, gemms: Sequence[Gemm], most: int) -> list[int]:
+        """Numbers of rows, up to `most`, at which all of these were measured."""
         corners = [corner for gemm in gemms for corner, _ in self._corners(gemm)]
-        return sorted(set.intersection(*(set(self._times[corner].at) for corner in corners)))
+        common = set.intersection(*(set(self._times[corner].at) for corner in corners))
+        found = sorted(m for m in common if m <= most)
+        if not found:
+            names = ", ".join(gemm.name for gemm in gemms)
+            raise InputError(
+                f"{shown_path(self._path)}: no m at which all of {names} were measured"
+            )
+        return found
 
     def _corners(self, gemm: Gemm) -> list[tuple[tuple[int, int], float]]:
         widths, depths = _around(self._widths, gemm.n), _around(self._depths, gemm.k)
@@ -136,7 +145,7 @@ class Attention:
         self._decode = _Plane(decode, "batch_size", "context")
         self._prompts = _Plane(prompts, "batch_size", "isl")
         self._wider = wider
-        longest = self._prompts.last_row()
+        longest = self._prompts.of_one()
         pairs = (longest.at[-1] ** 2 - longest.at[-2] ** 2) / 2
         self._pair = wider * (longest.ns[-1] - longest.ns[-2]) / pairs
         self.rows: Sequence[Timed] = [
@@ -174,14 +183,13 @@ def _attention(folder: Path, shape: Shape) -> tuple[Attention, tuple[str, ...]]:
         )
     heads = min(known, key=lambda one: (abs(np.log(one / own)), one))
     assumed = () if heads == own else (f"attention of {own} heads from rows of {heads}",)
-    return (
-        Attention(
-            decode[decode["num_heads"] == heads],
-            prompts[prompts["num_heads"] == heads],
-            own / heads,
-        ),
-        assumed,
-    )
+    decode, prompts = decode[decode["num_heads"] == heads], prompts[prompts["num_heads"] == heads]
+    alone = prompts[prompts["batch_size"] == 1]
+    if min(decode["batch_size"].nunique(), prompts["batch_size"].nunique()) < 2:
+        raise InputError(f"{shown_path(folder)}: attention of one batch_size alone")
+    if alone["isl"].nunique() < 2:
+        raise InputError(f"{shown_path(folder)}: attention of fewer than two prompts by themselves")
+    return Attention(decode, prompts, own / heads), assumed
 
 
 def _rows(path: Path, more: tuple[str, ...], shape: Shape) -> pd.DataFrame:
@@ -227,9 +235,9 @@ class _Plane:
             for at, ns in zip(*self._lines[count], strict=True)
         ]
 
-    def last_row(self) -> Line:
+    def of_one(self) -> Line:
         """Of one request."""
-        return self._lines[self._counts[0]]
+        return self._lines[1]
 
 
 def all_reduce(folder: Path, shape: Shape) -> Callable[[float], float]:

@@ -221,13 +221,7 @@ def memory_of(gpu: Gpu) -> Memory:
 
 def room_of(gpu: Gpu, shape: Shape) -> int:
     """KV tokens beside the weights; 0 if not even those fit."""
-    memory = memory_of(gpu)
-    left = (
-        memory.device_bytes.value * memory.utilisation.value
-        - shape.weight_bytes
-        - memory.activation_bytes.value
-    )
-    return max(0, int(left // shape.token_bytes))
+    return max(0, int(memory_of(gpu).kv_bytes(shape.weight_bytes) // shape.token_bytes))
 
 
 def valid_of(step: TokenCost, room: int) -> ValidRange:

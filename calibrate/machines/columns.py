@@ -51,9 +51,14 @@ def _checked(
     return frame
 
 
+def found_in(folder: Path, stem: str) -> Path | None:
+    """`stem` or `stem.gz` in a folder, if it is there."""
+    return next((path for end in ("", ".gz") if (path := folder / f"{stem}{end}").is_file()), None)
+
+
 def file_of(folder: Path, stem: str) -> Path:
     """`stem` or `stem.gz` in a folder. Raises InputError."""
-    for name in (stem, f"{stem}.gz"):
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"{shown_path(folder)}: has no {stem}")
+    path = found_in(folder, stem)
+    if path is None:
+        raise InputError(f"{shown_path(folder)}: has no {stem}")
+    return path

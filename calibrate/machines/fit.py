@@ -70,16 +70,10 @@ def features(steps: Sequence[Step]) -> Floats:
     return rows
 
 
-def fit(
-    points: Sequence[Timed],
-    *,
-    weights: Floats | None = None,
-    terms: Sequence[str] = TERMS,
-    seed: int = 0,
-) -> Form:
-    """From whole steps. `weights`: of each point's squared relative error, 1 if not given."""
-    known = _Known.of(points, np.ones(len(points)) if weights is None else weights, terms)
-    return _solve(known, _best_strength(known, seed))
+def fit(points: Sequence[Timed], terms: Sequence[str] = TERMS) -> Form:
+    """From whole steps. `terms`: the coefficients beside D."""
+    known = _Known.of(points, terms)
+    return _solve(known, _best_strength(known))
 
 
 class _Known(NamedTuple):
@@ -89,10 +83,9 @@ class _Known(NamedTuple):
     tokens: Floats
     rows: Floats
     times: Floats
-    weights: Floats
 
     @classmethod
-    def of(cls, points: Sequence[Timed], weights: Floats, terms: Sequence[str]) -> _Known:
+    def of(cls, points: Sequence[Timed], terms: Sequence[str]) -> _Known:
         steps = [point.step for point in points]
         names = tuple(name for name in TERMS if name in terms)
         return cls(
@@ -100,7 +93,6 @@ class _Known(NamedTuple):
             np.array([step.tokens for step in steps], float),
             features(steps)[:, [TERMS.index(name) for name in names]],
             np.array([point.ns for point in points], float),
-            weights,
         )
 
     def take(self, chosen: Mask) -> _Known:
@@ -112,7 +104,7 @@ def _solve(known: _Known, strength: float) -> Form:
     count = len(knots)
     steps = (known.tokens[:, None] >= knots[None, :]).astype(np.float64)
     rows = np.hstack([steps, known.rows]) / known.times[:, None]
-    target, weights = np.ones(len(rows)), known.weights
+    target, weights = np.ones(len(rows)), np.ones(len(rows))
     if strength and count > 2:
         least = np.minimum.accumulate(
             [known.times[known.tokens == knot].min() for knot in knots[::-1]]
@@ -122,7 +114,7 @@ def _solve(known: _Known, strength: float) -> Form:
         )
         rows = np.vstack([rows, bends])
         target = np.concatenate([target, np.zeros(count - 2)])
-        weights = np.concatenate([weights, np.full(count - 2, strength * weights.mean())])
+        weights = np.concatenate([weights, np.full(count - 2, strength)])
     found = nnls(rows, target, weights)
     return Form(
         tuple(int(knot) for knot in knots),
@@ -141,9 +133,9 @@ def _bends(knots: Floats) -> Floats:
     return rows
 
 
-def _best_strength(known: _Known, seed: int) -> float:
+def _best_strength(known: _Known) -> float:
     """That with the least error on folds left out, whose knots are then not there either."""
-    rng = np.random.default_rng([seed, 7])
+    rng = np.random.default_rng([0, 7])
     folds = rng.permutation(len(known.times)) % FOLDS
     best, least = 0.0, np.inf
     for strength in _STRENGTHS:
@@ -153,7 +145,7 @@ def _best_strength(known: _Known, seed: int) -> float:
             form = _solve(known.take(folds != fold), strength)
             terms = np.array([form.terms[name] for name in known.names])
             off = (form.table(out.tokens) + out.rows @ terms) / out.times - 1
-            total += float(out.weights @ np.abs(off))
+            total += float(np.abs(off).sum())
         if total < least:
             best, least = strength, total
     return best

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from calibrate.machines.columns import file_of, read_csv
+from calibrate.machines.columns import file_of, found_in, read_csv
 from calibrate.machines.shapes import Shape
 from calibrate.machines.steps import Step, Timed, even
 from calibrate.machines.tables import Line, OpTables, alone, line
@@ -37,13 +37,14 @@ _SKEW = ("n", "nb", "pc", "kp", "kvs", "kv_big", "t_mean_us", "t_max_us", "t_ske
 
 def read(folder: Path, shape: Shape, machine: str) -> OpTables:
     """The tables of one model's share on one GPU. Raises InputError."""
-    dense = read_csv(file_of(folder, "dense.csv"), ("tokens", "time_us"), ("layer",))
-    heads = read_csv(file_of(folder, "per_sequence.csv"), ("sequences", "time_us"), ("layer",))
+    layers, outputs = file_of(folder, "dense.csv"), file_of(folder, "per_sequence.csv")
+    dense = read_csv(layers, ("tokens", "time_us"), ("layer",))
+    heads = read_csv(outputs, ("sequences", "time_us"), ("layer",))
     rows = read_csv(file_of(folder, "attention.csv"), (*_ATTENTION, "time_us"))
-    try:
-        skew = read_csv(file_of(folder, "skew.csv"), _SKEW, ("regime",))
-    except InputError:
-        skew = None
+    uneven = found_in(folder, "skew.csv")
+    skew = None if uneven is None else read_csv(uneven, _SKEW, ("regime",))
+    if skew is not None and "pure" not in set(skew["regime"]):
+        raise InputError(f"{shown_path(folder)}: skew.csv has no rows of regime pure")
     assumed = [] if skew is not None else ["uneven decoding contexts cost what even ones do"]
     if shape.shards > 1:
         assumed.append("no all-reduce was measured")
@@ -52,32 +53,34 @@ def read(folder: Path, shape: Shape, machine: str) -> OpTables:
         machine,
         SOURCE,
         LICENCE,
-        _dense(dense, shape, folder),
-        _summed(heads, "sequences", dict.fromkeys(heads["layer"], 1.0)),
+        _dense(dense, shape, layers),
+        _summed(heads, outputs, "sequences", dict.fromkeys(heads["layer"], 1.0)),
         Attention(rows, skew),
         alone,
         tuple(assumed),
     )
 
 
-def _dense(frame: pd.DataFrame, shape: Shape, folder: Path) -> Line:
+def _dense(frame: pd.DataFrame, shape: Shape, path: Path) -> Line:
     names = set(frame["layer"])
     if not {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"} <= names:
-        raise InputError(f"{shown_path(folder)}: dense.csv lacks matrix products of a dense model")
+        raise InputError(f"{shown_path(path)}: lacks matrix products of a dense model")
     times = {
         name: 1.0 if name in _ONCE else shape.layers * (2.0 if name in _TWICE else 1.0)
         for name in names
     }
-    return _summed(frame, "tokens", times)
+    return _summed(frame, path, "tokens", times)
 
 
-def _summed(frame: pd.DataFrame, by: str, times: dict[str, float]) -> Line:
+def _summed(frame: pd.DataFrame, path: Path, by: str, times: dict[str, float]) -> Line:
     """All layers at each number at which every one was measured, ns."""
     factors = np.array([times[name] for name in frame["layer"]])
     frame = frame.assign(ns=frame["time_us"] * 1000.0 * factors)
     groups = frame.groupby(by)
     whole = groups["layer"].nunique() == frame["layer"].nunique()
     found = groups["ns"].sum()[whole]
+    if found.empty:
+        raise InputError(f"{shown_path(path)}: no {by} at which every layer was measured")
     return line(zip(found.index.astype(int), found, strict=True))
 
 
@@ -114,8 +117,9 @@ class Attention:
             return self._alone(*first[0]) + more
         mean = step.kv_tokens / step.batch
         found = self._beside(first, step.batch, mean)
-        if step.uneven and self._alpha:
-            alpha = self._alpha["mixed" if first else "pure"](step.batch)
+        regime = "mixed" if first else "pure"
+        if step.uneven and regime in self._alpha:
+            alpha = self._alpha[regime](step.batch)
             found += alpha * (self._beside(first, step.batch, step.longest) - found)
         return found + more
 

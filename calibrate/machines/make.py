@@ -19,6 +19,7 @@ from calibrate.machines import (
     scale,
     shapes,
 )
+from calibrate.machines.columns import found_in
 from calibrate.machines.gpus import Gpu
 from calibrate.machines.shapes import Shape
 from calibrate.machines.tables import OpTables
@@ -76,13 +77,14 @@ class _Part(NamedTuple):
 def profile(asked: Asked, name: str) -> Profile:
     """Raises ConfigError or InputError."""
     gpu, whole = gpus.find(asked.gpu), shapes.find(asked.model)
-    parts = {shards: _part(asked, gpu, whole.split(shards)) for shards in asked.shards}
-    for shards, part in parts.items():
-        if build.room_of(gpu, part.shape) < 1:
+    shares = {shards: whole.split(shards) for shards in asked.shards}
+    for shards, shape in shares.items():
+        if build.room_of(gpu, shape) < 1:
             raise ConfigError(
                 f"{whole.name} does not fit {gpu.name} on {shards} GPU{'s' * (shards > 1)}: weights of"
-                f" {part.shape.weight_bytes / 1e9:.1f} GB each; share it by --tp"
+                f" {shape.weight_bytes / 1e9:.1f} GB each; share it by --tp"
             )
+    parts = {shards: _part(asked, gpu, shape) for shards, shape in shares.items()}
     first = parts[min(parts)]
     kind = "published" if asked.tables is not None else "derived"
     return build.profile_of(
@@ -107,8 +109,10 @@ def _part(asked: Asked, gpu: Gpu, shape: Shape) -> _Part:
         return _derived(asked, gpu, shape)
     tables = _tables(asked, asked.tables, gpu, shape)
     room = build.room_of(gpu, shape)
-    cost = build.step_cost(tables, room, gpu)
     known = build.usable(tables, room)
+    if not known:
+        raise InputError(f"{shown_path(Path(asked.tables))}: no measured step fits {gpu.name}")
+    cost = build.step_cost(tables, room, gpu)
     told = scale.form_of(cost).predict([point.step for point in known])
     off = told / np.array([point.ns for point in known]) - 1
     return _Part(
@@ -127,7 +131,7 @@ def _tables(asked: Asked, where: str, gpu: Gpu, shape: Shape) -> OpTables:
     folder = Path(where.replace("{tp}", str(shape.shards)))
     if (folder / "gemm_perf.parquet").is_file():
         return aiconfigurator.read(folder, shape, gpu.name, asked.reduce_from)
-    if any((folder / f"dense.csv{end}").is_file() for end in ("", ".gz")):
+    if found_in(folder, "dense.csv") is not None:
         tables = llmservingsim.read(folder, shape, gpu.name)
         if shape.shards == 1:
             return tables
@@ -143,26 +147,20 @@ def _tables(asked: Asked, where: str, gpu: Gpu, shape: Shape) -> OpTables:
     )
 
 
-def derived_cost(gpu: Gpu, shape: Shape) -> TokenCost:
-    """Of a machine that is known by its data sheet alone."""
-    constants, errors = roofline.fitted()
-    tables = roofline.tables_of(gpu, shape, constants)
-    cost = build.step_cost(tables, max(MOST_ROOM, build.room_of(gpu, shape)), gpu)
-    return _with_error(cost, errors["consumer" if gpu.consumer else "gpu"])
-
-
 def _derived(asked: Asked, gpu: Gpu, shape: Shape) -> _Part:
+    """Of a machine that is known by its data sheet, and by a few steps if there are any."""
     constants, errors = roofline.fitted()
-    tables = roofline.tables_of(gpu, shape, constants)
-    cost = derived_cost(gpu, shape)
     told = errors["consumer" if gpu.consumer else "gpu"]
+    tables = roofline.tables_of(gpu, shape, constants)
+    room = max(MOST_ROOM, build.room_of(gpu, shape))
+    cost = _with_error(build.step_cost(tables, room, gpu), told)
     if asked.points is None:
         return _Part(
             shape,
             cost,
             tables.assumed,
             _kind_errors(told),
-            "an RTX 4090 foretold by seven other cards"
+            "an RTX 4090 foretold by six other cards"
             if gpu.consumer
             else "every measured card left out in turn (benchmarks/derived_machines.py)",
             tables.source,

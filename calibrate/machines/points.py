@@ -3,12 +3,11 @@
 
 The CSV has `ms` and what the step held: `batch` decoding requests with `kv_tokens` tokens of KV in all,
 `longest` of them (or even), `new_tokens` of prompts behind `past_tokens` each, in `prompts` equal prompts (1). What a
-row does not say is 0. One row a measurement; equal steps are averaged.
+row does not say is 0. One row a measurement; of equal steps the median counts.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ import numpy as np
 from calibrate import points as own
 from calibrate.machines.steps import Step, Timed
 from policy.errors import InputError
-from traces.strict import quoted, reason, shown_path
+from traces.readers.base import table_rows
+from traces.strict import Place, count_of, nanoseconds_of, shown_path
 
 COLUMNS = ("batch", "kv_tokens", "longest", "new_tokens", "past_tokens", "prompts")
 #: Longer steps are a mistake of units.
-MOST_MS = 1e6
+MOST_NS = 10**12
 
 
 def read(path: Path) -> list[Timed]:
@@ -42,42 +42,35 @@ def read(path: Path) -> list[Timed]:
 
 
 def _csv(path: Path) -> dict[Step, list[float]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown_path(path)}: cannot be read: {reason(error)}") from None
-    rows = csv.DictReader(lines)
-    names = rows.fieldnames or ()
-    if "ms" not in names or any(name not in (*COLUMNS, "ms") for name in names):
-        raise InputError(
-            f"{shown_path(path)}:1: columns are ms, {', '.join(COLUMNS)}; this has"
-            f" {quoted(', '.join(map(str, names)))}"
-        )
+    place = Place(path)
     times: dict[Step, list[float]] = {}
-    for row in rows:
-        where = f"{shown_path(path)}:{rows.line_num}"
-        if None in row or None in row.values():
-            raise InputError(f"{where}: has not {len(names)} fields")
-        values = {name: _whole(row.get(name) or "0", name, where) for name in COLUMNS}
-        try:
-            ms = float(row["ms"])
-        except ValueError:
-            ms = float("nan")
-        if not 0 < ms < MOST_MS:
-            raise InputError(f"{where}: ms: {quoted(row['ms'])} is no time in milliseconds")
-        step = _of_row(values)
-        if not step.tokens:
-            raise InputError(f"{where}: a step of neither batch nor new_tokens")
-        if step.batch > step.kv_tokens:
-            raise InputError(f"{where}: kv_tokens: {step.kv_tokens} of {step.batch} requests")
-        times.setdefault(step, []).append(ms * 1e6)
+    for ms, *cells in table_rows(path, ("ms",), place, COLUMNS):
+        ns = nanoseconds_of(ms, "ms", place, 1_000_000, MOST_NS)
+        if not ns:
+            place.fail("a step takes time", "ms")
+        values = {
+            name: count_of(cell or "0", name, place)
+            for name, cell in zip(COLUMNS, cells, strict=True)
+        }
+        problem = _problem(values)
+        if problem is not None:
+            place.fail(problem)
+        times.setdefault(_of_row(values), []).append(float(ns))
     return times
 
 
-def _whole(text: str, name: str, where: str) -> int:
-    if not text.isdecimal() or len(text) > 12:
-        raise InputError(f"{where}: {name}: {quoted(text)} is no whole number")
-    return int(text)
+def _problem(values: Mapping[str, int]) -> str | None:
+    """Why there is no such step, or None."""
+    batch, kv_tokens, longest, new, past, prompts = (values[name] for name in COLUMNS)
+    if not batch and not new:
+        return "a step of neither batch nor new_tokens"
+    if kv_tokens < batch or (kv_tokens and not batch):
+        return f"kv_tokens: {kv_tokens} of {batch} requests"
+    if longest and not -(-kv_tokens // max(1, batch)) <= longest <= kv_tokens:
+        return f"longest: {longest} of {batch} requests with {kv_tokens} tokens"
+    if new % max(1, prompts) or ((past or prompts) and not new):
+        return f"new_tokens: {new} in {max(1, prompts)} equal prompts behind {past} each"
+    return None
 
 
 def _of_row(values: Mapping[str, int]) -> Step:

@@ -27,7 +27,7 @@ def clients_command(
       fastswitch trace clients ServeGen/data/reason/deepseek-r1 --window 3600:7200 --out r1.jsonl.gz
       fastswitch trace clients rates.csv lengths.csv --scale 0.01 --out some.jsonl
     """
-    from traces.generators.measured import MeasuredClients
+    from traces.generators.measured import MeasuredClients, is_told
     from traces.randomness import Streams
     from traces.readers import servegen
     from traces.readers.native import write
@@ -45,12 +45,14 @@ def clients_command(
     for half in halves:
         click.echo(f"left out: the client of {half}, whose other file is missing", err=True)
     begin_s, end_s = parse_window(window)
-    known = [client for client in clients if client.rates and client.lengths]
+    known = [client for client in clients if is_told(client)]
+    others = [client.client_id for client in clients if not is_told(client)]
+    if others:
+        names = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
+        click.echo(f"left out: {len(others)} clients without rates or lengths: {names}", err=True)
     made = MeasuredClients(
         known, end_s, begin_s, scale, f"ServeGen clients: {sources[0].name}", "Apache-2.0"
     )
     with progress(None, "requests") as advance:
         count = write(watched(made.workload(Streams(seed, run)), advance), out)
     click.echo(f"{count} requests of {len(known)} clients written to {out}")
-    if len(known) < len(clients):
-        click.echo(f"left out: {len(clients) - len(known)} clients without rates or lengths")

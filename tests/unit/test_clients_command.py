@@ -21,24 +21,27 @@ HISTOGRAMS = {
 }
 
 
+HALF = {"0": {"input_tokens": "{}", "output_tokens": "{7: 1.0}", "reason_ratio": "{}"}}
+
+
 def folder_of(path: Path, rates: dict[int, float]) -> Path:
-    """Clients with one rate each for an hour; number 9 has no lengths."""
+    """Clients with one rate each for an hour; number 9 has no lengths, number 8 none of prompts."""
     for client, rate in rates.items():
         text = "".join(f"{600 * k},{rate},1,Gamma,1,{1 / rate}\n" for k in range(6))
         (path / f"chunk-{client}-trace.csv").write_text(text)
-        known = {} if client == 9 else HISTOGRAMS
+        known = {9: {}, 8: HALF}.get(client, HISTOGRAMS)
         (path / f"chunk-{client}-dataset.json").write_text(json.dumps(known))
     return path
 
 
 def test_clients_send_at_their_rates_what_their_histograms_say(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, {3: 0.5, 5: 0.1, 9: 1.0})
+    folder = folder_of(tmp_path, {3: 0.5, 5: 0.1, 9: 1.0, 8: 1.0})
     out = tmp_path / "out.jsonl"
     arguments = ["trace", "clients", str(folder), "--window", "600:3600", "--scale", "2"]
     result = CliRunner().invoke(fastswitch.main, [*arguments, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "of 2 clients written" in result.output
-    assert "left out: 1 clients without rates or lengths" in result.output
+    assert "left out: 2 clients without rates or lengths: 8, 9\n" in result.output
     made = read_workload(out)
     turns = list(made)
     counts = Counter(turn.client_id for turn in turns)

@@ -20,6 +20,7 @@ from traces.generators import agent, code
 from traces.generators.arrivals import Clients, Poisson
 from traces.generators.catalog import PRESETS, make_generator
 from traces.generators.files import GeneratorFile, load_generator, save_generator
+from traces.generators.fit_laws import mixture_cdf
 from traces.generators.laws import Values, draw_turns
 from traces.generators.sessions import Generator, Priorities
 from traces.randomness import Streams
@@ -80,9 +81,15 @@ def test_agents_wait_for_tools_and_for_people_as_long_as_the_datas(
     agents: list[list[Turn]], stop: str | None, share: float, quantiles: tuple[float, float]
 ) -> None:
     pairs = [pair for session in agents for pair in pairwise(session)]
-    waits = [(after.think_ns or 0) / NS for before, after in pairs if before.stop == stop]
+    waits = np.sort([(b.think_ns or 0) / NS for a, b in pairs if a.stop == stop])
     assert len(waits) / len(pairs) == pytest.approx(share, abs=0.005)
-    assert np.percentile(waits, [50, 90]) == pytest.approx(quantiles, rel=0.16)
+    # The law is as long as the data's, and what was drawn is the law's (Kolmogorov, 1 in 1,000).
+    [law] = [wait.law.parts for wait in agent.WAITS if wait.stop == stop]
+    times = np.geomspace(0.1, 1e5, 10_001)
+    exact = np.interp([0.5, 0.9], mixture_cdf(law, times), times)
+    assert exact == pytest.approx(quantiles, rel=0.13)
+    drawn = (np.arange(len(waits)) + 0.5) / len(waits)
+    assert np.abs(mixture_cdf(law, waits) - drawn).max() < 1.95 / len(waits) ** 0.5
 
 
 def test_agents_wait_as_long_as_the_datas_whatever_a_reply_ended_by(

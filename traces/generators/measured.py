@@ -211,6 +211,17 @@ class MeasuredClients:
             need -= min(need, max(0.0, end - clock) * rate)
 
 
+def is_told(client: Client) -> bool:
+    """Whether it is known when a client's requests come, and how long prompts and replies are."""
+    return bool(client.rates) and all(
+        any(spread is not None and _law_of(spread) is not None for spread in spreads)
+        for spreads in (
+            (lengths.inputs for lengths in client.lengths),
+            (lengths.outputs for lengths in client.lengths),
+        )
+    )
+
+
 def _law(name: str | None) -> GapLaw:
     lowered = (name or "").lower()
     if lowered == "gamma":

@@ -119,7 +119,11 @@ def test_what_our_python_adds_to_a_copy_is_kept_beside_what_the_driver_takes(
     assert driver.python_per_job is not None and driver.python_per_piece is not None
     assert driver.python_per_job.value == pytest.approx(per_job, rel=0.02)
     assert driver.python_per_piece.value == pytest.approx(per_piece, rel=0.02)
-    for name, added in (("per_job", per_job), ("per_call", per_piece)):
+    for name, added in (
+        ("per_job", per_job),
+        ("per_call", per_piece),
+        ("per_descriptor", per_piece),
+    ):
         found = getattr(both, name)
         assert found.value - getattr(driver, name).value == pytest.approx(added, rel=0.02)
         assert found.value == pytest.approx(getattr(total.transfer, name).value, rel=0.1)

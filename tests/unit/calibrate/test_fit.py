@@ -61,7 +61,7 @@ def fitted(points: Points, seed: int = 0) -> Fitted:
 def copy_of(points: Points) -> Points:
     """Points that may be spoiled."""
     samples = {point: list(values) for point, values in points.samples.items()}
-    return Points(dict(points.header), samples, list(points.problems))
+    return Points(dict(points.header), samples, problems=list(points.problems))
 
 
 @pytest.fixture(scope="module")

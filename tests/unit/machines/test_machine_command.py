@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from calibrate.machines import gpus, make, roofline, scale, shapes
+from calibrate.machines import make, roofline, scale
 from calibrate.machines.points import read
 from calibrate.machines.steps import Step, Timed, even
-from calibrate.profile import load, names
+from calibrate.profile import TokenCost, load, names
 from cli.main import main
 from policy.errors import InputError
 
@@ -63,9 +63,14 @@ def test_the_pages_three_commands_make_a_machine_of_a_config_and_ten_steps(
     assert mine.hash != load("sheet.json").hash
 
 
+def derived_cost() -> TokenCost:
+    cost = make.profile(make.Asked("l4", "qwen3-8b", "2026-12-01"), "l4").step
+    assert isinstance(cost, TokenCost)
+    return cost
+
+
 def test_few_steps_are_met_by_three_factors_and_no_more() -> None:
-    gpu, shape = gpus.find("l4"), shapes.find("qwen3-8b")
-    cost = make.derived_cost(gpu, shape)
+    cost = derived_cost()
     steps = [even(b, c) for b in (1, 16, 64) for c in (1000, 8000)]
     steps += [Step(chunks=((n, p),)) for n in (256, 2048) for p in (0, 16_000)]
     true = scale.scaled(cost, (1.3, 0.8, 2.0), "made up")
@@ -80,7 +85,7 @@ def test_few_steps_are_met_by_three_factors_and_no_more() -> None:
 
 
 def test_steps_that_say_nothing_of_a_part_scale_it_with_the_rest() -> None:
-    cost = make.derived_cost(gpus.find("l4"), shapes.find("qwen3-8b"))
+    cost = derived_cost()
     steps = [even(1, 16), even(2, 32), even(4, 64)]
     times = scale.form_of(scale.scaled(cost, (2.0, 2.0, 2.0), "made up")).predict(steps)
     host = cost.host_base.value
@@ -91,12 +96,19 @@ def test_steps_that_say_nothing_of_a_part_scale_it_with_the_rest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batch,kv_tokens,ms\n1,100,x\n", ":2: ms: 'x' is no time"),
-        ("batch,kv_tokens,ms\n1,-5,2\n", ":2: kv_tokens: '-5' is no whole number"),
+        ("batch,kv_tokens,ms\n1,100,x\n", ":2: ms: 'x' is not a number"),
+        ("batch,kv_tokens,ms\n1,-5,2\n", ":2: kv_tokens: '-5' is not a whole number"),
         ("batch,kv_tokens,ms\n5,3,2\n", ":2: kv_tokens: 3 of 5 requests"),
         ("batch,ms\n0,2\n", ":2: a step of neither batch nor new_tokens"),
-        ("batch,seconds\n1,2\n", ":1: columns are ms"),
-        ("batch,kv_tokens,ms\n1,100\n", ":2: has not 3 fields"),
+        ("batch,seconds\n1,2\n", ":1: ms: column missing"),
+        ("batch,kv_tokens,ms,hours\n1,100,2,3\n", ":1: hours: unknown column"),
+        ("batch,kv_tokens,ms\n1,100\n", ":2: 2 fields, the header has 3"),
+        ("batch,kv_tokens,ms\n1,100,0\n", ":2: ms: a step takes time"),
+        ("kv_tokens,new_tokens,ms\n90,5,2\n", ":2: kv_tokens: 90 of 0 requests"),
+        ("batch,kv_tokens,longest,ms\n2,90,30,2\n", ":2: longest: 30 of 2 requests with 90"),
+        ("batch,kv_tokens,longest,ms\n2,90,91,2\n", ":2: longest: 91 of 2 requests with 90"),
+        ("new_tokens,prompts,ms\n9,2,2\n", ":2: new_tokens: 9 in 2 equal prompts"),
+        ("batch,kv_tokens,past_tokens,ms\n1,9,5,2\n", ":2: new_tokens: 0 in 1 equal prompts"),
         ("batch,kv_tokens,ms\n", "has no steps"),
     ],
 )

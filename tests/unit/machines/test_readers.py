@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from calibrate.machines import aiconfigurator, llmservingsim, shapes
+from calibrate.machines.llmservingsim import _SKEW
 from calibrate.machines.shapes import Shape
 from calibrate.machines.steps import Step, even
 from policy.errors import ConfigError, InputError
@@ -75,6 +77,9 @@ def test_uneven_contexts_cost_a_share_of_what_the_longest_for_all_would(tmp_path
     assert [point.step for point in skewed] == [Step(2, 48, 32)]
     assert skewed[0].ns - tables.linear_ns(skewed[0].step) == pytest.approx(2 * 52 * 1000)
     assert tables.attention(Step(2, 48, 32)) == pytest.approx(52 * 1000)
+    # of steps with prompts the table says nothing: they cost what even ones do
+    beside = Step(2, 48, 32, ((32, 0),))
+    assert tables.attention(beside) == tables.attention(even(2, 24, ((32, 0),)))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,17 @@ def test_uneven_contexts_cost_a_share_of_what_the_longest_for_all_would(tmp_path
         (
             lambda f: (f / "dense.csv").write_text("layer,tokens,time_us\nmoe,1,5\n"),
             "lacks matrix products",
+        ),
+        (
+            lambda f: (f / "per_sequence.csv").write_text(
+                "layer,sequences,time_us\nlm_head,1,5\nsampler,2,5\n"
+            ),
+            "per_sequence.csv: no sequences at which every layer was measured",
+        ),
+        (lambda f: (f / "skew.csv").write_text("regime,n\npure,2\n"), "skew.csv: no column nb"),
+        (
+            lambda f: (f / "skew.csv").write_text(f"regime,{','.join(_SKEW)}\n"),
+            "skew.csv has no rows of regime pure",
         ),
     ],
 )
@@ -139,6 +155,44 @@ def aiconfigurator_folder(path: Path) -> Path:
         path / "custom_allreduce_perf.parquet"
     )
     return path
+
+
+def without(name: str, **kept: object) -> Callable[[Path], None]:
+    """Leave only rows of these values in a table."""
+
+    def spoil(folder: Path) -> None:
+        frame = pd.read_parquet(folder / name)
+        for column, value in kept.items():
+            frame = frame[frame[column] == value]
+        frame.to_parquet(folder / name)
+
+    return spoil
+
+
+def apart(folder: Path) -> None:
+    """Leave one width with other numbers of rows than the others."""
+    frame = pd.read_parquet(folder / "gemm_perf.parquet")
+    frame[(frame["n"] == 64) == (frame["m"] == 1)].to_parquet(folder / "gemm_perf.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without("gemm_perf.parquet", gemm_dtype="fp8"), "no rows of bfloat16"),
+        (apart, "no m at which all of qkv, o, gate_up, down were measured"),
+        (without("context_attention_perf.parquet", batch_size=1), "of one batch_size alone"),
+        (without("generation_attention_perf.parquet", batch_size=2), "of one batch_size alone"),
+        (without("context_attention_perf.parquet", isl=16), "fewer than two prompts"),
+        (without("context_attention_perf.parquet", head_dim=8), "no attention of 2 KV heads of 16"),
+    ],
+)
+def test_tables_too_bare_for_a_line_are_refused(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    folder = aiconfigurator_folder(tmp_path)
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
+        aiconfigurator.read(folder, TINY, "card")
 
 
 def test_matrix_products_are_straight_between_widths_and_in_proportion_beyond(
