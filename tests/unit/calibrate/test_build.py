@@ -271,9 +271,9 @@ def test_it_says_where_it_comes_from(profile: Profile) -> None:
 
 
 HASHES = {
-    "a10-llama-3-8b": "d470910b551fe4ec",
-    "a100-80gb-qwen-32b": "3b441d494bf8aa5c",
-    "h100-llama-3-8b": "e14dd3338429cf86",
+    "a10-llama-3-8b": "c49a96f70a11166d",
+    "a100-80gb-qwen-32b": "a0374c175f943861",
+    "h100-llama-3-8b": "b69229fdb40ee866",
 }
 
 
