@@ -65,4 +65,5 @@ def _kept(requests: Columns, slo: Slo) -> Ints:
         kept &= e2e <= round(slo.e2e_s * NS)
     if slo.tpot_s is not None:
         kept &= (e2e - ttft) <= round(slo.tpot_s * NS) * np.maximum(tokens - 1, 0)
-    return kept.astype(np.int64)
+    found: Ints = kept.astype(np.int64)
+    return found
