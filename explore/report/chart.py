@@ -19,7 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 10, 44
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`. `unit` stands behind every number, and `factor` before it."""
+    """From `low` to `high`. `unit` stands behind every number, and `factor` before it. `marks`: where its
+    ticks are, if not at round numbers."""
 
     title: str
     low: float
@@ -27,6 +28,7 @@ class Axis:
     is_log: bool = False
     factor: float = 1
     unit: str = ""
+    marks: tuple[float, ...] = ()
 
     def place(self, value: float) -> float:
         """Where on the axis, 0 to 1; beyond an end is at that end."""
@@ -39,7 +41,9 @@ class Axis:
         return min(max(share, 0.0), 1.0)
 
     def ticks(self) -> list[float]:
-        """Three to ten round numbers."""
+        """Its marks, or three to ten round numbers."""
+        if self.marks:
+            return list(self.marks)
         return _decades(self.low, self.high) if self.is_log else _round(self.low, self.high)
 
     def text(self, value: float) -> str:
@@ -169,6 +173,9 @@ def svg(picture: Picture) -> str:
     if picture.limit is not None:
         at = _y(y, picture.limit)
         parts.append(f'<path class="limit" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(
+            f'<text class="limit-name end" x="{_WIDTH - _RIGHT}" y="{at - 5:.1f}">limit</text>'
+        )
     parts += [_point(x, y, point) for point in picture.points]
     return frame(picture.title, parts) + legend(picture.legend())
 

@@ -67,8 +67,7 @@ def _speedups(comparison: Comparison) -> str:
         " sure (paired t test, Holm); hollow: it is not. Line: no difference. A row's number is its mean."
         + (f" {others} more in the tables." if others else "")
     )
-    drawn = "".join(f"<div>{rows.svg(one)}</div>" for one in made)
-    return document.figure(f'<div class="pair">{drawn}</div>', caption, "wide")
+    return document.side_by_side([rows.svg(one) for one in made], caption)
 
 
 def verdict(comparison: Comparison) -> str:

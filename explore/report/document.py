@@ -125,6 +125,14 @@ def figure(picture: str, caption: str, kind: str = "") -> str:
     return f"<figure{own}>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def side_by_side(pictures: Sequence[str], caption: str) -> str:
+    """Pictures as one figure, as wide as the page if there are several; nothing of none."""
+    if len(pictures) < 2:
+        return "".join(figure(one, caption) for one in pictures)
+    inside = "".join(f"<div>{one}</div>" for one in pictures)
+    return figure(f'<div class="pair">{inside}</div>', caption, "wide")
+
+
 def image(png: bytes, alternative: str) -> str:
     coded = base64.b64encode(png).decode()
     return f'<img src="data:image/png;base64,{coded}" alt="{escape(alternative)}">'

@@ -11,6 +11,7 @@ from traces.strict import Place, parse_json, reason, shown_path
 
 MAX_JSON = 1 << 28
 STUDY = "study.sqlite"  # explore.studies.store.STUDY, which is slow to import
+SEARCH = "search.json"  # explore.search.answer.ANSWER, likewise; beside a study that a search made
 
 
 class Report(NamedTuple):
@@ -21,7 +22,7 @@ class Report(NamedTuple):
 
 
 def report(folder: Path, progress: Callable[[], None] | None = None) -> Report:
-    """The report of a recording, a comparison, a sweep or a validation. Raises ConfigError, InputError
+    """The report of a recording, a comparison, a sweep, a search or a validation. Raises ConfigError, InputError
     or FaultError."""
     for marker, make in _KINDS.items():
         if (folder / marker).is_file():
@@ -75,7 +76,15 @@ def _of_sweep(folder: Path, _: Callable[[], None] | None) -> Report:
 
     store = Store(folder)
     plan = store.plan()
-    return Report("report.html", _guarded(folder / STUDY, lambda: sweep.page(store, plan)))
+    path = folder / SEARCH
+    if not path.is_file():
+        return Report("report.html", _guarded(folder / STUDY, lambda: sweep.page(store, plan)))
+    from explore.report import search  # noqa: PLC0415
+
+    data = _json(path)
+    return Report(
+        "report.html", _guarded(path, lambda: sweep.page(store, plan, search.opening(data)))
+    )
 
 
 _KINDS: dict[str, Callable[[Path, Callable[[], None] | None], Report]] = {

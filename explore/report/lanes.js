@@ -1,14 +1,16 @@
 // The lane view: what the page's tools, keys, pointers and tables do to it.
 
 function start(table, slices, series) {
-  const end = table.series.end, lanes = table.lanes, model = { table, slices, series, end, lanes };
+  const end = table.series.end, lanes = table.lanes, model = { table, slices, series, end, lanes, marks: marksOf({ table, slices }) };
   const stage = at('stage');
   const ids = new Map(table.request_id.map((id, r) => [id, r]));
   const rows = new Map(table.row.map((row, r) => [row, r]));
   const arrivals = table.begin.map((_, r) => r).sort((a, b) => table.begin[a] - table.begin[b] || a - b);
   const place = new Int32Array(arrivals.length);
   arrivals.forEach((r, i) => { place[r] = i; });
-  const view = { t0: 0, t1: end, lane0: 0, rows: lanes, chosen: -1, client: -1 };
+  const view = { t0: 0, t1: busyUntil(model, end), lane0: 0, rows: lanes, chosen: -1, client: -1 };
+  const preemptions = model.marks[0].all;
+  let jumped = -1;
   let telling = 0;
   const picture = pictureOf(model, view, () => {
     clearTimeout(telling);
@@ -72,16 +74,30 @@ function start(table, slices, series) {
     if (i >= 0 && i < arrivals.length) choose(arrivals[i], true);
   }
 
+  // The next one after the last that was shown, or in the picture; after the last the first again.
+  function next() {
+    const mine = preemptions.filter((one) => view.client < 0 || table.client_id[one.r] === view.client);
+    if (!mine.length) return;
+    const after = jumped >= 0 ? jumped : view.t0 - 1;
+    const one = mine.find(({ from }) => from > after) || mine[0];
+    jumped = one.from;
+    const span = Math.min(end, Math.max(MIN_SPAN, (one.to - one.from) * 5));
+    view.t0 = one.from - span * 0.3;
+    view.t1 = view.t0 + span;
+    choose(one.r, true);
+  }
+
   const actions = {
+    next,
     in: () => zoom(0.5), out: () => zoom(2), left: () => pan(-0.25), right: () => pan(0.25),
-    all: () => { Object.assign(view, { t0: 0, t1: end, lane0: 0, rows: lanes }); redraw(); },
+    all: () => { jumped = -1; Object.assign(view, { t0: 0, t1: end, lane0: 0, rows: lanes }); redraw(); },
     taller: () => { view.rows = Math.ceil(view.rows / 2); if (view.chosen >= 0) reveal(view.chosen); redraw(); },
     lower: () => { view.rows *= 2; redraw(); },
   };
   const keys = {
     ArrowLeft: actions.left, ArrowRight: actions.right, '+': actions.in, '=': actions.in, '-': actions.out,
     0: actions.all, Home: actions.all, ArrowUp: () => step(-1), ArrowDown: () => step(1),
-    Enter: () => { if (view.chosen >= 0) zoomTo(view.chosen); }, Escape: () => choose(-1),
+    n: next, Enter: () => { if (view.chosen >= 0) zoomTo(view.chosen); }, Escape: () => choose(-1),
     PageUp: () => { view.lane0 -= view.rows >> 1; redraw(); }, PageDown: () => { view.lane0 += view.rows >> 1; redraw(); },
   };
 
@@ -93,6 +109,10 @@ function start(table, slices, series) {
     event.preventDefault();
     act();
   });
+  const nextButton = document.querySelector('[data-do="next"]');
+  nextButton.disabled = !preemptions.length;
+  nextButton.textContent = `Next of ${preemptions.length} preemptions`;
+  if (view.t1 < end) at('tail').hidden = false;
   for (const button of document.querySelectorAll('[data-do]')) button.addEventListener('click', actions[button.dataset.do]);
   document.addEventListener('click', (event) => {
     const link = event.target.closest('[data-request]');
@@ -118,7 +138,6 @@ function start(table, slices, series) {
   });
   stage.addEventListener('pointermove', (event) => {
     const now = where(event), before = down.get(event.pointerId);
-    
     picture.point(now);
     if (!before) return;
     if (!dragged && Math.abs(now.x - before.x) + Math.abs(now.y - before.y) < 4) return;

@@ -1,9 +1,9 @@
 // The picture: lanes as pixels, and below them, on the same time axis, pools, link, queues and fairness.
 
-const AXIS = 24, PANEL = 62, MIN_SPAN = 200, MOST_LANE = 30;
+const AXIS = 24, PANEL = 78, MIN_SPAN = 200, MOST_LANE = 30;
 
 // `view`: t0, t1, lane0, rows, chosen, client. `drawn` is called after every drawing.
-function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
+function pictureOf({ table, slices, series, end, lanes, marks }, view, drawn) {
   const stage = at('stage'), picture = at('picture'), over = at('over'), states = table.states;
   const panels = [
     { title: 'blocks in use', top: 1, names: [['device', 'device'], ['host', 'host']] },
@@ -27,11 +27,11 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
     };
     colours = {
       states: Uint32Array.from([...states.map((name) => packed(of(name))), packed(of('paper'))]),
-      ink: of('ink'), dim: of('dim'), link: of('link'), lines: [of('c1'), of('c3'), of('c6')],
+      ink: of('ink'), dim: of('dim'), link: of('link'), paper: of('paper'), kinds: states.map(of), lines: [of('c1'), of('c3'), of('c6')],
     };
     const scale = window.devicePixelRatio || 1;
     const width = stage.clientWidth, height = stage.clientHeight;
-    size = { scale, width, height, lanes: height - AXIS - panels.length * PANEL };
+    size = { scale, width, height, lanes: height - AXIS - MARKS * MARK - panels.length * PANEL };
     for (const canvas of [picture, over]) {
       canvas.width = Math.round(width * scale);
       canvas.height = Math.round(height * scale);
@@ -98,7 +98,7 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
   const timeAt = (x) => view.t0 + x / size.width * (view.t1 - view.t0);
 
   function drawAxis(context) {
-    const rough = (view.t1 - view.t0) / Math.max(2, size.width / 110);
+    const rough = (view.t1 - view.t0) / Math.max(3, size.width / 95), top = size.lanes + MARKS * MARK;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((digit) => digit * power).find((value) => value >= rough);
     context.fillStyle = colours.ink;
@@ -107,9 +107,9 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
     for (let t = Math.ceil(view.t0 / step) * step; t <= view.t1; t += step) {
       const x = across(t);
       context.beginPath();
-      context.moveTo(x, size.lanes); context.lineTo(x, size.lanes + 5);
+      context.moveTo(x, top); context.lineTo(x, top + 5);
       context.stroke();
-      if (x > 24 && x < size.width - 24) context.fillText(seconds(t, step * 20), x, size.lanes + 17);
+      if (x > 24 && x < size.width - 24) context.fillText(seconds(t, step * 20), x, top + 17);
     }
   }
 
@@ -176,8 +176,11 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
     drawLanes(context);
     context.setTransform(size.scale, 0, 0, size.scale, 0, 0);
     context.font = '12px system-ui, sans-serif';
+    const shown = (one) => view.client < 0 || table.client_id[one.r] === view.client;
+    const colour = (one, row) => (!shown(one) ? null : row === 0 ? colours.ink : colours.kinds[one.kind]);
+    drawMarks(context, marks, size.lanes, size.width, across, colour, colours.ink, colours.paper);
     drawAxis(context);
-    panels.forEach((panel, i) => drawPanel(context, panel, size.lanes + AXIS + i * PANEL));
+    panels.forEach((panel, i) => drawPanel(context, panel, size.lanes + MARKS * MARK + AXIS + i * PANEL));
     mark();
     drawn();
   }
@@ -219,8 +222,8 @@ function pictureOf({ table, slices, series, end, lanes }, view, drawn) {
       const value = mean(name, from, to);
       return `${label} ${panel.top === 1 ? Math.round(value * 100) + ' %' : value.toPrecision(2).replace(/\.0$/, '')}`;
     }));
-    const at = timeAt(pointer.x);
-    const window_ = table.jain.find(([begin]) => at >= begin && at < begin + table.window);
+    const moment = timeAt(pointer.x);
+    const window_ = table.jain.find(([begin]) => moment >= begin && moment < begin + table.window);
     if (window_ && window_[1] !== null) told.push(`Jain ${window_[1].toFixed(2)}, gap ${window_[2]} tokens`);
     const under = hit(pointer.x, pointer.y);
     const who = under ? `; ${table.request_id[under.owner]}: ${states[under.kind]}` : '';

@@ -126,7 +126,7 @@ def _curves(axes: Axes, picture: Picture) -> dict[str, Line2D]:
         if curve.band is not None:
             axes.fill(*zip(*curve.edges(), strict=True), color=colour, alpha=0.15, lw=0)
     if picture.limit is not None:
-        axes.axhline(picture.limit, color=COLOURS[4], lw=1.2)
+        axes.axhline(picture.limit, color=COLOURS[0], lw=1.2, ls=(0, (6, 4)))
     return named
 
 

@@ -123,7 +123,8 @@ class _Run:
             lead = f"{little} {lead}"
         return (
             document.paragraph(lead, "lead")
-            + document.paragraph(self._why(), "lead")
+            + document.paragraph(self._why())
+            + tails.shares(self.first, self.whole, self.gaps)
             + "".join(document.paragraph(text, "note") for text in self._notes())
         )
 
@@ -159,8 +160,8 @@ class _Run:
                 value = Cell(words.value(self.metrics, name), kind)
                 rows.append((words.HEADINGS[name][0], value, self._samples(name)))
             table = document.table(title, ["metric", "value", "n"], rows)
-            found.append(table + document.items(words.explained(names)))
-        return f'<div class="pair">{"".join(found)}</div>'
+            found.append(document.details(title, table + document.items(words.explained(names))))
+        return "".join(found)
 
     def _samples(self, name: str) -> str:
         if name == "jain" or name.startswith("service_gap"):

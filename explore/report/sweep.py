@@ -12,10 +12,11 @@ from html import escape
 from typing import Any, NamedTuple
 
 from explore import words
-from explore.report import document, pareto
+from explore.report import chart, document, pareto, response
 from explore.report.comparison import estimate_cell, ratio_cell
-from explore.report.document import Cell
+from explore.report.document import Cell, Head
 from explore.report.pareto import Candidate
+from explore.report.response import Answer
 from explore.studies import sweep_tables
 from explore.studies.estimates import SPEEDUPS, Estimate, Ratio
 from explore.studies.plan import Plan
@@ -50,9 +51,10 @@ class _Group(NamedTuple):
     runs: int
 
 
-def page(store: Store, plan: Plan) -> str:
-    """The page, made of the results alone. Raises InputError, FaultError."""
-    return _Page(store, plan).text()
+def page(store: Store, plan: Plan, answer: str = "") -> str:
+    """The page, made of the results alone; that of a search opens with its `answer`. Raises InputError,
+    FaultError."""
+    return _Page(store, plan).text(answer)
 
 
 class _Page:
@@ -66,18 +68,17 @@ class _Page:
         self.groups = list(self._groups())
         self.ratios = list(self._ratios())
 
-    def text(self) -> str:
+    def text(self, answer: str) -> str:
         sections = [
             ("Latency against throughput", self._frontiers()),
-            ("Points", self._points()),
-            ("Times better than the first system of a point", self._speedups()),
+            ("All numbers", self._tables()),
             ("What failed", self._failures()),
             ("Where this comes from", self._provenance()),
         ]
         return document.document(
-            f"FastSwitch sweep: {self.plan.name}",
+            f"FastSwitch {'search' if answer else 'sweep'}: {self.plan.name}",
             sections,
-            opening=self._finding(),
+            opening=f"{answer}{self._state()}" if answer else self._finding(),
             script=("filter.js",) if self.knobs else (),
         )
 
@@ -111,18 +112,47 @@ class _Page:
     # ------------------------------------------------------------------ words
 
     def _finding(self) -> str:
-        total = len(self.plan.trials)
-        missing = total - self.made.done - self.made.failed
-        points = len(self.places)
-        lead = [
-            f"{points} points, {len(self.systems)} systems: {self.made.done} of {total} trials done,"
-            f" {self.made.failed} failed, {missing} missing."
-        ]
-        lead += [
+        told = [
             text
-            for metric in ("ttft_p95_s", "ttft_p99_s", "tbt_p999_s")
+            for metric in ("ttft_p99_s", "ttft_p95_s", "tbt_p999_s")
             if (text := self._where_better(metric))
         ]
+        lead = told[:1] or ["Nothing can be said yet of which system is better."]
+        return (
+            document.paragraph(lead[0], "lead")
+            + self._response()
+            + "".join(map(document.paragraph, told[1:]))
+            + self._state()
+        )
+
+    def _response(self) -> str:
+        """The tail of TTFT over the first number that was swept."""
+        knob = response.knob_of([trial.values for trial in self.places.values()])
+        if knob is None:
+            return ""
+        candidates = [Candidate("", one.system, one.estimates) for one in self.groups]
+        metrics = dict.fromkeys(pareto.common(candidates, names) for names in pareto.LATENCIES)
+        made, held = [], ""
+        for metric in metrics:
+            answers = [
+                Answer({"scenario": one.label, **one.values}, one.system, one.estimates[metric])
+                for one in self.groups
+            ]
+            mine, held = response.along(answers, knob)
+            picture = response.picture(mine, knob, metric)
+            made += [] if picture is None else [chart.svg(picture)]
+        caption = "Means over runs; bands and crosses: 95 % intervals."
+        caption += f" Where all else is {held}." if held else ""
+        return document.side_by_side(made, caption)
+
+    def _state(self) -> str:
+        """How much of it there is, and what that means."""
+        total = len(self.plan.trials)
+        missing = total - self.made.done - self.made.failed
+        told = (
+            f"{len(self.places)} points, {len(self.systems)} systems: {self.made.done} of {total} trials"
+            f" done, {self.made.failed} failed, {missing} missing."
+        )
         notes = []
         if missing or self.made.failed:
             notes.append("A point with a trial that failed or is missing has no mean and no ratio.")
@@ -130,7 +160,7 @@ class _Page:
             notes.append(
                 "One run a point: no intervals, so nothing can be said of which is better."
             )
-        return "".join(document.paragraph(text, "lead") for text in lead) + "".join(
+        return document.paragraph(told) + "".join(
             document.paragraph(text, "note") for text in notes
         )
 
@@ -148,18 +178,19 @@ class _Page:
                 continue
             better = sum(one[0].is_better for one in known)
             worse = sum(one[0].is_worse for one in known)
-            told = f"{system} against {known[0][2]}: better at {better} of {len(known)} points, worse at {worse}"
+            against = known[0][2]
+            if not better and not worse:
+                parts.append(f"no difference between {system} and {against} is sure at any point")
+                continue
+            told = f"{system} is surely better than {against} at {better or 'none'} of {len(known)} points"
+            told += f" and surely worse at {worse or 'none'}"
             if better:
                 most = max(
                     (one for one in known if one[0].is_better), key=lambda one: one[0].value or 0.0
                 )
-                told += f"; most at {self._told(most[1])}: {words.ratio(most[0])}"
+                told += f", most at {self._told(most[1])} ({words.ratio(most[0])})"
             parts.append(told)
-        return (
-            f"{words.HEADINGS[metric][0]}, times better (counted where sure): {'. '.join(parts)}."
-            if parts
-            else ""
-        )
+        return f"In {words.HEADINGS[metric][0]}, {'; '.join(parts)}." if parts else ""
 
     def _told(self, point: int) -> str:
         trial = self.places[point]
@@ -226,6 +257,13 @@ class _Page:
         ]
         return f' data-knobs="{",".join(map(str, chosen))}"'
 
+    def _tables(self) -> str:
+        tables = {
+            "Points": self._points(),
+            "Times better than the first system of a point": self._speedups(),
+        }
+        return "".join(document.details(title, text) for title, text in tables.items() if text)
+
     def _points(self) -> str:
         on_it = self._on_frontier()
         order = sorted(range(len(self.groups)), key=lambda i: not on_it[i])[:MAX_ROWS]
@@ -242,7 +280,13 @@ class _Page:
                 ]
             )
             attributes.append(self._attributes(one.point, one.system))
-        header = ["point", "system", "on a frontier", *map(words.heading, _SHOWN), "runs"]
+        header: list[Head | str] = [
+            "point",
+            "system",
+            "on a frontier",
+            *map(document.metric, _SHOWN),
+            "runs",
+        ]
         return _cut(len(self.groups), "results.csv and estimates.csv have all") + document.table(
             "Means over runs, with half of the 95 % interval", header, rows, attributes
         )
@@ -265,7 +309,12 @@ class _Page:
             attributes.append(self._attributes(point, system))
         if not rows:
             return ""
-        header = ["point", "system", "against", *(words.HEADINGS[m][0] for m in _RATIOS)]
+        header: list[Head | str] = [
+            "point",
+            "system",
+            "against",
+            *(document.metric(m, unit=False) for m in _RATIOS),
+        ]
         return _cut(len(self.ratios), "ratios.csv has all") + document.table(
             "Paired by run, with 95 % intervals; coloured where the whole interval says so",
             header,

@@ -18,11 +18,8 @@ from explore.report.lanes import STATES
 Shown = npt.NDArray[np.bool_]
 
 
-def anatomy(first: Parts, whole: Parts, gaps: Gaps, shown: Shown) -> str:
-    """Mean time by state of all and of the slowest, until the first token and until the end, and who
-    they are."""
-    if not first.count:
-        return document.paragraph("No turn finished.")
+def _columns(first: Parts, whole: Parts, gaps: Gaps) -> list[tuple[str, list[float]]]:
+    """Mean nanoseconds in every state: of all and of the slowest, until the first token and the end."""
     slow_first, slow_whole = first.slowest(), whole.slowest()
     columns = [
         (f"to first token, all {first.count}", first.means()),
@@ -31,23 +28,41 @@ def anatomy(first: Parts, whole: Parts, gaps: Gaps, shown: Shown) -> str:
         (f"to the end, slowest {len(slow_whole)}", means_of(slow_whole)),
     ]
     if gaps.count:
-        mean = [value / gaps.count for value in gaps.states]
-        columns.append((f"gaps beyond P99, {gaps.count}", mean))
+        columns.append(
+            (f"gaps beyond P99, {gaps.count}", [value / gaps.count for value in gaps.states])
+        )
+    return columns
+
+
+def shares(first: Parts, whole: Parts, gaps: Gaps) -> str:
+    """What the mean time of all and of the slowest is made of, as a picture."""
+    if not first.count:
+        return ""
+    bars = [(name, _shares(means)) for name, means in _columns(first, whole, gaps)]
+    return document.figure(
+        chart.stacked("Shares of time by state", bars) + legend(dict.fromkeys(STATES, "")),
+        "What the mean time is made of. A request's own copy comes first, then the stall of its"
+        " step, then what it was doing.",
+    )
+
+
+def anatomy(first: Parts, whole: Parts, gaps: Gaps, shown: Shown) -> str:
+    """Who the slowest are, until the first token and until the end, and what they waited for."""
+    if not first.count:
+        return document.paragraph("No turn finished.")
+    columns = _columns(first, whole, gaps)
     rows = [[state, *(plain(means[i]) for _, means in columns)] for i, state in enumerate(STATES)]
     rows.append(["all", *(plain(sum(means)) for _, means in columns)])
-    bars = [(name, _shares(means)) for name, means in columns]
+    means = document.table(
+        "Mean seconds in each state", ["state", *(name for name, _ in columns)], rows
+    )
     return (
-        document.figure(
-            chart.stacked("Shares of time by state", bars) + legend(dict.fromkeys(STATES, "")),
-            "What the mean time is made of. A request's own copy comes first, then the stall of its"
-            " step, then what it was doing.",
+        _slow_table("Slowest to the first token", "TTFT s", first.slowest(), shown)
+        + document.details(
+            "Slowest to the end", _slow_table("To the end", "E2E s", whole.slowest(), shown)
         )
-        + document.table(
-            "Mean seconds in each state", ["state", *(name for name, _ in columns)], rows
-        )
-        + _slow_table("Slowest to the first token", "TTFT s", slow_first, shown)
-        + _slow_table("Slowest to the end", "E2E s", slow_whole, shown)
-        + _late_table(gaps, shown)
+        + document.details("Longest gaps between tokens", _late_table(gaps, shown))
+        + document.details("Mean seconds in each state", means)
     )
 
 

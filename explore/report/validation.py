@@ -62,13 +62,15 @@ def pictures(found: Validation, folder: Path) -> dict[str, bytes]:
 
 def page(found: Validation, command: str, shown: Mapping[str, bytes]) -> str:
     """The page. `shown`: what `pictures` found."""
-    lead = (
+    opening = (
         document.paragraph(verdict(found), "lead")
+        + _scatters(found)
+        + document.items(_judged(found))
         + document.paragraph(
             "Measured: mean of the real runs, with the smallest and largest. Predicted: mean of simulations"
             " with all steps as much longer or shorter as the profile's own error leaves open, likewise."
-            " Bar: 10 % of what was measured, or one and a half times largest minus smallest where that is more; an error beyond it is marked. The"
-            " fit never saw these workloads."
+            " Bar: 10 % of what was measured, or one and a half times largest minus smallest where that is"
+            " more. The fit never saw these workloads."
         )
         + "".join(document.paragraph(warning, "note") for warning in found.warnings)
     )
@@ -79,14 +81,17 @@ def page(found: Validation, command: str, shown: Mapping[str, bytes]) -> str:
             document.facts([("profile", found.profile)]) + document.commands([command]),
         ),
     ]
-    return document.document(f"Predicted and measured: {found.profile}", sections, opening=lead)
+    return document.document(f"Predicted and measured: {found.profile}", sections, opening=opening)
 
 
 def verdict(found: Validation) -> str:
     """The finding in a sentence."""
     lines = [line for one in found.predictions for line in (*one.lines, *one.ratios)]
     inside = [line.is_within for line in lines]
-    text = f"{inside.count(True)} of {inside.count(True) + inside.count(False)} numbers are predicted within their bars"
+    text = (
+        f"{inside.count(True)} of {inside.count(True) + inside.count(False)} numbers of {found.profile} are"
+        " predicted within their bars"
+    )
     names = [cause.responsible for one in found.predictions for cause in one.causes]
     if not names:
         return f"{text}."
@@ -94,14 +99,43 @@ def verdict(found: Validation) -> str:
     return f"{text}; responsible for those of systems that are not: {counted}."
 
 
+def _judged(found: Validation) -> Iterator[str]:
+    """Pass or fail of every bar, in words: those that fail each with by how much."""
+    for one in found.predictions:
+        lines = [*one.lines, *one.ratios]
+        failed = [
+            f"{line.system} {_metric(line)} is predicted {percent(abs(line.error))} too"
+            f" {'high' if line.error > 0 else 'low'} (bar {percent(line.bar, 0)})"
+            for line in lines
+            if line.is_within is False and line.error is not None
+        ]
+        passed = sum(line.is_within is True for line in lines)
+        told = f"{one.scenario}: {passed} pass"
+        yield (
+            f"{told}, {len(failed)} fail: {'; '.join(failed)}."
+            if failed
+            else f"{told}, none fails."
+        )
+
+
+def _metric(line: Line) -> str:
+    return words.HEADINGS[line.metric][0] if line.metric in words.HEADINGS else line.metric
+
+
+def _scatters(found: Validation) -> str:
+    made = "".join(_scatter(one) for one in found.predictions)
+    return f'<div class="pair">{made}</div>' if made else ""
+
+
 def _scenario(found: Prediction, shown: Mapping[str, bytes]) -> Iterator[str]:
     runs = ", ".join(f"{count} of {name}" for name, count in found.repeats.items())
     yield document.paragraph(f"Runs: {runs}. {within(found)}.")
-    yield _scatter(found)
-    yield document.table(
+    twice = document.table(
         "Every number twice", _HEAD, [_row(line) for line in (*found.lines, *found.ratios)]
     )
-    yield document.table("Steps and copies alone", _COSTS, _cost_rows(found))
+    yield document.details("Every number twice, with its bar", twice)
+    alone = document.table("Steps and copies alone", _COSTS, _cost_rows(found))
+    yield document.details("Steps and copies alone", alone)
     png = shown.get(file_of("residuals", found))
     if png is not None:
         yield document.figure(
@@ -120,7 +154,7 @@ def _scatter(found: Prediction) -> str:
         return ""
     return document.figure(
         chart.svg(picture),
-        "Latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest on"
+        f"{found.scenario}: latencies predicted and measured; line: equal, band: 10 %; crosses: smallest and largest on"
         " both sides.",
     )
 
@@ -162,7 +196,7 @@ def _row(line: Line) -> list[Cell]:
     kind = "worse" if line.is_within is False else ""
     return [
         Cell(line.system),
-        Cell(line.metric),
+        Cell(_metric(line)),
         Cell(measured(line), "small" if line.measured is None else ""),
         Cell(number(line.low)),
         Cell(number(line.high)),
@@ -171,7 +205,7 @@ def _row(line: Line) -> list[Cell]:
         Cell(number(line.predicted_high)),
         Cell(percent(line.error), kind),
         Cell(percent(line.bar, 0)),
-        Cell("outside" if kind else "", kind),
+        Cell({True: "pass", False: "fail", None: "no bar"}[line.is_within], kind),
     ]
 
 

@@ -8,7 +8,7 @@ from explore.report.document import details, paragraph, table
 from explore.report.tails import legend
 
 #: Its script, in the order of use.
-SCRIPT = ("decode.js", "picture.js", "story.js", "lanes.js")
+SCRIPT = ("decode.js", "marks.js", "picture.js", "story.js", "lanes.js")
 
 _MEANINGS = {
     "queued": "arrived, nothing computed yet",
@@ -24,6 +24,7 @@ _KEYS = (
     ("left, right", "pan"),
     ("+, -", "zoom in, out"),
     ("0", "all of the run"),
+    ("n", "the next preemption"),
     ("up, down", "the request that arrived before, after"),
     ("Enter", "zoom to the request"),
     ("Page up, Page down", "other lanes, where there are more than fit"),
@@ -35,6 +36,7 @@ _BUTTONS = (
     ("left", "Earlier"),
     ("right", "Later"),
     ("all", "All of the run"),
+    ("next", "Next preemption"),
     ("taller", "Taller lanes"),
     ("lower", "Lower lanes"),
 )
@@ -47,7 +49,7 @@ def viewer(notes: Sequence[str]) -> str:
     )
     return (
         paragraph(
-            "A lane holds one request at a time, so as many lanes are filled as requests live at once."
+            "Marks below the lanes: every preemption, swap and stall, whatever the zoom. A lane holds one request at a time, so as many lanes are filled as requests live at once."
             " Where a pixel stands for more than one state, the one that fills most of it is drawn."
             " Drag to pan; the wheel zooms once the picture was pressed; press a request for its story."
         )
@@ -58,12 +60,12 @@ def viewer(notes: Sequence[str]) -> str:
         '<label>Request <input id="find" type="search" list="ids" autocomplete="off" spellcheck="false">'
         '</label><datalist id="ids"></datalist>'
         '<label id="clients" hidden>Client <select id="client"></select></label></div>'
-        '<p id="range" role="status"></p>'
-        '<div id="stage" tabindex="0" role="application" aria-label="Lanes of requests"'
+        '<p id="range" role="status"></p><p id="tail" class="told" hidden>The last turns trickle out in'
+        " what follows, with a hundredth of all their time: press All of the run to see it.</p>"
+        '<div class="beside"><div id="stage" tabindex="0" role="application" aria-label="Lanes of requests"'
         ' aria-describedby="keys range"><canvas id="picture"></canvas><canvas id="over"></canvas></div>'
-        '<p id="readout" aria-hidden="true"></p>'
         + legend(_MEANINGS)
-        + '<div id="story" role="region" aria-label="Story of a request" aria-live="polite">'
+        + '</div><p id="readout" aria-hidden="true"></p><div id="story" role="region" aria-label="Story of a request" aria-live="polite">'
         "<p>No request was chosen.</p></div></div>"
         + '<div id="keys">'
         + details("Keys, once the picture has the focus", table("Keys", ["key", "does"], _KEYS))

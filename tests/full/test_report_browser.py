@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.helpers.made import compared
 from tests.helpers.pages import EVIL, requests_of, slices_of
 from tests.helpers.sweeps import SMALL as SWEEP
 from tests.helpers.sweeps import pretend
+from tests.unit.search.test_report_search import found_best
 from tests.unit.test_cli import SMALL, run
 from tests.unit.test_predict import PROFILE, slow
 from tests.unit.test_report_folder import reply
@@ -52,11 +54,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     simulate(build({**tight, "system": "vllm-0.3.3-keep"}, "test"), out=folder / "run")
     write(compared("vllm-0.3.3-keep", "fastswitch", runs=3), folder / "comparison", "fastswitch x")
     pretend(SWEEP, folder / "sweep", reply)
+    found_best(folder / "search")
     real = slow(folder / "real", **{"step.base": 80e6})
     result = run("validate", real, "--profile", PROFILE, "--out", folder / "validation")
     assert result.exit_code == 0, result.output
     found_pages = {}
-    for name in ("run", "comparison", "sweep", "validation"):
+    for name in ("run", "comparison", "sweep", "search", "validation"):
         found_pages[name] = folder / f"{name}.html"
         assert run("report", folder / name, "--out", found_pages[name]).exit_code == 0
     return found_pages
@@ -78,7 +81,7 @@ def kept(png: bytes, name: str) -> bytes:
     return png
 
 
-@pytest.mark.parametrize("kind", ["run", "comparison", "sweep", "validation"])
+@pytest.mark.parametrize("kind", ["run", "comparison", "sweep", "search", "validation"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_page_fits_every_width_and_follows_light_and_dark(
     tab: Page, pages: dict[str, Path], kind: str, dark: bool
@@ -99,8 +102,8 @@ def test_a_page_fits_every_width_and_follows_light_and_dark(
 def test_the_answer_and_its_picture_are_in_the_first_screen(
     tab: Page, pages: dict[str, Path]
 ) -> None:
-    for kind in ("comparison",):
-        tab.show(pages[kind], 1000, 700)
+    for kind, path in pages.items():
+        tab.show(path, 1000, 700)
         ends = tab.value(
             "['.opening .lead', '.opening figure'].map((one) =>"
             " document.querySelector(one).getBoundingClientRect().bottom)"
@@ -226,9 +229,32 @@ def test_every_control_is_reached_by_tab_and_has_a_name(tab: Page, pages: dict[s
             )
         )
     assert all(text.strip() for text in reached)
-    order = ["Skip to the finding", "Numbers", "Zoom in", "Lower lanes", "Lanes of requests"]
+    order = ["Skip to the finding", "All numbers", "Zoom in", "Lower lanes", "Lanes of requests"]
     places = [next(i for i, text in enumerate(reached) if text.strip() == name) for name in order]
     assert places == sorted(places)
+
+
+def test_every_preemption_is_marked_and_the_next_one_is_a_press_away(
+    tab: Page, pages: dict[str, Path]
+) -> None:
+    opened(tab, pages["run"])
+    table = requests_of(pages["run"].read_text())
+    wanted = dict(zip(table["request_id"], table["preemptions"], strict=True))
+    total = sum(wanted.values())
+    assert total > 1
+    button = "document.querySelector('[data-do=\"next\"]')"
+    assert tab.value(f"{button}.textContent") == f"Next of {total} preemptions"
+    tab.value("document.getElementById('stage').focus()")
+    begins, names = [], []
+    for _ in range(total):
+        tab.press("n")
+        begins.append(view(tab)[0])
+        names.append(chosen(tab))
+    assert begins == sorted(begins)
+    assert Counter(names) == Counter({name: n for name, n in wanted.items() if n})
+    tab.value(f"{button}.click()")
+    assert chosen(tab) == names[0]
+    assert quiet(tab)
 
 
 def test_a_click_tells_the_story_by_hand(tab: Page, tmp_path: Path) -> None:
