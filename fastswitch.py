@@ -26,6 +26,7 @@ _API = {
     "search": ("explore.search.run", "search"),
     "serve": ("realrun.serve", "serve"),
     "simulate": ("sim.simulate", "simulate"),
+    "style_of": ("explore.report.looks", "style_of"),
     "sweep": ("explore.studies.sweep", "sweep"),
 }
 

@@ -7,6 +7,7 @@ from runs import glossary
 #: The longest beginning of a metric's name that is here is taken.
 WORDS: dict[str, str] = {
     "ttft": "TTFT",
+    "ttft_censored": "population",
     "ttft_due": "due",
     "tbt": "TBT",
     "tbt_in_batch": "in-batch gap",

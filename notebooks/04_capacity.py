@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from fastswitch import in_words, mean_of_runs, ratio_of_runs, sweep
+from fastswitch import in_words, mean_of_runs, ratio_of_runs, style_of, sweep
 
 RUNS = int(os.environ.get("NOTEBOOK_REPEATS", "4"))
 SCALE = float(os.environ.get("NOTEBOOK_SCALE", "1"))  # of the peak's length
@@ -140,7 +140,6 @@ for column, (gpu, sweeps) in enumerate(found.items()):
             for name in one.results["system"].unique():
                 at = sorted(one.results[RATE].unique())
                 points = [one.estimate(name, metric, {RATE: rate}) for rate in at]
-                style = ("o-", "^--", "s:")[SYSTEMS.index(name)]
                 values = [
                     point.value if point.value is not None else float("nan") for point in points
                 ]
@@ -149,16 +148,7 @@ for column, (gpu, sweeps) in enumerate(found.items()):
                     [value - low for value, (low, _) in zip(values, ends, strict=True)],
                     [high - value for value, (_, high) in zip(values, ends, strict=True)],
                 ]
-                colour = f"C{SYSTEMS.index(name)}"
-                panel.errorbar(
-                    at,
-                    values,
-                    spans,
-                    fmt=style,
-                    color=colour,
-                    capsize=3,
-                    label=name,
-                )
+                panel.errorbar(at, values, spans, capsize=3, label=name, **style_of(name))
         panel.axhline(most, color="black", lw=0.8)
         panel.set_ylim(bottom=0, top=3.5 * most if row == 0 else 2 * most)
         panel.spines[["top", "right"]].set_visible(False)

@@ -76,11 +76,13 @@ function start(table, slices, series) {
 
   // The next one after the last that was shown, or in the picture; after the last the first again.
   function next() {
-    const mine = preemptions.filter((one) => view.client < 0 || table.client_id[one.r] === view.client);
-    if (!mine.length) return;
-    const after = jumped >= 0 ? jumped : view.t0 - 1;
-    const one = mine.find(({ from }) => from > after) || mine[0];
-    jumped = one.from;
+    const mine = (one) => view.client < 0 || table.client_id[one.r] === view.client;
+    const fits = (one, i) => mine(one) && (jumped >= 0 ? i > jumped : one.from >= view.t0);
+    let i = preemptions.findIndex(fits);
+    if (i < 0) i = preemptions.findIndex(mine);
+    if (i < 0) return;
+    const one = preemptions[i];
+    jumped = i;
     const span = Math.min(end, Math.max(MIN_SPAN, (one.to - one.from) * 5));
     view.t0 = one.from - span * 0.3;
     view.t1 = view.t0 + span;

@@ -97,6 +97,16 @@ def of(system: str) -> Look:
     return Look(1 + drawn[0] % (len(COLOURS) - 1), drawn[1] % len(DASHES), drawn[2] % len(MARKERS))
 
 
+def style_of(system: str) -> dict[str, str]:
+    """A system's look as keyword arguments of matplotlib."""
+    look = of(system)
+    return {
+        "color": COLOURS[look.colour],
+        "linestyle": DASHES[look.dash],
+        "marker": MARKERS[look.marker],
+    }
+
+
 def nth(index: int) -> Look:
     """Of what is no system: curves of pools, clients and the like, by their place."""
     return Look(index % len(COLOURS), index % len(DASHES), index % len(MARKERS))

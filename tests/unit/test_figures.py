@@ -38,6 +38,7 @@ def test_every_named_system_has_a_look_of_its_own() -> None:
     usual = {looks.of(name).colour for name in _DEFAULT}
     assert len(usual) == len(_DEFAULT)  # those that are compared unasked differ by colour alone
     assert looks.of("mine") == looks.of("mine")
+    assert looks.style_of(OURS) == {"color": "#c44f00", "linestyle": "-", "marker": "o"}
 
 
 def light(colour: str) -> float:
