@@ -89,6 +89,7 @@ class Desk:
         self._offset_sum += request.offset
         self.running.append(request)
         self._joined[request] = None
+        self.order.began(request)
 
     def leave_batch(self, request: Request) -> None:
         """Freeze its token count; KV exists for all tokens but the last."""
@@ -157,12 +158,16 @@ class Desk:
     # ------------------------------------------------------------------ ranks
 
     def refresh_ranks(self) -> None:
-        """Ask the order for every live request's key again, and sort."""
-        key = self.order.key
-        now_ns = self.now_ns
+        """Ask the order for every live request's key again, and sort if one has changed."""
+        key_of, now_ns = self.order.key, self.now_ns
+        is_sorted = True
         for request in self.ranked:
-            request.rank = (key(request, now_ns), request.arrival_ns, request.request_id)
-        self.ranked.sort(key=rank_of)
+            key = key_of(request, now_ns)
+            if key != request.rank[0]:
+                request.rank = (key, request.arrival_ns, request.request_id)
+                is_sorted = False
+        if not is_sorted:
+            self.ranked.sort(key=rank_of)
 
     def rerank(self, request: Request) -> None:
         """The same for one that is no longer live, and whose conversation is idle."""

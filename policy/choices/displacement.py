@@ -7,6 +7,7 @@ it does not tell apart, are the order's: the planner sorts by (this key, rank).
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 from policy.views import RequestView
@@ -21,7 +22,8 @@ class Displacement(Protocol):
     by_rank: bool
 
     def key(self, request: RequestView) -> Place:
-        """Smaller stands first. Asked anew at every decision."""
+        """Smaller stands first. Asked anew at every decision, of those that hold device memory and of
+        the first others: these must stand as the order has them."""
 
 
 class ByOrder:
@@ -53,7 +55,7 @@ class ByGap:
 
     def key(self, request: RequestView) -> Place:
         """(priority less the head start, waits)."""
-        priority = (*request.rank[0], 0)[0]
+        priority = (*request.rank[0], -inf)[0]  # an empty key is the smallest
         if holds_a_place(request, self._block_size):
             return (priority - self._threshold, 0)
         return (priority, 1)

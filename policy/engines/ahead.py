@@ -8,14 +8,16 @@ the device leaves free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from policy.choices.movement import BACKUPS, Movement
 from policy.engines.draft import Draft
 from policy.engines.swaps import Swaps
-from policy.engines.target import leader_of
 from policy.request import Request
+
+#: Those live that hold device memory, in order, now.
+Residents = Callable[[], list[Request]]
 
 
 class Ahead(Protocol):
@@ -25,9 +27,9 @@ class Ahead(Protocol):
     wake_step: int | None
     headroom: int
 
-    def act(self, order: Sequence[Request], draft: Draft) -> bool:
-        """`order`: the live requests in the order in which they are served. Returns whether somebody
-        was parked."""
+    def act(self, residents: Residents, draft: Draft) -> bool:
+        """`residents` tells who holds device memory, in the order in which they are served. Returns
+        whether somebody was parked."""
 
 
 def make_ahead(swaps: Swaps) -> Ahead | None:
@@ -51,13 +53,13 @@ class BackupRounds:
         self._movement = movement
         self._next_round = 0  # lazy movements: the step from which on it is due
 
-    def act(self, order: Sequence[Request], draft: Draft) -> bool:
+    def act(self, residents: Residents, draft: Draft) -> bool:
         """See Ahead. Parks nobody."""
         swaps = self._swaps
         if not self._movement.is_lazy:
-            self._back_up(order, draft)
+            self._back_up(residents(), draft)
         elif swaps.desk.step >= self._next_round:
-            if self._back_up(order, draft):
+            if self._back_up(residents(), draft):
                 self.is_behind = False  # what is left over is the next round's
                 self._next_round = swaps.desk.step + swaps.settings.backup_every
                 self.wake_step = self._next_round
@@ -65,12 +67,11 @@ class BackupRounds:
                 self.wake_step = None  # the end of the copy in the way is waited for
         return False
 
-    def _back_up(self, order: Sequence[Request], draft: Draft) -> bool:
+    def _back_up(self, residents: list[Request], draft: Draft) -> bool:
         """Copy full blocks to the host, behind every other copy that goes there; False if one does."""
         swaps = self._swaps
         memory = swaps.memory
         self.is_behind = draft.acts or bool(draft.prefill)  # what it changes may allow more
-        residents = [request for request in order if request.context.device is not None]
         unsaved = {
             request: tokens
             for request in residents
@@ -113,7 +114,7 @@ class ProactiveParking:
         self.headroom = swaps.settings.high_blocks
         self._swaps = swaps
 
-    def act(self, order: Sequence[Request], draft: Draft) -> bool:
+    def act(self, residents: Residents, draft: Draft) -> bool:
         """See Ahead. Idle conversations give way first. The first in order that holds blocks always
         stays, and so do those that rule 10 shields and who came in this very plan.
 
@@ -126,14 +127,14 @@ class ProactiveParking:
         if not self.is_behind or draft.to_device:
             return False
         swaps.retire_idle(self.headroom + len(swaps.desk.growing()), draft, only_to_host=True)
-        leader = leader_of(order)
+        standing = residents()
         parked = False
-        for request in reversed(order):
+        for request in reversed(standing):
             if swaps.room_left() >= self.headroom:
                 break
             if (
                 request.is_decoding
-                and request is not leader
+                and request is not standing[0]
                 and request.resident_since < swaps.desk.step
                 and not swaps.is_shielded(request)
             ):

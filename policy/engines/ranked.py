@@ -31,15 +31,16 @@ A system may switch rules 9 and 10 off (`System.rules_off`). Rules 3 to 5 are `t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from policy.choices.displacement import Place
 from policy.choices.movement import BACKUPS
 from policy.choices.shape import SHAPES, Shape
-from policy.desk import Rank
+from policy.desk import Rank, rank_of
 from policy.engines.ahead import make_ahead
 from policy.engines.base import ALWAYS, Event, Until
 from policy.engines.draft import Draft
+from policy.engines.merged import Merged
 from policy.engines.room import Room, blocks_missing, blocks_needed, floor_of
 from policy.engines.swapping import Parts, SwapEngine
 from policy.engines.target import Bounds, Target, choose_target
@@ -94,7 +95,7 @@ class RankedEngine(SwapEngine):
         step = self._end_of_shields(target, shielded)
         ahead = self._ahead
         if ahead is not None:
-            if ahead.act(self._standing(), draft):
+            if ahead.act(self._residents, draft):
                 self._unmet = True  # who was put out stands elsewhere in the next choice
             if ahead.wake_step is not None:
                 step = min(ahead.wake_step, step or ahead.wake_step)
@@ -166,12 +167,18 @@ class RankedEngine(SwapEngine):
         )
         return choose_target(self._standing(), swaps.residents, shielded, bounds)
 
-    def _standing(self) -> Sequence[Request]:
+    def _standing(self) -> Iterable[Request]:
         """The live requests in the order in which they are served."""
         desk, swaps = self.desk, self.swaps
         if swaps.displacement.by_rank:
             return desk.ranked
-        return sorted(desk.ranked, key=self._place)
+        return Merged(self._residents(), desk.ranked, self._place)
+
+    def _residents(self) -> list[Request]:
+        """Those of them that hold device memory."""
+        swaps = self.swaps
+        place = rank_of if swaps.displacement.by_rank else self._place
+        return sorted(swaps.residents, key=place)
 
     def _place(self, request: Request) -> tuple[Place, Rank]:
         """Where a request stands, the order and who may displace whom put together."""

@@ -8,7 +8,8 @@ many plans the copies take. Rules, by number, are those at the top of `ranked.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from policy.engines.room import Room, blocks_missing, blocks_needed, floor_of
@@ -16,6 +17,8 @@ from policy.memory.sharing import Sharing
 from policy.pools.prefix import SharedBlock
 from policy.request import Request, RequestState
 
+#: How far down the order the leader is looked for.
+_FAR_IN_FRONT = 8
 _RUNNING, _WAITING, _LOADING = RequestState.RUNNING, RequestState.WAITING, RequestState.LOADING
 
 
@@ -61,12 +64,13 @@ class Bounds(NamedTuple):
 
 
 def choose_target(
-    order: Sequence[Request],
+    order: Iterable[Request],
     residents: Collection[Request],
     shielded: Sequence[Request],
     bounds: Bounds,
 ) -> Target:
-    """Choose over the live requests, in order, and those of them that hold device blocks.
+    """Choose over the live requests, in order, and those of them that hold device blocks. `order` is
+    begun twice.
 
     `shielded` residents are no victims: requests that a copy is loading, and those that rule 10 or
     hysteresis protects. Pure: reads requests, changes nothing. Costs one look at each request down
@@ -75,7 +79,7 @@ def choose_target(
     size, watermark, roomy = bounds.block_size, bounds.watermark, bounds.roomy
     entry = max(watermark, bounds.headroom) if bounds.headroom else watermark
     place = bounds.place or _rank
-    leader = leader_of(order) if bounds.protects_leader else None
+    leader = leader_of(order, residents, place) if bounds.protects_leader else None
     protected = _with_leader(leader, shielded)
     inside = set(protected)
     incoming: list[Request] = []
@@ -142,12 +146,19 @@ def choose_target(
     return Target(incoming, victims, head_of_line, never, is_final)
 
 
-def leader_of(order: Sequence[Request]) -> Request | None:
-    """The first in order that is resident is never a victim, so someone always finishes (rule 9)."""
-    for request in order:
+def leader_of(
+    order: Iterable[Request],
+    residents: Collection[Request],
+    place: Callable[[Request], tuple[Any, ...]],
+) -> Request | None:
+    """The first in order that is resident is never a victim, so someone always finishes (rule 9).
+
+    It stands far in front nearly always; behind many who wait it is found among the residents.
+    """
+    for request in islice(order, _FAR_IN_FRONT):
         if request.context.device is not None:
             return request
-    return None
+    return min(residents, key=place, default=None)
 
 
 def _with_leader(leader: Request | None, shielded: Sequence[Request]) -> list[Request]:

@@ -50,7 +50,8 @@ class ReleaseEngine(SwapEngine):
 
     def leave(self, request: Request, move: Move) -> None:
         """See Engine."""
-        self._dequeue(request)
+        if not request.is_decoding:
+            self._dequeue(request)
         super().leave(request, move)
 
     def _requeue(self, request: Request) -> None:

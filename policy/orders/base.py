@@ -28,6 +28,10 @@ class Order:
     def arrived(self, request: RequestView, now_ns: int) -> None:
         """A request came in. Called before its first `key`."""
 
+    def began(self, request: RequestView) -> None:
+        """A request decodes from now on: its first token has been made, or it has come back. Tokens of
+        one of which this was never said are none."""
+
     def left(self, request: RequestView, now_ns: int) -> None:
         """A request finished, was rejected or cancelled. Its key may still be asked for: the copy
         of an idle conversation ranks by it."""

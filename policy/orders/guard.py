@@ -69,6 +69,10 @@ class Guarded(Order):
         view = self.views[request.request_id] = view_of(request)
         self._call("arrived", view, now_ns)
 
+    def began(self, request: RequestView) -> None:
+        """A request decodes from now on."""
+        self._call("began", self.views[request.request_id])
+
     def left(self, request: RequestView, now_ns: int) -> None:
         """A request is no longer live."""
         self._call("left", self.views.pop(request.request_id), now_ns)

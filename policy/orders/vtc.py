@@ -8,6 +8,7 @@ served, the size of a context switch, or token-level fairness thrashes itself
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heappop, heappush, heapreplace
 from math import lcm
 
 from policy.errors import ConfigError
@@ -50,8 +51,10 @@ class VirtualTokenCounter(Order):
         self._prompt_weight = prompt_weight * self.unit
         self._output_weight = output_weight * self.unit
         self.service: dict[str, int] = {}
-        self._live: dict[str, dict[str, RequestView]] = {}  # client -> its live requests
+        self._live: dict[str, int] = {}  # client -> how many of its requests are live
+        self._levels: list[tuple[int, str]] = []  # heap: what live clients had been served, or less
         self._charged: dict[str, int] = {}  # request -> output tokens charged
+        self._serving: dict[str, RequestView] = {}  # those that may have tokens not charged yet
         self._last_left: str | None = None
 
     def arrived(self, request: RequestView, now_ns: int) -> None:  # noqa: ARG002
@@ -61,21 +64,26 @@ class VirtualTokenCounter(Order):
             self._charge_everybody()
             level = self.service.get(client, 0)
             if self._live:
-                level = max(level, min(self.service[other] for other in self._live))
+                level = max(level, self._least())
             elif self._last_left is not None:
                 level = max(level, self.service[self._last_left])
             self.service[client] = level
-            self._live[client] = {}
-        self._live[client][request.request_id] = request
+            self._live[client] = 0
+            heappush(self._levels, (level, client))
+        self._live[client] += 1
         self._charged[request.request_id] = 0
+
+    def began(self, request: RequestView) -> None:
+        """Its tokens are to be charged."""
+        self._serving[request.request_id] = request
 
     def left(self, request: RequestView, now_ns: int) -> None:  # noqa: ARG002
         """Settle what is still uncharged."""
         self._charge(request)
         del self._charged[request.request_id]
-        mine = self._live[request.client_id]
-        del mine[request.request_id]
-        if not mine:
+        self._serving.pop(request.request_id, None)
+        self._live[request.client_id] -= 1
+        if not self._live[request.client_id]:
             del self._live[request.client_id]
             self._last_left = request.client_id
 
@@ -89,9 +97,22 @@ class VirtualTokenCounter(Order):
         return (service - self._head_start if request.is_resident else service,)
 
     def _charge_everybody(self) -> None:
-        for requests in self._live.values():
-            for request in requests.values():
-                self._charge(request)
+        for name, request in list(self._serving.items()):
+            self._charge(request)
+            if not request.is_decoding:
+                del self._serving[name]
+
+    def _least(self) -> int:
+        """What the least served live client has been served. Service only grows."""
+        levels = self._levels
+        while True:
+            level, client = levels[0]
+            if client not in self._live:
+                heappop(levels)
+            elif level < self.service[client]:
+                heapreplace(levels, (self.service[client], client))
+            else:
+                return level
 
     def _charge(self, request: RequestView) -> None:
         generated = request.num_generated

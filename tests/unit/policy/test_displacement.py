@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -124,7 +125,7 @@ def test_an_order_without_numbers_knows_no_gap() -> None:
     machine = Watched(made)
     machine.arrive(Turn("a", 1000, 8, 3))
     machine.step()
-    assert ByGap(0.0, 4).key(made.request("a"))[0] == 0
+    assert ByGap(0.0, 4).key(made.request("a"))[0] == -inf
 
 
 @pytest.mark.parametrize("gap", [-1.0, float("inf"), float("nan")])
