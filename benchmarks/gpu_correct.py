@@ -295,7 +295,7 @@ def _copy_all(
     swap.set_barrier()
     for number, pair in enumerate(zip(device, host, strict=True)):
         runs = tuple(contiguous_runs(*pair))
-        swap.submit(Copy(number, way, "r", runs, len(pair[0]), urgent=True))
+        swap.submit(Copy(number, way, "r", runs, len(pair[0])))
     drain(swap)
 
 
@@ -334,7 +334,7 @@ def swapping_disturbs_no_step(bench: Bench) -> Values:
     for _ in range(30):
         for way in Direction:
             swap.set_barrier()
-            swap.submit(Copy(1, way, "r", moved, 16, urgent=True))
+            swap.submit(Copy(1, way, "r", moved, 16))
             for texts in (quiet, busy):
                 texts.step([0, 1, 2])
             drain(swap)

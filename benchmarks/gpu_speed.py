@@ -121,7 +121,7 @@ def _swap(
         for part in (shift[:middle], shift[middle:]):
             if part:
                 count = sum(n for _, _, n in part)
-                copies.append(Copy(len(copies) + 1, way, "r", tuple(part), count, urgent=True))
+                copies.append(Copy(len(copies) + 1, way, "r", tuple(part), count))
     swap.set_barrier()
     begin = time.perf_counter()
     for copy in copies:

@@ -244,7 +244,7 @@ def make_job(copy_id: int, way: Direction, blocks: int, runs: int, first: int) -
         length = blocks // runs + (index < blocks % runs)
         found.append((at, at, length))
         at += length
-    return Copy(copy_id, way, f"job{copy_id}", tuple(found), blocks, urgent=True)
+    return Copy(copy_id, way, f"job{copy_id}", tuple(found), blocks)
 
 
 def drain(swap: SwapManager) -> list[Transfer]:

@@ -42,7 +42,7 @@ def _copy(layout: str, way: Direction) -> Callable[[Profile], float]:
         blocks = 64
         runs = tuple((2 * i, 2 * i, 1) for i in range(blocks))
         costs = CopyCosts(profile, system, _BLOCK)
-        cost = costs.cost(Copy(0, way, "", runs, blocks, urgent=True))
+        cost = costs.cost(Copy(0, way, "", runs, blocks))
         return max(cost.first_call_ns + cost.link_ns, cost.submit_ns + cost.last_piece_ns) / 1e6
 
     return milliseconds

@@ -34,17 +34,13 @@ class PreemptionMode(Enum):
 
 
 class Copy(NamedTuple):
-    """One copy job. `runs` are (device, host, length), contiguous on both sides.
-
-    `urgent`: somebody waits for the room or the KV; otherwise it is background work.
-    """
+    """One copy job. `runs` are (device, host, length), contiguous on both sides."""
 
     copy_id: int
     direction: Direction
     request_id: str
     runs: tuple[Run, ...]
     num_blocks: int
-    urgent: bool
 
 
 class Batch(NamedTuple):

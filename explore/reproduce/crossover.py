@@ -92,7 +92,7 @@ def swap_ns(profile: Profile, system: System, tokens: int) -> int:
     runs = tuple((0, 0, length) for length in pieces)
     total = 0
     for way in (Direction.TO_HOST, Direction.TO_DEVICE):
-        cost = costs.cost(Copy(0, way, "", runs, blocks, urgent=True))
+        cost = costs.cost(Copy(0, way, "", runs, blocks))
         total += max(cost.first_call_ns + cost.link_ns, cost.submit_ns + cost.last_piece_ns)
     return total
 

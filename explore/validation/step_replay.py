@@ -238,7 +238,7 @@ def _alone_ns(row: dict[str, Any], costs: CopyCosts) -> int:
     runs, blocks = row["runs"], row["blocks"]
     lengths = [blocks // runs + (index < blocks % runs) for index in range(runs)]
     pieces = tuple((0, 0, length) for length in lengths)
-    cost = costs.cost(Copy(0, Direction(row["direction"]), "", pieces, blocks, urgent=True))
+    cost = costs.cost(Copy(0, Direction(row["direction"]), "", pieces, blocks))
     return max(1, cost.first_call_ns + cost.link_ns, cost.submit_ns + cost.last_piece_ns)
 
 

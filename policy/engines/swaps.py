@@ -131,7 +131,7 @@ class Swaps:
         wanted = memory.host_blocks_wanted(context)
         if memory.ledger.make_room(wanted, context, at_any_cost=False):
             waited = self.overlap.waits_for_stores
-            copy = memory.copy_out(context, self.desk.now_ns, waited=waited, urgent=False)
+            copy = memory.copy_out(context, self.desk.now_ns, waited=waited)
             draft.add_store(copy, waited=waited)
         else:
             memory.drop_device(context)
@@ -266,7 +266,7 @@ class Swaps:
             and self._has_host_room(context, draft)
         ):
             mode = PreemptionMode.SWAP
-            copy = memory.copy_out(context, self.desk.now_ns, waited=waited, urgent=True)
+            copy = memory.copy_out(context, self.desk.now_ns, waited=waited)
             draft.add_store(copy, waited=waited)
             request.move(Move.SWAP_OUT)
         else:  # rule 13: no host room means recompute, never an exception

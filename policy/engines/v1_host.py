@@ -169,7 +169,6 @@ class Host:
             share.request.request_id,
             tuple(contiguous_runs(device, host)),
             len(device),
-            urgent=not is_store,
         )
         self._next_id += 1
         job = Job(share, tuple(names), tuple(device), is_store)

@@ -128,7 +128,7 @@ class V1SwapEngine(V1Engine):
 
     def _copy(self, held: Swapped, way: Direction, device: list[int], host: list[int]) -> Copy:
         runs = tuple(contiguous_runs(device, host))
-        copy = Copy(self._next_id, way, held.request.request_id, runs, len(device), urgent=True)
+        copy = Copy(self._next_id, way, held.request.request_id, runs, len(device))
         self._flights[copy.copy_id] = held
         self._next_id += 1
         self.swapped_blocks += len(device)

@@ -132,7 +132,7 @@ class Memory:
         have = context.host_base + context.host_blocks
         return max(0, self.blocks_for(context.device_tokens) - have)
 
-    def copy_out(self, context: Context, now_ns: int, *, waited: bool, urgent: bool) -> Copy | None:
+    def copy_out(self, context: Context, now_ns: int, *, waited: bool) -> Copy | None:
         """Leave the device: send what the host does not have, free the rest now.
 
         Host room must have been made. Returns None when the host already has everything; then the
@@ -155,7 +155,6 @@ class Memory:
             before=valid,
             now_ns=now_ns,
             waited=waited,
-            urgent=urgent,
         )
         if waited:
             context.host_tokens = tokens
@@ -269,7 +268,6 @@ class Memory:
             before=0,
             now_ns=now_ns,
             waited=waited,
-            urgent=True,
         )
         if waited:
             self._arrived_on_device(transfer, context)
@@ -305,7 +303,6 @@ class Memory:
             before=first * size,
             now_ns=now_ns,
             waited=False,
-            urgent=False,
         )
         self.ledger.classify(context)
         return transfer.copy

@@ -160,7 +160,6 @@ class Transfers:
         before: int,
         now_ns: int,
         waited: bool,
-        urgent: bool,
     ) -> Transfer:
         """Copy the context's logical blocks from `blocks[0]` to before `blocks[1]`; it has room on both
         sides. Its blocks are held as the table says from now on."""
@@ -170,7 +169,7 @@ class Transfers:
         runs = matching_runs(device, first, host, first - base, last - first)
         way = Direction.TO_DEVICE if kind is Kind.LOAD else Direction.TO_HOST
         owner = context.owner.request_id
-        copy = Copy(self._next_id, way, owner, tuple(runs), last - first, urgent)
+        copy = Copy(self._next_id, way, owner, tuple(runs), last - first)
         self._next_id += 1
         fate = Fate.WAITED if waited else Fate.MOVING
         transfer = Transfer(

@@ -105,12 +105,12 @@ def job_ns(profile: Profile, point: Point) -> int:
     blocks, runs = point["blocks"], point["runs"]
     if point["duplex"]:
         other = Direction.TO_HOST if way is Direction.TO_DEVICE else Direction.TO_DEVICE
-        link.submit(Copy(1, other, "beside", ((0, 0, 1 << 22),), 1 << 22, urgent=False), 0)
+        link.submit(Copy(1, other, "beside", ((0, 0, 1 << 22),), 1 << 22), 0)
         env.run(until=10**9)
     begin = env.now
     lengths = [blocks // runs + (index < blocks % runs) for index in range(runs)]
     copied = tuple((0, 0, length) for length in lengths)
-    job = link.submit(Copy(0, way, "job", copied, blocks, urgent=True), begin)
+    job = link.submit(Copy(0, way, "job", copied, blocks), begin)
     env.run(until=job.done)
     return env.now - begin
 

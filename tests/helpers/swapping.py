@@ -118,7 +118,7 @@ class Desk:
     def copy(self, way: Direction, *runs: Run) -> Copy:
         self._next_id += 1
         blocks = sum(length for _, _, length in runs)
-        return Copy(self._next_id, way, f"r{self._next_id}", runs, blocks, urgent=True)
+        return Copy(self._next_id, way, f"r{self._next_id}", runs, blocks)
 
     def start(self, way: Direction, *runs: Run) -> Transfer:
         """Submit a copy."""

@@ -397,14 +397,14 @@ class MemoryMachine(RuleBasedStateMachine):
             book.device = 0
             self._check()
             return
-        waited, urgent = bool(flags & 1), bool(flags & 2)
-        copy = memory.copy_out(context, self.steps, waited=waited, urgent=urgent)
+        waited = bool(flags & 1)
+        copy = memory.copy_out(context, self.steps, waited=waited)
         assert context.device is None
         tokens, before, book.device = book.device, book.host, 0
         if tokens <= before:
             assert copy is None
         else:
-            assert copy is not None and copy.urgent == urgent
+            assert copy is not None
             assert copy.num_blocks == memory.blocks_for(tokens) - before // self.size
             self._start(copy, context, before=before, tokens=tokens, flags=flags)
         self._check()

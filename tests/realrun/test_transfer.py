@@ -60,7 +60,7 @@ def scramble(store: KVStore, seed: int) -> None:
 
 
 def job(way: Direction, runs: tuple[Run, ...]) -> Copy:
-    return Copy(1, way, "r1", runs, sum(run[2] for run in runs), urgent=True)
+    return Copy(1, way, "r1", runs, sum(run[2] for run in runs))
 
 
 @st.composite

@@ -410,7 +410,7 @@ def test_copies_in_opposite_directions_end_as_the_fluid_model_says(
     for copy_id, (way, at) in enumerate([(out, 0), (back, delay)]):
         if at:
             env.run(until=at)
-        copy = Copy(copy_id, way, "r", ((0, 0, blocks[way]),), blocks[way], urgent=True)
+        copy = Copy(copy_id, way, "r", ((0, 0, blocks[way]),), blocks[way])
         jobs[way] = link.submit(copy, 0)
     env.run()
     exact = fluid_ends({way: 1000 * n for way, n in blocks.items()}, rates, delay)

@@ -223,7 +223,7 @@ def ends(jobs: list[tuple[Direction, int, int]], costs: CopyCosts, threads: int)
     for copy_id, (way, blocks, gap) in enumerate(jobs):
         if gap:
             env.run(until=env.now + gap)
-        copy = Copy(copy_id, way, "r", ((0, 0, blocks),), blocks, urgent=True)
+        copy = Copy(copy_id, way, "r", ((0, 0, blocks),), blocks)
         submitted.append(link.submit(copy, 0))
     env.run()
     return [job.end_ns for job in submitted]
@@ -248,7 +248,7 @@ def stall(
     env = Clock()
     link = HostLink(env, costs, worker_threads=threads)
     for copy_id, (way, blocks) in enumerate(in_flight):
-        link.submit(Copy(copy_id - 99, way, "r", ((0, 0, blocks),), blocks, urgent=True), 0)
+        link.submit(Copy(copy_id - 99, way, "r", ((0, 0, blocks),), blocks), 0)
     engine = SimpleNamespace(env=env, link=link, _submits_itself=threads is None)
     env.run(until=env.process(Engine._copy(cast(Engine, engine), plan)))
     return env.now
@@ -268,7 +268,7 @@ def test_the_same_plan_stalls_no_longer_for_waiting_for_fewer_of_its_copies(
     """Sync waits for all, async for none but conflicts, adaptive for some: in that order."""
     costs = costs_of(1.0, submission, 0.6, "layer_major")
     copies = tuple(
-        Copy(copy_id, way, f"r{copy_id}", ((0, 0, blocks),), blocks, urgent=True)
+        Copy(copy_id, way, f"r{copy_id}", ((0, 0, blocks),), blocks)
         for copy_id, (way, blocks) in enumerate(given_copies)
     )
     every = tuple(copy.copy_id for copy in copies)

@@ -60,7 +60,6 @@ def test_every_block_is_sent_once_when_it_is_full_and_none_before() -> None:
     machine, request = alone(polls=1)
     plans = [machine.step() for _ in range(30)]
     assert sum(sum(sent(plan)) for plan in plans) == (request.num_tokens - 1) // 4
-    assert all(not copy.urgent for plan in plans for copy in plan.copies)
 
 
 def test_a_victim_sends_its_last_block_alone() -> None:
@@ -126,10 +125,10 @@ def test_a_round_that_is_due_waits_for_urgent_copies_and_no_longer() -> None:
     until(machine, lambda: made.step == 7)
     machine.rng.polls = 6  # type: ignore[attr-defined]
     machine.arrive(Turn("urgent", 0, 30, 9, priority=-1))
-    urgent = [copy for copy in machine.step().copies if copy.urgent]
-    assert [copy.request_id for copy in urgent] == ["last"]
+    victims = machine.step().copies
+    assert [copy.request_id for copy in victims] == ["last"]
     in_flight = memory_of(made).in_flight
-    while urgent[0].copy_id in in_flight:
+    while victims[0].copy_id in in_flight:
         assert sent(machine.step()) == []
     assert made.step > 9
     assert sent(machine.step()) != []
@@ -144,7 +143,7 @@ def test_a_victim_of_a_round_sends_what_is_new_alone() -> None:
     machine.arrive(Turn("urgent", 0, 30, 9, priority=-1))
     plan = machine.step()
     assert machine.preempted == [("last", SWAP)]
-    assert [c.num_blocks for c in plan.copies if c.urgent] == [new]
+    assert [copy.num_blocks for copy in plan.copies] == [new]
     assert 0 < new < 3 and request.context.host_tokens == 16
 
 
@@ -236,9 +235,9 @@ def test_t1_backups_give_way_to_urgent_copies_and_keep_to_their_share() -> None:
 
     def watch(plan: Plan) -> None:
         stores = [copy for copy in plan.copies if copy.direction is Direction.TO_HOST]
-        if any(copy.urgent for copy in stores):
-            assert all(copy.urgent for copy in stores)
         memory = memory_of(made)
+        backups = {flight.copy.copy_id for flight in memory.backups()}
+        assert len({copy.copy_id in backups for copy in stores}) < 2
         under_way = sum(flight.copy.num_blocks for flight in memory.backups())
         assert under_way <= made.settings.backup_blocks
 

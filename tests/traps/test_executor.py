@@ -313,10 +313,8 @@ def test_l1_a_step_that_writes_what_a_store_still_reads_is_refused(
 ) -> None:
     proper = Memory.copy_out
 
-    def copy_out(
-        self: Memory, context: Context, now_ns: int, *, waited: bool, urgent: bool
-    ) -> Copy | None:
-        return proper(self, context, now_ns, waited=True, urgent=urgent)
+    def copy_out(self: Memory, context: Context, now_ns: int, *, waited: bool) -> Copy | None:
+        return proper(self, context, now_ns, waited=True)
 
     served(last="lane0")
     monkeypatch.setattr(Memory, "copy_out", copy_out)

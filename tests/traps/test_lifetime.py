@@ -57,10 +57,8 @@ def free_the_source_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap itself: a store that no step waits for gives its source back when it starts."""
     proper = Memory.copy_out
 
-    def copy_out(
-        self: Memory, context: Context, now_ns: int, *, waited: bool, urgent: bool
-    ) -> Copy | None:
-        return proper(self, context, now_ns, waited=True, urgent=urgent)
+    def copy_out(self: Memory, context: Context, now_ns: int, *, waited: bool) -> Copy | None:
+        return proper(self, context, now_ns, waited=True)
 
     monkeypatch.setattr(Memory, "copy_out", copy_out)
 

@@ -61,7 +61,7 @@ def copy_costs(submission: str, layout: str, *, threads: int = 1, **values: floa
 def copy_of(*lengths: int, way: Direction = TO_DEVICE) -> Copy:
     """A copy of runs of these lengths."""
     runs = tuple((1000 * i, 1000 * i, length) for i, length in enumerate(lengths))
-    return Copy(0, way, "r", runs, sum(lengths), urgent=True)
+    return Copy(0, way, "r", runs, sum(lengths))
 
 
 # ---------------------------------------------------------------------- steps

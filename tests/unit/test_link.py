@@ -86,7 +86,7 @@ class Bench:
 
 
 def copy_of(copy_id: int, way: Direction, blocks: int) -> Copy:
-    return Copy(copy_id, way, f"r{copy_id}", ((0, 0, blocks),), blocks, urgent=True)
+    return Copy(copy_id, way, f"r{copy_id}", ((0, 0, blocks),), blocks)
 
 
 # ---------------------------------------------------------------------- one direction

@@ -451,7 +451,7 @@ def test_a_recorder_that_saw_nothing_has_every_table_without_rows() -> None:
 
 
 def copy_of(request_id: str, direction: Direction) -> Copy:
-    return Copy(1, direction, request_id, ((0, 0, 1),), 1, urgent=True)
+    return Copy(1, direction, request_id, ((0, 0, 1),), 1)
 
 
 EXAMPLE = Plan(

@@ -133,7 +133,7 @@ def test_a_factor_multiplies_a_whole_step_and_a_whole_job() -> None:
     assert bent.prefill_ns([(1, 9)]) == pytest.approx(
         plain.prefill_ns([(1, 9)]) * 1600 / ONE, abs=1
     )
-    copy = Copy(0, Direction.TO_HOST, "r", ((0, 0, 1), (5, 9, 1)), 2, urgent=False)
+    copy = Copy(0, Direction.TO_HOST, "r", ((0, 0, 1), (5, 9, 1)), 2)
     for name in ("vllm-0.3.3-keep", "fastswitch", "+batched"):
         system = named_system(name)
         one = CopyCosts(truth(), system, 16).cost(copy)

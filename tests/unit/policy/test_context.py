@@ -17,7 +17,7 @@ def context(device_tokens: int = 0, host_tokens: int = 0) -> Context:
 
 
 def flight(of: Context, tokens: int, before: int, kind: Kind = Kind.STORE) -> Transfer:
-    copy = Copy(1, Direction.TO_HOST, "r", ((0, 0, 1),), 1, urgent=True)
+    copy = Copy(1, Direction.TO_HOST, "r", ((0, 0, 1),), 1)
     numbers = {"tokens": tokens, "before": before, "first_block": 0, "planned_ns": 0}
     return Transfer(kind, Fate.MOVING, copy, of, **numbers)
 

@@ -110,7 +110,7 @@ def test_what_a_request_holds_is_what_its_context_holds() -> None:
     assert (request.device_blocks, request.host_blocks, request.is_resident) == (3, 0, True)
     context = request.context
     memory_of(made).settle(context, 9)
-    memory_of(made).copy_out(context, 0, waited=True, urgent=True)
+    memory_of(made).copy_out(context, 0, waited=True)
     assert (request.device_blocks, request.host_blocks, request.is_resident) == (0, 3, False)
 
 

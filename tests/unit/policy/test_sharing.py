@@ -33,7 +33,7 @@ def on_device(memory: Memory, name: str, keys: str, tokens: int) -> Context:
 def leave(memory: Memory, context: Context, *, waited: bool = True) -> int:
     """Copy it out; how many blocks that moved."""
     memory.prepare_to_leave(context)
-    copy = memory.copy_out(context, 0, waited=waited, urgent=True)
+    copy = memory.copy_out(context, 0, waited=waited)
     assert copy is not None
     if waited:
         memory.complete(copy.copy_id, ok=True)

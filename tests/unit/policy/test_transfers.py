@@ -43,7 +43,6 @@ class Bench:
             before=first * SIZE,
             now_ns=0,
             waited=waited,
-            urgent=True,
         )
         self.check()
 
