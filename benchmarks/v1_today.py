@@ -1,6 +1,6 @@
 """Should I swap, offload or recompute on today's vLLM? Prints the page, and a last line of JSON.
 
-    python benchmarks/v1_today.py [--profile a10-llama-3-8b] [--runs 5] [--conversations 60] > PAGE.md
+    python benchmarks/v1_today.py [--profile a10-llama-3-8b] [--runs 5] [--conversations 120] > PAGE.md
 
 Every system is `vllm-v1` with one thing changed, under FCFS with the release's own defaults, on chat,
 agent and code workloads. The load is fixed by a rule before any system is compared: the least of
@@ -29,12 +29,13 @@ SYSTEMS = (
     "vllm-v1-offload",
     "vllm-v1-offload-all",
     "vllm-v1+swap",
-    "vllm-v1+swap-block-major",
+    "vllm-v1+park",
+    "vllm-v1+least-computed",
 )
-RATES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+RATES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 METRICS = ("ttft_p95_s", "tbt_p99_s")
 WORKLOADS = ("chat", "agent", "code")
-BAR = 40
+BAR = 14
 #: Agents and code need more than 8,192 tokens of context.
 CONTEXT = 16_384
 
@@ -80,36 +81,39 @@ def verdict(found: Comparison, system: str, metric: str) -> str:
 
 
 def figure(found: dict[str, Comparison]) -> list[str]:
-    """Bars of TTFT P95, per workload as a share of the longest."""
-    lines = ["```", "TTFT P95, mean of runs"]
-    for kind, comparison in found.items():
-        means = {name: comparison.estimate(name, METRICS[0]).value for name in SYSTEMS}
-        most = max([mean for mean in means.values() if mean is not None], default=1.0)
-        for name, mean in means.items():
-            bar = "#" * max(1, round(BAR * (mean or 0.0) / most))
-            told = words.TOO_SMALL if mean is None else f"{words.significant(mean)} s"
-            lines.append(f"{kind:6} {name:25} {bar} {told}")
+    """Bars of TTFT P95, a row per system: per workload as a share of the longest."""
+    head = "TTFT P95, mean of runs"
+    lines = ["```", f"{head:24}" + "".join(f"{kind:{BAR + 12}}" for kind in found)]
+    for name in SYSTEMS:
+        cells = []
+        for comparison in found.values():
+            means = [comparison.estimate(one, METRICS[0]).value or 0.0 for one in SYSTEMS]
+            mean = comparison.estimate(name, METRICS[0]).value
+            bar = "#" * max(1, round(BAR * (mean or 0.0) / (max(means) or 1.0)))
+            told = words.estimate(comparison.estimate(name, METRICS[0]), METRICS[0])
+            told = words.TOO_SMALL if mean is None else told.partition(" ")[0] + " s"
+            cells.append(f"{bar} {told}".ljust(BAR + 12))
+        lines.append(f"{name:24}{''.join(cells)}".rstrip())
     return [*lines, "```", ""]
 
 
-def table(kind: str, rate: float, found: Comparison) -> list[str]:
-    """One workload's rows."""
+def table(rates: dict[str, float], found: dict[str, Comparison]) -> list[str]:
+    """A row per workload and system."""
     lines = [
-        f"## {kind}, {rate} conversations a second",
-        "",
-        "| system | TTFT P95 s | against vllm-v1 | TBT P99 s | against vllm-v1 | preemptions |"
+        "| workload | system | TTFT P95 s | against vllm-v1 | TBT P99 s | against vllm-v1 | preemptions |"
         " ktok recomputed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in SYSTEMS:
-        cells = [f"`{name}`"]
-        for metric in METRICS:
-            cells.append(words.estimate(found.estimate(name, metric), metric))
-            cells.append("-" if name == BASELINE else verdict(found, name, metric))
-        for metric in ("preemptions", "recomputed_tokens"):
-            cells.append(words.estimate(found.estimate(name, metric), metric))
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    for kind, comparison in found.items():
+        for name in SYSTEMS:
+            cells = [f"{kind}, {rates[kind]}/s", f"`{name}`"]
+            for metric in METRICS:
+                cells.append(words.estimate(comparison.estimate(name, metric), metric))
+                cells.append("-" if name == BASELINE else verdict(comparison, name, metric))
+            for metric in ("preemptions", "recomputed_tokens"):
+                cells.append(words.estimate(comparison.estimate(name, metric), metric))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def answers(found: dict[str, Comparison]) -> list[str]:
@@ -135,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="a10-llama-3-8b")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--conversations", type=int, default=60)
+    parser.add_argument("--conversations", type=int, default=120)
     asked = parser.parse_args()
     found: dict[str, Comparison] = {}
     rates: dict[str, float] = {}
@@ -155,11 +159,10 @@ def main() -> None:
         *answers(found),
         "",
     ]
-    for kind, comparison in found.items():
-        lines += table(kind, rates[kind], comparison)
+    lines += table(rates, found)
     print("\n".join(lines).rstrip())
     told: dict[str, Any] = {"rates": rates, "profile": asked.profile, "runs": asked.runs}
-    print("\n```\n" + json.dumps(told) + "\n```")
+    print("\n`" + json.dumps(told) + "`")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from tests.helpers.vllm_release import ReleaseDriver, find_wheel, load
 
 RUNS = 4000
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
