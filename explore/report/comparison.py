@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from explore import words
-from explore.report import chart, document, figures, pareto, rows
+from explore.report import chart, document, figures, rows
 from explore.report.chart import Picture
 from explore.report.document import Cell, Head, Row
 from explore.report.figures import HEADLINE
@@ -158,11 +158,12 @@ def _worth(comparison: Comparison) -> str:
 
 
 def _frontiers(comparison: Comparison) -> str:
-    candidates = [
-        pareto.Candidate(name, name, {m: comparison.estimate(name, m) for m in pareto.METRICS})
-        for name in comparison.systems
-    ]
-    return pareto.figures(candidates, comparison.systems)
+    made = (
+        document.figure(chart.svg(picture), caption)
+        for picture, caption in figures.frontiers(comparison)
+    )
+    inside = "".join(made)
+    return f'<div class="pair">{inside}</div>' if inside else ""
 
 
 _TAILS = "Share that takes longer than x. Lines: mean over runs; bands, for two systems: smallest to largest run."

@@ -112,13 +112,21 @@ def _told(one: Worth, metric: str) -> str:
     return f"{one.system} against {one.against}: {words.ratio(one.ratios[metric])}"
 
 
-def frontier(comparison: Comparison) -> list[Picture]:
-    """Latency against throughput, and speed of a user against speed of the machine."""
+def frontiers(comparison: Comparison) -> list[tuple[Picture, str]]:
+    """Latency against throughput, and the pace of a user against that of the machine, with captions."""
+    metrics = (*pareto.METRICS, pareto.PACE)
+    systems = comparison.systems
     candidates = [
-        pareto.Candidate(name, name, {m: comparison.estimate(name, m) for m in pareto.METRICS})
-        for name in comparison.systems
+        pareto.Candidate(name, name, {m: comparison.estimate(name, m) for m in metrics})
+        for name in systems
     ]
-    return [picture for picture, _ in pareto.pictures(candidates, comparison.systems)]
+    paces = pareto.paces(candidates, systems)
+    return [*pareto.pictures(candidates, systems), *([] if paces is None else [paces])]
+
+
+def frontier(comparison: Comparison) -> list[Picture]:
+    """Those pictures alone."""
+    return [picture for picture, _ in frontiers(comparison)]
 
 
 def tails(comparison: Comparison) -> list[Picture]:

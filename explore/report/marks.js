@@ -26,18 +26,24 @@ function marksOf({ table, slices }) {
   return [{ title: 'preemptions', all: preemptions }, { title: 'swaps', all: swaps }, { title: 'stalls', all: stalls }];
 }
 
-// `colour`: of a mark, null for one that is not shown.
+// `colour`: of a mark, null for one that is not shown. Every pixel once, however many marks there are.
 function drawMarks(context, rows, top, width, across, colour, ink, paper) {
+  const pixels = new Array(Math.ceil(width));
   rows.forEach(({ title, all }, row) => {
     const y = top + row * MARK + 2, height = MARK - 3;
-    context.globalAlpha = 0.75;
+    pixels.fill(null);
     for (const one of all) {
       const from = across(one.from), to = row === 0 ? from : across(one.to), fill = colour(one, row);
-      if (to < 0 || from > width || fill === null) continue;
-      context.fillStyle = fill;
-      context.fillRect(from - 0.75, y, Math.max(1.5, to - from), height);
+      if (to < 0 || from >= width || fill === null) continue;
+      const first = Math.max(0, Math.floor(from));
+      pixels.fill(fill, first, Math.max(first + 1, Math.round(to)));
     }
-    context.globalAlpha = 1;
+    for (let x = 0; x < pixels.length;) {
+      let end = x + 1;
+      while (end < pixels.length && pixels[end] === pixels[x]) end += 1;
+      if (pixels[x] !== null) { context.fillStyle = pixels[x]; context.fillRect(x, y, end - x, height); }
+      x = end;
+    }
     const text = `${title} ${all.length}`;
     context.textAlign = 'left';
     context.fillStyle = paper;

@@ -104,8 +104,52 @@ def _picture(
     return Picture(title, x, y, curves, points, systems), caption
 
 
+#: A user's own pace: tokens of one reply a second, by the median turn.
+PACE = "tpot_p50_s"
+
+
+def paces(candidates: Sequence[Candidate], systems: Sequence[str]) -> tuple[Picture, str] | None:
+    """Tokens a second of one user against those of the whole machine, and its caption: the axes by which
+    capacity is planned. None if nobody has both."""
+    rate = common(candidates, THROUGHPUTS)
+    turned = [(one, _turned(one.estimates[PACE])) for one in candidates]
+    known = [
+        (one, pace)
+        for one, pace in turned
+        if pace.value is not None and one.estimates[rate].value is not None
+    ]
+    if not known:
+        return None
+    places = {
+        one.label: (pace.value or 0.0, one.estimates[rate].value or 0.0) for one, pace in known
+    }
+    points = []
+    for one, pace in known:
+        x, y = places[one.label]
+        is_beaten = any(a >= x and b >= y and (a, b) != (x, y) for a, b in places.values())
+        told = words.scaled(pace, 1), words.estimate(one.estimates[rate], rate)
+        label = f"{one.label}: {told[0]} tok/s of a user, {told[1]} tok/s of the machine"
+        span = _span(one.estimates[rate])
+        points.append(Point(label, one.system, _span(pace), span, is_beaten, one.attributes))
+    stairs = _stairs([point for point in points if not point.is_faded])
+    curves = [Curve("", stairs, look=Look(7, 2))] if len(stairs) > 1 else []
+    x_axis = _around("tokens/s of one user (1 / TPOT P50)", [v for p in points for v in p.x])
+    y_axis = _around("tokens/s of the machine", [v for p in points for v in p.y])
+    title = "Pace of a user against pace of the machine"
+    caption = f"{title}; to the right and above is better. Line: the frontier; pale: who is beaten in both means."
+    return Picture(title, x_axis, y_axis, curves, points, systems), caption
+
+
+def _turned(found: Estimate) -> Estimate:
+    """One over it; its interval is the same factor up and down."""
+    if not found.value:
+        return Estimate(None)
+    half = None if found.half is None else found.half / found.value**2
+    return Estimate(1 / found.value, half)
+
+
 def _stairs(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Along the frontier: the least latency that anybody has with at least so much throughput."""
+    """Along the frontier: the best height that anybody has at least so far to the right."""
     found: list[tuple[float, float]] = []
     for x, y in sorted({(point.x[0], point.y[0]) for point in points}):
         if found:

@@ -131,3 +131,27 @@ def test_the_table_for_papers_has_every_system_and_marks_what_is_sure() -> None:
     assert body.count(r"\\") == len(CHAIN)
     assert rf"\textbf{{{sure}}}" in body and f"& {unsure} &" in body
     assert len({line.count(" & ") for line in body.splitlines()[1:]}) == 1
+
+
+def test_the_pace_of_a_user_is_one_over_the_time_of_a_token_with_the_same_interval() -> None:
+    slower = {"tpot_p50_s": 0.05, "throughput_tok_s": 900.0}
+    faster = {"tpot_p50_s": 0.02, "throughput_tok_s": 1000.0}
+    found = compared(
+        KEEP,
+        OURS,
+        change=lambda s, r: {
+            name: v * (1 + r / 20) for name, v in (faster if s == OURS else slower).items()
+        },
+    )
+    made = found.figure_csv("frontier")
+    (line,) = [
+        one
+        for one in csv.DictReader(io.StringIO(made))
+        if one["picture"].startswith("Pace") and one["series"] == OURS
+    ]
+    tpot = found.estimate(OURS, "tpot_p50_s")
+    assert tpot.value is not None and tpot.interval is not None
+    assert float(line["x"]) == pytest.approx(1 / tpot.value)
+    assert float(line["x_low"]) == pytest.approx(1 / tpot.interval[1])
+    (pace,) = [p for p in figures.frontier(found) if p.title.startswith("Pace")]
+    assert [point.is_faded for point in pace.points] == [True, False]
