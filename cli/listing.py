@@ -89,6 +89,21 @@ def glossary_command(*, term: str | None, as_json: bool) -> None:
     click.echo(json.dumps(told, indent=1)) if as_json else _print(told)
 
 
+@click.command("routers")
+@_json
+def routers_command(*, as_json: bool) -> None:
+    """Routers of a fleet: which replica serves a request.
+
+    \b
+    Example:
+      fastswitch routers
+    """
+    from policy.routing.catalog import ROUTERS
+
+    told = [{"name": one.name, "sentence": one.sentence} for one in ROUTERS.values()]
+    click.echo(json.dumps(told, indent=1)) if as_json else _print(told)
+
+
 @click.command("metrics")
 @_json
 def metrics_command(*, as_json: bool) -> None:

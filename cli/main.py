@@ -15,6 +15,7 @@ from cli.listing import (
     glossary_command,
     metrics_command,
     orders_command,
+    routers_command,
     scenarios_command,
     systems_command,
 )
@@ -95,6 +96,7 @@ for _command in (
     config,
     systems_command,
     orders_command,
+    routers_command,
     scenarios_command,
     metrics_command,
     glossary_command,

@@ -16,7 +16,7 @@ from policy.scheduler import Scheduler
 from runs.recorder import CopyRecord, Recorder
 from runs.recording import IntTable
 from runs.serving import Serving, client_facts, planner_of, unservable
-from runs.turns import NEVER, Arrival, TurnDriver
+from runs.turns import NEVER, Arrival, Turns
 from traces.workload import Turn
 
 NULL = IntTable.NULL
@@ -49,7 +49,7 @@ class Loop(ABC, Generic[S]):
     def __init__(
         self,
         scheduler: Scheduler,
-        driver: TurnDriver,
+        driver: Turns,
         recorder: Recorder,
         served: dict[str, S],
         *,

@@ -127,9 +127,13 @@ class _Sink:
     """Where full chunks of a table go: memory, or a Parquet file."""
 
     def __init__(
-        self, name: str, folder: Path | None, metadata: dict[bytes, bytes] | None = None
+        self,
+        name: str,
+        folder: Path | None,
+        metadata: dict[bytes, bytes] | None = None,
+        schema: pa.Schema | None = None,
     ) -> None:
-        self.schema = SCHEMAS[name].with_metadata(metadata)
+        self.schema = (SCHEMAS[name] if schema is None else schema).with_metadata(metadata)
         self._chunks: list[pa.RecordBatch] = []
         self._path = None if folder is None else folder / f"{name}.parquet"
         self._writer: pq.ParquetWriter | None = None
@@ -161,12 +165,17 @@ class _Sink:
 
 
 class Table:
-    """Rows of one schema. `append` takes a tuple. `metadata`: of its file, beside the columns."""
+    """Rows of one schema, of a recording's table unless another is given. `append` takes a tuple.
+    `metadata`: of its file, beside the columns."""
 
     def __init__(
-        self, name: str, folder: Path | None, metadata: dict[bytes, bytes] | None = None
+        self,
+        name: str,
+        folder: Path | None,
+        metadata: dict[bytes, bytes] | None = None,
+        schema: pa.Schema | None = None,
     ) -> None:
-        self._sink = _Sink(name, folder, metadata)
+        self._sink = _Sink(name, folder, metadata, schema)
         self._rows: list[tuple[Any, ...]] = []
         self.append = self._rows.append
         self.extend = self._rows.extend
@@ -340,18 +349,19 @@ def _from_journal(folder: Path) -> pa.Table:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[Path]:
+def claimed(folder: Path, mark: str = "run.json") -> Iterator[Path]:
     """A new, empty folder to record into; it gets the name `folder` if all goes well, replacing an
     earlier recording, and vanishes if not. A link is followed.
 
     Raises ConfigError, before anything is recorded, if `folder` exists and is not an earlier
-    recording, or cannot be made.
+    recording, or cannot be made. `mark`: the file that makes a folder one of its kind, `fleet.json` of a
+    fleet's, which holds a folder for each replica.
     """
     if folder.name in ("", ".."):
         raise ConfigError(f"{folder}: is not the name of a new folder; give one, like runs/first")
     with _writing(folder):
         final = Path(os.path.realpath(folder))
-        _refuse_what_is_not_a_recording(final, folder)
+        _refuse_what_is_not_a_recording(final, folder, mark)
         part = _beside(final, "part")
         _clear_what_a_killed_run_left(final)
         part.mkdir(parents=True)
@@ -363,14 +373,14 @@ def claimed(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _refuse_what_is_not_a_recording(folder: Path, named: Path) -> None:
+def _refuse_what_is_not_a_recording(folder: Path, named: Path, mark: str) -> None:
     if not folder.exists():
         return
     inside = list(folder.iterdir()) if folder.is_dir() else [folder]
-    if inside and folder / "run.json" not in inside:
+    if inside and folder / mark not in inside:
         raise ConfigError(f"{shown_path(named)}: exists and is not a recording; it is left alone")
     for path in inside:
-        if path.is_dir():
+        if path.is_dir() and not (mark != "run.json" and (path / "run.json").is_file()):
             raise ConfigError(
                 f"{shown_path(named)}: holds the folder {shown(path.name)}, which no recording has;"
                 " it is left alone"

@@ -24,6 +24,7 @@ from policy.orders.catalog import ORDERS, OrderSettings
 from policy.orders.traces import check_markov
 from policy.orders.vtc import MAX_WEIGHT
 from policy.systems import System, custom_system, named_system
+from runs.fleet_spec import DEFAULT_ROUTER, ReplicaSpec, TelemetrySpec, check_fleet, groups_of
 from traces.strict import MAX_BLOCK_SIZE, MAX_SECONDS, quoted, reason, shown, shown_path
 from traces.workload import MAX_TOKENS
 from traces.workload_spec import (
@@ -150,6 +151,8 @@ class Scenario(Section):
     `profile_draw`: a machine within the profile's ranges (`Profile.drawn`), 0 the profile itself.
     `last_turn_known`: the engine is told with its last turn that a conversation ends, and keeps
     nothing of it. A server is not told, so the default is false.
+    `replicas`: with them this is a fleet behind `router` (docs/fleet.md). `replica`: which one of a fleet
+    this engine was, whose random streams it draws from.
     """
 
     name: str = "unnamed"
@@ -170,8 +173,17 @@ class Scenario(Section):
     vtc: VtcSpec = VtcSpec()
     rates: RateSpec = RateSpec()
     last_turn_known: bool = False
+    replicas: Annotated[tuple[ReplicaSpec, ...], Field(strict=False)] = ()
+    router: str = DEFAULT_ROUTER
+    telemetry: TelemetrySpec = TelemetrySpec()
+    replica: Count = 0
     seed: Count = 0
     run: Count = 0
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _count_alone(cls, value: Any) -> Any:
+        return groups_of(value)
 
     @field_validator("workload", mode="before")
     @classmethod
@@ -201,14 +213,7 @@ class Scenario(Section):
 
     def resolve_system(self) -> System:
         """The system that is asked for (`served_under` says which one serves). Raises ConfigError."""
-        if isinstance(self.system, str):
-            return named_system(self.system)
-        system = custom_system(self.system)
-        if system.engine not in ENGINES:
-            raise ConfigError(
-                f"system.engine: {system.engine!r} is not one of {', '.join(ENGINES)}"
-            )
-        return system
+        return system_of(self.system)
 
     def order_settings(self) -> OrderSettings:
         return OrderSettings(
@@ -249,6 +254,16 @@ class Scenario(Section):
     def as_yaml(self) -> str:
         """The resolved scenario, every default written out."""
         return dump_yaml(self.model_dump(mode="json"))
+
+
+def system_of(given: str | dict[str, Any]) -> System:
+    """A system by its name, or by its switches. Raises ConfigError."""
+    if isinstance(given, str):
+        return named_system(given)
+    system = custom_system(given)
+    if system.engine not in ENGINES:
+        raise ConfigError(f"system.engine: {system.engine!r} is not one of {', '.join(ENGINES)}")
+    return system
 
 
 # ---------------------------------------------------------------------- loading
@@ -391,6 +406,10 @@ def _check(scenario: Scenario, where: str) -> None:
     if low >= high:
         raise ConfigError(f"{where}: movement.low: {low} is not below movement.high {high}")
     try:
+        check_fleet(scenario.replicas, scenario.order_name, scenario.router, scenario.telemetry)
+        for group in scenario.replicas:
+            if group.system is not None:
+                system_of(group.system)
         if scenario.order_name == "markov":
             check_markov(scenario.priority.share, scenario.priority.stay)
         scenario.resolve_system()

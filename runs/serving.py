@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -24,7 +24,7 @@ from policy.settings import Settings
 from policy.systems import PLANNERS, V1, System, served_under
 from policy.views import BlockNames
 from runs.scenario import Scenario
-from runs.turns import Arrival, TurnDriver
+from runs.turns import Arrival, TurnDriver, Turns
 from traces.randomness import Streams
 from traces.workload import Turn, Workload, repeats_all
 
@@ -68,6 +68,8 @@ def settings_for(
 ) -> Settings:
     """Pool sizes and limits; the machine's where the scenario is silent, `v1` where the engine is V1.
     Raises ConfigError."""
+    if scenario.replicas:
+        raise ConfigError("replicas: one engine is asked for here, and the scenario has a fleet")
     pool, limits = scenario.pool, scenario.limits
     device = pool.device_blocks or device_blocks
     if device < 1:
@@ -153,10 +155,17 @@ def planner_of(scheduler: Scheduler) -> str:
 
 def age(scheduler: Scheduler, serving: Serving, kept: Kept | None = None) -> None:
     """Use both pools before time zero (`pool.aging`)."""
-    kind = serving.scenario.pool.aging
+    kind, streams = serving.scenario.pool.aging, serving.streams
     if kind == "none":
         return
-    streams = serving.streams
+    if streams.replica:  # all replicas of a fleet begin alike: as the first one
+        first = replace(serving, streams=Streams(streams.seed, streams.run))
+        same = Scheduler(serving.settings, scheduler.system, Order(), first.streams)
+        age(same, first, kept)
+        both = zip(scheduler.engine.pools(), same.engine.pools(), strict=True)
+        for (pool, _), (used, _) in both:
+            pool.wear(used.worn())
+        return
     lengths: tuple[tuple[int, int], ...] = ()
     if kind == "churn":
         lengths = tuple(islice(cycle(aging_lengths(serving)), CHURN_REQUESTS))
@@ -226,7 +235,7 @@ def make_driver(serving: Serving) -> TurnDriver:
     )
 
 
-def client_facts(driver: TurnDriver) -> dict[str, float]:
+def client_facts(driver: Turns) -> dict[str, float]:
     """Turns that waited in the client's own queue, and for how long in all; nothing of a client that
     has none."""
     if not driver.has_queue:
@@ -234,7 +243,7 @@ def client_facts(driver: TurnDriver) -> dict[str, float]:
     return {"queued_at_client": driver.num_queued, "queued_at_client_s": driver.queued_ns / 1e9}
 
 
-def assumptions(workload: Workload, driver: TurnDriver) -> list[str]:
+def assumptions(workload: Workload, driver: Turns) -> list[str]:
     """What a run took for granted of its workload, and the workload does not say."""
     found = list(workload.header.assumed)
     if driver.num_unsaid:

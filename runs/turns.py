@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from policy.errors import InputError
 from traces.workload import Turn, Workload
@@ -31,6 +31,39 @@ class Arrival(NamedTuple):
     parent_id: str | None
     due_ns: int
     is_last: bool = False
+
+
+class Turns(Protocol):
+    """What an engine loop asks of whoever hands it turns: a TurnDriver, or the inbox of a replica."""
+
+    num_rows: int
+    num_unsaid: int
+
+    @property
+    def next_ns(self) -> int:
+        """When the next turn arrives, NEVER if that depends on a reply or nothing is left."""
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether the client keeps turns back."""
+
+    @property
+    def num_queued(self) -> int:
+        """Turns that waited there."""
+
+    @property
+    def queued_ns(self) -> int:
+        """How long they did."""
+
+    @property
+    def is_done(self) -> bool:
+        """No turn will ever arrive again."""
+
+    def due(self, now_ns: int) -> list[Arrival]:
+        """Turns that have arrived by `now_ns`, in order."""
+
+    def ended(self, request_id: str, now_ns: int) -> None:
+        """A reply has ended, or the turn was rejected or cancelled."""
 
 
 class TurnDriver:

@@ -18,7 +18,7 @@ from runs.lineages import Names, no_names
 from runs.loop import NULL, Loop
 from runs.recorder import Recorder
 from runs.serving import longest_context, make_request, output_target
-from runs.turns import NEVER, Arrival, TurnDriver
+from runs.turns import NEVER, Arrival, Turns
 from sim.clock import Clock
 from sim.device import Device, Served
 from sim.link import Job
@@ -75,14 +75,15 @@ class Engine(Loop[Served]):
 
     `plans_ahead`: the next step is planned while one runs (vLLM's asynchronous scheduling), so a turn
     that arrives meanwhile is in the one after it. `frontend_ns`: what lies between a client and the
-    engine; turns are seen so much later than they arrive.
+    engine; turns are seen so much later than they arrive. `pushed`: where others hand turns to the driver,
+    the next time that they do, or say that nothing more will come.
     """
 
     def __init__(
         self,
         env: Clock,
         scheduler: Scheduler,
-        driver: TurnDriver,
+        driver: Turns,
         device: Device,
         link: Link,
         recorder: Recorder,
@@ -95,6 +96,7 @@ class Engine(Loop[Served]):
         names: Names = no_names,
         check: Callable[[Scheduler], None] | None = None,
         progress: Callable[[int], None] | None = None,
+        pushed: Callable[[], simpy.Event] | None = None,
     ) -> None:
         super().__init__(scheduler, driver, recorder, device.served, check=check, progress=progress)
         self.env = env
@@ -106,6 +108,7 @@ class Engine(Loop[Served]):
         self._frontend_ns = frontend_ns
         self._keys = keys
         self._names = names
+        self._pushed = pushed
         self._longest = longest_context(scheduler.settings, scheduler.system)
         self._step_end = StepEnd(env)
 
@@ -171,7 +174,8 @@ class Engine(Loop[Served]):
                 elif self._is_done and not link.in_flight:
                     return
                 else:
-                    yield from self._idle(plan)
+                    if (yield from self._idle(plan)):
+                        return
                     finished, began = (), None
                     update(Outcome(False, env.now, env.now, None, (), self._ended_copies()))
                 if finished:
@@ -283,21 +287,27 @@ class Engine(Loop[Served]):
     # ------------------------------------------------------------------ idleness
 
     def _idle(self, plan: Plan) -> Process:
-        """Nothing runs until a copy ends, a turn arrives or a client leaves."""
-        env, begin = self.env, self.env.now
-        self.recorder.unnumbered(plan, self.scheduler.step + 1, begin)
-        events: list[simpy.Event] = []
-        if self.link.in_flight and not self.link.ended_jobs:
-            self.link.on_end = env.event()
-            events.append(self.link.on_end)
-        wake = self._wake_ns
-        if wake < NEVER:
-            events.append(env.timeout(max(0, wake - env.now)))
-        if not events and not self.link.ended_jobs:
-            raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
-        if events and not self.link.ended_jobs:
+        """Nothing runs until a copy ends, a turn arrives or a client leaves. Whether all is over: where
+        turns are pushed, that is known only when nothing more will be."""
+        env, link, begin = self.env, self.link, self.env.now
+        while not link.ended_jobs:
+            events: list[simpy.Event] = [] if self._pushed is None else [self._pushed()]
+            if link.in_flight:
+                link.on_end = env.event()
+                events.append(link.on_end)
+            wake = self._wake_ns
+            if wake < NEVER:
+                events.append(env.timeout(max(0, wake - env.now)))
+            if not events:
+                raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
             yield simpy.AnyOf(env, events)
             # Whatever else happens at this instant happens before the next plan.
             yield self._step_end.after(0)
+            if self._pushed is None or not self._is_done or link.ended_jobs:
+                break
+            if not link.in_flight:  # woken to hear that nothing more comes
+                return True
+        self.recorder.unnumbered(plan, self.scheduler.step + 1, begin)
         if self.scheduler.num_live:
             self.recorder.waited(self.scheduler.step + 1, begin, env.now)
+        return False

@@ -184,7 +184,7 @@ def _serving(recording: Recording, scenario: Scenario, notes: _Notes) -> Serving
         scenario,
         scenario.resolve_system(),
         settings,
-        Streams(scenario.seed, scenario.run),
+        Streams(scenario.seed, scenario.run, scenario.replica),
         lengths,
     )
 
@@ -335,6 +335,10 @@ class RecordedTurns(TurnDriver):
     def __init__(self, turns: Iterable[Turn], last: set[str]) -> None:
         self._known_last = last
         super().__init__(Workload.of(turns, Header(timing="open")))
+
+    def _accept(self, row: Turn) -> None:
+        self._last.clear()  # every parent was written down, and a replica may never have had it
+        super()._accept(row)
 
     def due(self, now_ns: int) -> list[Arrival]:
         return [a._replace(is_last=a.request_id in self._known_last) for a in super().due(now_ns)]

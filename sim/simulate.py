@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import simpy
+
 from calibrate import profile as profiles
 from calibrate.profile import Profile, TokenCost
 from policy.scheduler import Scheduler
@@ -33,6 +35,7 @@ from runs.serving import (
     settings_for,
     v1_limits,
 )
+from runs.turns import Turns
 from runs.user_order import OrderLike, UserOrder, user_order
 from sim.clock import Clock
 from sim.costs import CopyCosts, step_costs
@@ -60,7 +63,7 @@ def prepare(scenario: Scenario, profile: Profile | None = None) -> Setup:
     profile = profile.drawn(scenario.profile_draw)
     if scenario.profile_values:
         profile = profile.with_values(scenario.profile_values)
-    streams = Streams(scenario.seed, scenario.run)
+    streams = Streams(scenario.seed, scenario.run, scenario.replica)
     settings = settings_for(
         scenario,
         device_blocks=profile.device_blocks(scenario.pool.block_size),
@@ -69,7 +72,7 @@ def prepare(scenario: Scenario, profile: Profile | None = None) -> Setup:
         v1=v1_limits(profile.memory.device_bytes.value, profile.machine),
     )
     system = scenario.resolve_system()
-    workload = open_workload(scenario.workload, streams)
+    workload = open_workload(scenario.workload, Streams(scenario.seed, scenario.run))
     settings = with_prefix_block(settings, system, workload.header)
     return Setup(scenario, system, settings, streams, workload, profile)
 
@@ -121,7 +124,14 @@ def _record(
         engine = make_engine(setup, scheduler, recorder, check, progress)
         with calm_collector():
             engine.env.run(until=engine.env.process(engine.run()))
-        recorded = recorder.close(_facts(setup, scheduler, engine))
+        return close(setup, scheduler, engine, recorder, own)
+
+
+def close(
+    setup: Setup, scheduler: Scheduler, engine: Engine, recorder: Recorder, own: UserOrder | None
+) -> Recording:
+    """The recording of a run that is over, with its summary."""
+    recorded = recorder.close(_facts(setup, scheduler, engine))
     recorded.summary["metrics"] = summarise(recorded)
     if own is not None and setup.scenario.drawn == "nothing":
         recorded.summary["workload"]["drawn"] = "priorities"  # a user's own order may draw
@@ -148,9 +158,15 @@ def make_engine(
     recorder: Recorder,
     check: str,
     progress: Callable[[int], None] | None = None,
+    *,
+    watch: Callable[[Scheduler], None] | None = None,
+    env: Clock | None = None,
+    driver: Turns | None = None,
+    pushed: Callable[[], simpy.Event] | None = None,
 ) -> Engine:
-    """The engine of a scenario with its machine, ready to run."""
-    env = Clock()
+    """The engine of a scenario with its machine, ready to run. `watch`, `env`, `driver`, `pushed`: of a
+    fleet; the first is called after every plan and update."""
+    env = Clock() if env is None else env
     system = setup.system
     keys = keys_from_ids(setup.workload.header, system)
     copies = CopyCosts(setup.profile, system, setup.settings.block_size)
@@ -160,7 +176,7 @@ def make_engine(
     return Engine(
         env,
         scheduler,
-        make_driver(setup),
+        make_driver(setup) if driver is None else driver,
         device,
         link,
         recorder,
@@ -170,9 +186,25 @@ def make_engine(
         names=names_for(system, setup.settings, keys),
         plans_ahead=system.transport.async_scheduling,
         frontend_ns=frontend_ns(setup.profile),
-        check=checker(check),
+        check=_both(checker(check), watch),
         progress=progress,
+        pushed=pushed,
     )
+
+
+def _both(
+    one: Callable[[Scheduler], None] | None, other: Callable[[Scheduler], None] | None
+) -> Callable[[Scheduler], None] | None:
+    """One after the other, as far as there are."""
+    if one is None or other is None:
+        return one or other
+    first, second = one, other
+
+    def both(scheduler: Scheduler) -> None:
+        first(scheduler)
+        second(scheduler)
+
+    return both
 
 
 def frontend_ns(profile: Profile) -> int:

@@ -34,8 +34,13 @@ def with_prefix_block(settings: Settings, system: System, header: Header) -> Set
 def keys_from_ids(header: Header, system: System) -> Keys:
     """Keys from a workload's hash_ids: its full blocks alone. Ids that hold within a session, or
     do not say how far they hold, say nothing of other sessions: the first key names the session."""
+    return keys_of(header) if system.shares_prefixes else no_keys
+
+
+def keys_of(header: Header) -> Keys:
+    """The same, whoever asks."""
     size = header.block_size
-    if not system.shares_prefixes or size is None:
+    if size is None:
         return no_keys
     everywhere = header.hash_scope == "global"
 

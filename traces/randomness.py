@@ -20,12 +20,13 @@ _NORMAL = NormalDist()
 
 
 class Streams:
-    """A family of streams. Calling it is `policy.views.Draw`."""
+    """A family of streams. Calling it is `policy.views.Draw`. `replica`: of a fleet, each has its own."""
 
-    def __init__(self, seed: int, run: int = 0) -> None:
+    def __init__(self, seed: int, run: int = 0, replica: int = 0) -> None:
         self.seed = seed
         self.run = run
-        prefix = f"{seed}|{run}|"
+        self.replica = replica
+        prefix = f"{seed}|{run}|" + (f"replica {replica}|" if replica else "")
 
         @lru_cache(maxsize=1 << 16)
         def origin(purpose: str, name: str) -> int:

@@ -14,15 +14,19 @@ from pydantic import BaseModel
 
 import fastswitch
 from policy.errors import ConfigError, FastSwitchError
+from runs.fleet_spec import ReplicaSpec
 from runs.obeyed import READ_BY, asked_for, refuse_unread, unread
 from runs.recording import SCHEMAS
 from runs.scenario import SCENARIOS, Scenario, build, load, merge
+from sim.fleet.simulate import simulate_fleet
 from sim.simulate import simulate
 from traces.generators import chat
 from traces.generators.files import GeneratorFile, save_generator
 
 #: Fields that say what a scenario is, not what it does; `systems` are those that `compare` runs.
 LABELS = {"name", "description", "systems", "workload.priority_process"}
+#: Of groups of replicas: tests/unit/test_fleet.py changes each.
+GROUPS = {f"replicas.{name}" for name in ReplicaSpec.model_fields}
 
 BASE: dict[str, Any] = {
     "workload.generator": "chat",
@@ -51,6 +55,17 @@ BACKED: dict[str, Any] = {
 def without(*fields: str, **values: Any) -> dict[str, Any]:
     """What is put over BASE, None taking a field out; dots are written as two underscores."""
     return {**dict.fromkeys(fields), **{k.replace("__", "."): v for k, v in values.items()}}
+
+
+FLEET: dict[str, Any] = {
+    "order": "fcfs",
+    "priority.frequency": None,
+    "replicas": 3,
+    "router": "llm-d-default",
+    "telemetry.period_s": 0.2,
+    "workload.conversations": 30,
+    "workload.rate": 10.0,
+}
 
 
 def system(**switches: Any) -> dict[str, Any]:
@@ -186,6 +201,12 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "last_turn_known": ({}, True),
     "seed": ({}, 5),
     "run": ({}, 2),
+    "replica": ({}, 1),
+    "router": ({**FLEET, "telemetry.period_s": None}, "round-robin"),
+    "telemetry.period_s": (FLEET, 3.0),
+    "telemetry.delay_s": (FLEET, 2.0),
+    "telemetry.loss": (FLEET, 0.9),
+    "telemetry.phase": ({**FLEET, "telemetry.period_s": 3.0}, "aligned"),
 }
 
 FILES = {
@@ -240,12 +261,15 @@ def leaves(model: type[BaseModel], before: str = "") -> Iterator[str]:
 
 def recorded(made: Scenario) -> str:
     """Everything that a run left, as text."""
+    if made.replicas:
+        rows = simulate_fleet(made).table("routing").to_pylist()
+        return json.dumps([[row["request_id"], row["replica"]] for row in rows])
     run = simulate(made)
     return json.dumps({name: run.table(name).to_pydict() for name in SCHEMAS})
 
 
 def test_every_field_of_the_schema_is_here() -> None:
-    assert {*CHANGES, *LABELS} == set(leaves(Scenario))
+    assert {*CHANGES, *LABELS, *GROUPS} == set(leaves(Scenario))
     assert {path for path in READ_BY if path not in CHANGES} == {"vtc", "workload.priority"}
 
 
