@@ -27,6 +27,7 @@ _API = {
     "serve": ("realrun.serve", "serve"),
     "simulate": ("sim.simulate", "simulate"),
     "style_of": ("explore.report.looks", "style_of"),
+    "simulate_fleet": ("sim.fleet.simulate", "simulate_fleet"),
     "sweep": ("explore.studies.sweep", "sweep"),
 }
 

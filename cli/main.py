@@ -20,6 +20,7 @@ from cli.listing import (
     systems_command,
 )
 from cli.machine import machine_group
+from cli.plan import plan_command
 from cli.realrun import realrun_command
 from cli.report import report_command
 from cli.reproduce import reproduce_command
@@ -102,6 +103,7 @@ for _command in (
     glossary_command,
     export_command,
     machine_group,
+    plan_command,
     realrun_command,
     report_command,
     reproduce_command,

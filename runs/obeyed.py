@@ -66,8 +66,11 @@ UNREAD = "changes nothing: "
 #: Field -> which runs read it, and in words what the others lack.
 READ_BY: dict[str, tuple[_Reads, str]] = {
     "workload.think_mean_s": (
-        lambda asked: asked.scenario.workload.think == "exponential",
-        "is the mean of think: exponential",
+        lambda asked: (
+            asked.scenario.workload.think == "exponential"
+            or asked.scenario.workload.users is not None
+        ),
+        "is the mean of think: exponential, and users' pause between conversations",
     ),
     "workload.priority": (_orders("priority"), "is read by order priority"),
     "workload.hash_block": (

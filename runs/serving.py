@@ -24,7 +24,7 @@ from policy.settings import Settings
 from policy.systems import PLANNERS, V1, System, served_under
 from policy.views import BlockNames
 from runs.scenario import Scenario
-from runs.turns import Arrival, TurnDriver, Turns
+from runs.turns import Arrival, TurnDriver, Turns, Users
 from traces.randomness import Streams
 from traces.workload import Turn, Workload, repeats_all
 
@@ -232,7 +232,16 @@ def make_driver(serving: Serving) -> TurnDriver:
         serving.workload,
         last_turn_known=scenario.last_turn_known,
         concurrency=scenario.workload.concurrency,
+        users=users_of(scenario),
     )
+
+
+def users_of(scenario: Scenario) -> Users | None:
+    """Who begins the sessions, where the scenario says how many people there are."""
+    workload = scenario.workload
+    if workload.users is None:
+        return None
+    return Users(workload.users, round(workload.think_mean_s * 1_000_000_000))
 
 
 def client_facts(driver: Turns) -> dict[str, float]:

@@ -33,6 +33,15 @@ class Arrival(NamedTuple):
     is_last: bool = False
 
 
+class Users(NamedTuple):
+    """So many people, each in one conversation at a time: they come evenly over the first `start_ns`, and
+    begin the next conversation `pause_ns` after one is over."""
+
+    people: int
+    pause_ns: int
+    start_ns: int = 60_000_000_000
+
+
 class Turns(Protocol):
     """What an engine loop asks of whoever hands it turns: a TurnDriver, or the inbox of a replica."""
 
@@ -72,17 +81,30 @@ class TurnDriver:
     `next_ns` is when the next turn arrives, NEVER if that depends on a reply or nothing is left.
     `last_turn_known`: look through an open workload for the last turns of its sessions. `concurrency`:
     most turns in flight; a session without an arrival then begins when a place is free and nobody
-    waits for it. Raises InputError for a turn whose parent does not come before it, or, without
-    `concurrency`, a first turn without an arrival.
+    waits for it. `users`: sessions without an arrival are begun by them. Raises InputError for a turn
+    whose parent does not come before it, or, without either, a first turn without an arrival.
     """
 
     def __init__(
-        self, workload: Workload, concurrency: int | None = None, *, last_turn_known: bool = False
+        self,
+        workload: Workload,
+        concurrency: int | None = None,
+        *,
+        last_turn_known: bool = False,
+        users: Users | None = None,
     ) -> None:
         self._open = workload.header.timing == "open"
         is_asked = last_turn_known and self._open
         self._followed = _followed(workload) if is_asked else None
         self._free = None if concurrency is None else [0] * concurrency  # since when, a heap
+        self._users = users
+        self._idle: list[
+            int
+        ] = []  # when users who are between conversations begin the next, a heap
+        if users is not None:
+            self._idle = [at * users.start_ns // users.people for at in range(users.people)]
+        self._session: dict[str, str] = {}  # users' turns that have not ended -> session
+        self._unended: dict[str, int] = {}  # users' sessions -> turns that have not ended
         self.num_queued = 0  # turns that waited for a place among those in flight
         self.queued_ns = 0
         self._rows: Iterator[Turn] = iter(workload)
@@ -130,11 +152,23 @@ class TurnDriver:
         if children is not None:
             for child in children:
                 self._arrive(child, request_id, began, now_ns)
+        if self._users is not None:
+            self._over(request_id, now_ns)
         if self._free is not None:
             heappush(self._free, now_ns)
             self._read(now_ns)
         elif children is not None:
             self._set_next()
+
+    def _over(self, request_id: str, now_ns: int) -> None:
+        """A turn ended; with its session's last one its user goes on to another."""
+        assert self._users is not None
+        session = self._session.pop(request_id)
+        self._unended[session] -= 1
+        if not self._unended[session]:
+            del self._unended[session]
+            heappush(self._idle, now_ns + self._users.pause_ns)
+            self._read(now_ns)
 
     def _is_last(self, request_id: str) -> bool:
         if self._followed is not None:
@@ -162,6 +196,10 @@ class TurnDriver:
                 if len(self._due) >= len(self._free):
                     break
                 row = replace(row, arrival_ns=max(0, now_ns))
+            if self._users is not None and row.arrival_ns is None and self._is_timed(row):
+                if not self._idle or self._idle[0] > now_ns:
+                    break
+                row = replace(row, arrival_ns=heappop(self._idle))
             self._accept(row)
             row = next(self._rows, None)
         self._ahead = row
@@ -175,6 +213,8 @@ class TurnDriver:
         next_ns = self._due[0].arrival_ns if self._due else NEVER
         if self._ahead is not None and self._ahead.arrival_ns is not None:
             next_ns = min(next_ns, self._ahead.arrival_ns)
+        elif self._ahead is not None and self._idle:
+            next_ns = min(next_ns, self._idle[0])
         if self._free is not None:
             next_ns = max(next_ns, self._free[0]) if self._free else NEVER
         self.next_ns = next_ns
@@ -186,6 +226,9 @@ class TurnDriver:
         if parent is None and row.turn > 1:
             parent = self._last.get(row.session_id)
         self._last[row.session_id] = row.request_id
+        if self._users is not None:
+            self._session[row.request_id] = row.session_id
+            self._unended[row.session_id] = self._unended.get(row.session_id, 0) + 1
         if parent is None:
             if row.arrival_ns is None:
                 raise InputError(f"{row.request_id}: a first turn needs an arrival time")

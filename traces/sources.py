@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from traces.readers.catalog import read_workload
 from traces.shaping.compose import begins, with_priorities, with_times
 from traces.shaping.resample import resampled
 from traces.strict import shown_path
-from traces.workload import Workload
+from traces.workload import Turn, Workload
 from traces.workload_spec import ArrivalSpec, WorkloadSpec
 
 
 def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
     """The turns a scenario serves. Raises ConfigError or InputError."""
+    if spec.users is not None:
+        return _of_users(spec, streams)
     if spec.file is None:
         return make_generator(spec).workload(streams)
     workload = read_workload(Path(spec.file), spec.format, spec.aids())
@@ -38,6 +41,25 @@ def open_workload(spec: WorkloadSpec, streams: Streams) -> Workload:
         header = replace(workload.header, priority_process=spec.priority_process)
         workload = Workload(header, workload.source)
     return workload
+
+
+def _of_users(spec: WorkloadSpec, streams: Streams) -> Workload:
+    """Sessions whose beginnings are left to their users. Raises ConfigError for a trace that is open."""
+    given = {"users": None, "rate": 1.0 if spec.file is None else None, "concurrency": None}
+    if spec.file is not None:
+        given["concurrency"] = spec.users  # sessions need no arrival
+    workload = open_workload(spec.model_copy(update=given), streams)
+    if workload.header.timing == "open":
+        raise ConfigError(
+            f"workload.users: {shown_path(Path(str(spec.file)))} has arrivals of its own, which users"
+            " would not keep to"
+        )
+
+    def turns() -> Iterator[Turn]:
+        for turn in workload:
+            yield replace(turn, arrival_ns=None) if begins(turn) else turn
+
+    return Workload(workload.header, turns, workload.left_out)
 
 
 def _refuse_times_of_open(spec: WorkloadSpec, workload: Workload) -> None:

@@ -106,7 +106,8 @@ class WorkloadSpec(Section):
     For a file, `rate`, `arrivals` and `think` fill in session arrivals and think times that it
     lacks, and `priority` gives priorities. `priority_process` names the order that the workload is
     meant for. `concurrency`: most turns in flight, the others wait at the client; a file's sessions that
-    have no arrival then begin as places get free, and need no `rate`. `resample`: a file's sessions
+    have no arrival then begin as places get free, and need no `rate`. `users`: so many people, each in one
+    conversation at a time, who begin the next one `think_mean_s` after its end: sessions need no `rate`. `resample`: a file's sessions
     are drawn anew for every run (`traces.shaping.resample`). `context_cap` is the generator's own when
     not given; `uncapped` takes it away.
     """
@@ -124,6 +125,7 @@ class WorkloadSpec(Section):
     context_cap: Annotated[int, Field(ge=2)] | None = None
     uncapped: bool = False
     concurrency: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    users: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     think: ThinkLaw | None = None
     think_mean_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 10.0
     system_tokens: Tokens | None = None
@@ -158,6 +160,11 @@ class WorkloadSpec(Section):
         """What is wrong with the keys together, or None."""
         if (self.file is None) == (self.generator is None):
             return "give a file or a generator, one of the two"
+        if self.users is not None:
+            told = ("rate", "arrivals", "concurrency")
+            given = [name for name in told if getattr(self, name) is not None]
+            if given:
+                return f"users begin their conversations themselves, and {given[0]} says otherwise"
         if self.file is not None:
             own = ("conversations", "context_cap", "system_tokens", "hash_block")
             given = [name for name in own if getattr(self, name) is not None]
@@ -172,8 +179,11 @@ class WorkloadSpec(Section):
         given = [name for name in files if getattr(self, name) is not None]
         if given or self.companions:
             return f"{(given or ['companions'])[0]} is a file's; a generator needs none"
-        if not is_generator_file(self.generator) and None in (self.conversations, self.rate):
-            return f"generator {self.generator} needs conversations and rate"
+        if not is_generator_file(self.generator) and None in (
+            self.conversations,
+            self.users or self.rate,
+        ):
+            return f"generator {self.generator} needs conversations, and rate or users"
         if self.uncapped and self.context_cap is not None:
             return "give context_cap or uncapped, not both"
         return None

@@ -16,7 +16,7 @@ from typing import Any
 from calibrate import profile as profiles
 from policy.errors import InputError
 from runs.provenance import workload_hash
-from runs.scenario import Scenario
+from runs.scenario import Scenario, system_of
 from traces.strict import reason, shown_path
 from traces.workload_spec import is_generator_file
 
@@ -90,10 +90,22 @@ def key_of(scenario: Scenario, inputs: Inputs, beside: Mapping[str, Any] | None 
                 "system": {"name": system.name, **system.switches()},
                 "profile": inputs.profile(scenario.profile),
                 "workload": inputs.workload(scenario),
+                **({"replicas": _replicas(scenario, inputs)} if scenario.replicas else {}),
                 **(beside or {}),
             }
         )
     )
+
+
+def _replicas(scenario: Scenario, inputs: Inputs) -> list[Any]:
+    """Profile and switches of each group, as far as it has its own."""
+    return [
+        [
+            None if group.profile is None else inputs.profile(group.profile),
+            None if group.system is None else system_of(group.system).switches(),
+        ]
+        for group in scenario.replicas
+    ]
 
 
 def portable(scenario: Scenario) -> dict[str, Any]:
@@ -107,4 +119,7 @@ def portable(scenario: Scenario) -> dict[str, Any]:
         data["workload"]["generator"] = os.path.abspath(str(scenario.workload.generator))
     if scenario.profile not in profiles.names():
         data["profile"] = os.path.abspath(scenario.profile)
+    for group, told in zip(scenario.replicas, data.get("replicas", ()), strict=True):
+        if group.profile is not None and group.profile not in profiles.names():
+            told["profile"] = os.path.abspath(group.profile)
     return data

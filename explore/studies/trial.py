@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from explore.studies.measure import measure_of
+from explore.studies.measure import Measure, measure_of
 from explore.studies.semantics import Inputs, canonical, key_of
 from explore.studies.series import series_of
 from policy import errors
-from policy.errors import FastSwitchError, FaultError
-from runs.scenario import build
+from policy.errors import ConfigError, FastSwitchError, FaultError
+from runs.metrics.fleet import summarise_fleet
+from runs.scenario import Scenario, build
 from runs.serving import Kept
 from runs.user_order import UserOrder, user_order
+from sim.fleet.simulate import simulate_fleet
 from sim.simulate import simulate
 from traces.strict import shown
 
@@ -78,6 +80,8 @@ def _result(asked: dict[str, Any], order: UserOrder | None) -> dict[str, Any]:
         )
     measure = measure_of(beside)
     with _memory_limit(asked["memory_mb"]):
+        if scenario.replicas:
+            return _of_fleet(scenario, order, measure)
         recording = simulate(scenario, order=order, kept=POOLS)
         summary = {**recording.summary, "metrics": measure.metrics(recording)}
         if measure.keeps == "metrics":
@@ -85,6 +89,18 @@ def _result(asked: dict[str, Any], order: UserOrder | None) -> dict[str, Any]:
             return {**{name: summary[name] for name in KEPT}, "workload": drawn}
         del summary["provenance"]
         return {**summary, "series": series_of(recording, measure.keeps)}
+
+
+def _of_fleet(scenario: Scenario, order: UserOrder | None, measure: Measure) -> dict[str, Any]:
+    """The result of a fleet. Raises ConfigError where series are asked for, which only an engine has."""
+    if measure.keeps != "metrics":
+        raise ConfigError("replicas: a fleet has no series to compare; sweep it, over router say")
+    fleet = simulate_fleet(scenario, order=order, kept=POOLS)
+    summary = fleet.summary
+    if measure.slo is not None or measure.warm_up_s is not None:
+        summary = {**summary, "metrics": summarise_fleet(fleet, measure.slo, measure.warm_up_s)}
+    drawn = {"drawn": summary["workload"]["drawn"]}
+    return {**{name: summary[name] for name in KEPT}, "workload": drawn}
 
 
 @contextmanager

@@ -44,7 +44,7 @@ RouterLike = str | Router | Callable[..., Router]
 
 
 @dataclass
-class _Part:
+class Part:
     """One replica before it runs."""
 
     name: str
@@ -134,10 +134,10 @@ def _run(
     if scenario.telemetry != TelemetrySpec() and not router.reads_signals:
         raise ConfigError(f"telemetry: changes nothing, router {router.name} reads none of it")
     with ExitStack() as files:
-        parts = list(_parts(scenario, own, folder, decisions, kept or Kept(), files))
+        parts = list(parts_of(scenario, own, folder, decisions, kept or Kept(), files))
         lines = Lines(folder, decisions=decisions)
         files.callback(lines.stop)
-        fleet = _assembled(scenario, router, lines, parts, check, progress)
+        fleet = assembled(scenario, router, lines, parts, check, progress)
         with calm_collector():
             fleet.run()
         members = [
@@ -183,14 +183,15 @@ def router_of(given: RouterLike, streams: Streams) -> Router:
     return GuardedRouter(name, router_maker_of(given)(streams))
 
 
-def _parts(
+def parts_of(
     scenario: Scenario,
     own: UserOrder | None,
     folder: Path | None,
     decisions: bool,  # noqa: FBT001
     kept: Kept,
     files: ExitStack,
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
+    """Every replica before it runs; `files` closes what they write to."""
     known: dict[str, Any] = {}
     first: Workload | None = None
     for number, (name, group, alone) in enumerate(member_scenarios(scenario)):
@@ -207,17 +208,18 @@ def _parts(
         scheduler = make_scheduler(setup, None if own is None else own.make(setup.streams), kept)
         aging = aging_lengths(setup) if decisions else []
         recorder = _Recorder(inside, decisions=decisions, aging=aging, header=first.header)
-        yield _Part(name, group, setup, scheduler, files.enter_context(recorder))
+        yield Part(name, group, setup, scheduler, files.enter_context(recorder))
 
 
-def _assembled(
+def assembled(
     scenario: Scenario,
     router: Router,
     lines: Lines,
-    parts: list[_Part],
+    parts: list[Part],
     check: str,
     progress: Callable[[int], None] | None,
 ) -> Fleet:
+    """Gateway and replicas on one clock, ready to run."""
     clock, streams = Clock(), Streams(scenario.seed, scenario.run)
     front = replace(parts[0].setup, workload=open_workload(scenario.workload, streams))
     times = scenario.telemetry
@@ -278,7 +280,7 @@ def _names(front: Setup) -> Names:
     return Lineages(replace(settings, prefix_block=header.block_size), keys_of(header))
 
 
-def _close(part: _Part, member: Member, folder: Path | None, own: UserOrder | None) -> Recording:
+def _close(part: Part, member: Member, folder: Path | None, own: UserOrder | None) -> Recording:
     recorded = close(part.setup, part.scheduler, member.engine, part.recorder, own)
     if folder is not None:
         assert recorded.folder is not None
@@ -286,7 +288,7 @@ def _close(part: _Part, member: Member, folder: Path | None, own: UserOrder | No
     return recorded
 
 
-def _told(part: _Part, recorded: Recording) -> dict[str, Any]:
+def _told(part: Part, recorded: Recording) -> dict[str, Any]:
     """A replica, for fleet.json."""
     group = part.group
     return {

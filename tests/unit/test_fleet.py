@@ -332,6 +332,20 @@ def test_a_users_own_router_is_asked() -> None:
     assert found.summary["metrics"]["imbalance"] == 2.0
 
 
+def test_a_sweep_lays_routers_side_by_side(tmp_path: Path) -> None:
+    spec = {
+        "name": "routers",
+        "scenario": json.loads(scenario(replicas=2).model_dump_json(exclude_unset=True)),
+        "grid": {"router": ["round-robin", "sticky-least"]},
+        "runs": 2,
+    }
+    found = fastswitch.sweep(spec, tmp_path / "out")
+    means = found.results.groupby("router")["cached_share"].mean()
+    assert means["sticky-least"] > means["round-robin"]
+    with pytest.raises(ConfigError, match="replicas: a fleet has no series to compare"):
+        fastswitch.compare(scenario(replicas=2), systems=["fastswitch"], runs=1)
+
+
 # ---------------------------------------------------------------------- laws, each with its bug
 
 

@@ -207,6 +207,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "telemetry.delay_s": (FLEET, 2.0),
     "telemetry.loss": (FLEET, 0.9),
     "telemetry.phase": ({**FLEET, "telemetry.period_s": 3.0}, "aligned"),
+    "workload.users": ({"workload.users": 3, "workload.rate": None}, 2),
 }
 
 FILES = {
