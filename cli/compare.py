@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,9 @@ from cli.options import (
 from cli.progress import progress
 from cli.show import refuse_nothing_served, show
 from policy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from explore.studies.comparison import Comparison
 
 DEFAULT_SCENARIO = "paper-8b-a10"
 DEFAULT_RUNS = 3
@@ -43,6 +47,11 @@ DEFAULT_RUNS = 3
     help="Count whole runs, or what comes after a warm-up that is found first.",
 )
 @click.option("--until-precise", is_flag=True, help="More runs until intervals are narrow, to 50.")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=8),
+    help="Judge the finding on so many machines within the profile's ranges too.",
+)
 @order_option
 @set_option
 @json_option
@@ -56,6 +65,7 @@ def compare_command(
     workers: int | None,
     study: str,
     until_precise: bool,
+    draws: int | None,
     order: str | None,
     values: tuple[str, ...],
     as_json: bool,
@@ -64,7 +74,8 @@ def compare_command(
 
     With --out every run is kept as it ends: Ctrl-C or a crash costs only those under way, and the same
     command goes on, or prints again what is there. More systems and seeds may be added. Results of
-    another scenario or version are refused.
+    another scenario or version are refused. With --draws the page says whether the finding survives what is
+    not known about the machine, and which two numbers it hangs on most (`fastswitch machine doubt`).
 
     \b
     Examples:
@@ -72,9 +83,12 @@ def compare_command(
       fastswitch compare paper-8b-a10 --systems paged-keep,fastswitch --seeds 5 --out out
       fastswitch compare my.yaml --set workload.rate=0.1 --order my_module:MyOrder
       fastswitch compare my.yaml --study steady-state --until-precise --out out
+      fastswitch compare --draws 20
     """
     if runs < 1:
         raise ConfigError(f"--seeds: {runs} is below 1")
+    if draws is not None and order is not None:
+        raise ConfigError("--draws: a verdict over drawn machines is not known under an --order")
     loaded, own = load(scenario, values, order)
     names = [name.strip() for name in systems.split(",")] if systems is not None else None
     from explore.studies import compare as module
@@ -97,6 +111,8 @@ def compare_command(
             out=out,
             overwrite=overwrite,
         )
+    if draws is not None:
+        found.notes.extend(_doubts(found, draws))
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
     show(lambda: tables.as_json(found), lambda: tables.as_text(found), as_json=as_json)
@@ -106,3 +122,28 @@ def compare_command(
         click.echo(f"\nwritten: {out / 'compare.html'} and what it is made of", err=True)
     if all(is_nothing_but_rejected(metrics) for metrics in found.all_metrics):
         refuse_nothing_served(found.results[found.systems[0]][0])
+
+
+def _doubts(found: Comparison, draws: int) -> list[str]:
+    """Whether the finding survives what is not known about the machine, for the page."""
+    from explore import uncertain
+    from explore.report.comparison import HEADLINE
+    from explore.report.figures import headline_pair
+
+    pair = headline_pair(found)
+    if pair is None:
+        return ["--draws: no baseline to judge against"]
+    ours, baseline = pair
+    told = (
+        metric
+        for metric in HEADLINE
+        if None not in {found.estimate(name, metric).value for name in pair}
+    )
+    metric = next(told, HEADLINE[0])
+    with progress(2 * (draws + 1), "runs on drawn machines") as advance:
+        try:
+            verdict = uncertain.judge(found.scenario, (baseline, ours), metric, draws, advance)
+        except ConfigError as error:  # what was compared is not lost by it
+            return [f"Over drawn machines nothing can be said: {error}"]
+    first, *others = uncertain.as_text(verdict).splitlines()
+    return [f"One whole run on each machine, {first}", *others]

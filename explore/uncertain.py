@@ -49,10 +49,12 @@ def judge(
     draws: int,
     progress: Callable[[], None] | None = None,
 ) -> Verdict:
-    """Raises ConfigError for a system or a metric that there is not, or too few draws."""
+    """Raises ConfigError for a system or a metric that there is not, too few draws, or a machine without ranges."""
     if draws < LEAST:
         raise ConfigError(f"--draws: {draws}; {LEAST} are the least that say anything")
     machine = profiles.load(scenario.profile)
+    if not machine.ranged():
+        raise ConfigError(f"profile {machine.name}: no number of it has a range to draw from")
     both = [scenario.with_values({"system": system}) for system in systems]
     values = []
     for draw in range(draws + 1):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 
 from calibrate.profile import load
+from cli.main import main
 from explore import uncertain
 from policy.errors import ConfigError
 from runs import scenario
@@ -86,3 +90,28 @@ def test_unknown_systems_and_metrics_and_too_few_draws_are_refused() -> None:
         uncertain.judge(asked(), ("+chunked", "+groups"), "makespan_s", 3)
     with pytest.raises(ConfigError, match="--metric: nonsense: not a number above 0"):
         uncertain.judge(asked(), ("+chunked", "+groups"), "nonsense", 8)
+
+
+def test_a_comparisons_page_says_whether_its_finding_survives_other_machines(
+    tmp_path: Path,
+) -> None:
+    file, out = tmp_path / "small.yaml", tmp_path / "out"
+    file.write_text(asked().as_yaml())
+    asks = [
+        "compare",
+        str(file),
+        "--systems",
+        "paged-keep,+groups",
+        "--seeds",
+        "2",
+        "--workers",
+        "1",
+    ]
+    result = CliRunner().invoke(main, [*asks, "--draws", "8", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    for text in (result.output, (out / "compare.html").read_text()):
+        assert "over 8 machines within the profile" in text
+        assert "it hangs most on" in text
+    result = CliRunner().invoke(main, [*asks, "--draws", "8", "--order", "priority"])
+    assert result.exit_code == 2
+    assert "--draws" in result.stderr
