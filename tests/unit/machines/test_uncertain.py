@@ -96,7 +96,8 @@ def test_a_comparisons_page_says_whether_its_finding_survives_other_machines(
     tmp_path: Path,
 ) -> None:
     file, out = tmp_path / "small.yaml", tmp_path / "out"
-    file.write_text(asked().as_yaml())
+    more = asked().with_values({"workload.conversations": 24, "limits.max_model_len": 512})
+    file.write_text(more.as_yaml())
     asks = [
         "compare",
         str(file),
