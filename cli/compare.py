@@ -127,8 +127,7 @@ def compare_command(
 def _doubts(found: Comparison, draws: int) -> list[str]:
     """Whether the finding survives what is not known about the machine, for the page."""
     from explore import uncertain
-    from explore.report.comparison import HEADLINE
-    from explore.report.figures import headline_pair
+    from explore.report.figures import HEADLINE, headline_pair
 
     pair = headline_pair(found)
     if pair is None:
