@@ -60,10 +60,9 @@ class ReleaseEngine(SwapEngine):
         self._waiting.appendleft(request)
 
     def _dequeue(self, request: Request) -> None:
-        if request in self._waiting:
-            self._waiting.remove(request)
-        elif request in self._swapped:
-            self._swapped.remove(request)
+        for queue in (self._waiting, self._swapped):
+            if request in queue:
+                queue.remove(request)
 
     def decide(self) -> tuple[Plan, Until]:
         """See Engine."""
