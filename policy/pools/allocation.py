@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from policy.errors import InvariantError
-
 if TYPE_CHECKING:
+    from policy.pools.partition import Holder
     from policy.pools.prefix import SharedBlock
 
 
@@ -87,53 +86,5 @@ class Pool(Protocol):
     def join(self, holder: Allocation, suffix: Allocation) -> None:
         """Append `suffix` to `holder`; `suffix` is empty afterwards."""
 
-    def check(self, holders: Iterable[Allocation]) -> None:
+    def check(self, holders: Sequence[Holder]) -> None:
         """Raise InvariantError unless free, reserved and `holders` are every block, once each."""
-
-
-def check_partition(
-    pool: Pool, free: Iterable[int], holders: Iterable[Allocation], num_reserved: int
-) -> None:
-    """The conservation law of a pool: each block is free, reserved or held, exactly once.
-
-    Raises InvariantError naming the first block that breaks it.
-    """
-    owner: dict[int, str] = {}
-
-    def claim(block: int, what: str) -> None:
-        if not 0 <= block < pool.num_blocks:
-            raise InvariantError(f"{pool.name}: block {block} is outside 0..{pool.num_blocks - 1}")
-        if block in owner:
-            raise InvariantError(f"{pool.name}: block {block} is both {owner[block]} and {what}")
-        owner[block] = what
-
-    for block in free:
-        claim(block, "free")
-    num_free = len(owner)
-    reserved = 0
-    for index, holder in enumerate(holders):
-        for block in holder.blocks[holder.num_shared :]:
-            claim(block, f"held by #{index}")
-        reserved += holder.reserved
-        if holder.runs is not None:
-            check_runs(pool, holder)
-            if holder.reserved:
-                start, length = holder.runs[-1]
-                for block in range(start + length, start + length + holder.reserved):
-                    claim(block, f"reserved by #{index}")
-    if len(owner) != pool.num_blocks:
-        missing = next(block for block in range(pool.num_blocks) if block not in owner)
-        raise InvariantError(f"{pool.name}: block {missing} is neither free, reserved nor held")
-    if num_free != pool.num_free:
-        raise InvariantError(f"{pool.name}: {num_free} blocks are free, {pool.num_free} counted")
-    if reserved != num_reserved:
-        raise InvariantError(f"{pool.name}: {reserved} blocks reserved, {num_reserved} counted")
-
-
-def check_runs(pool: Pool, holder: Allocation) -> None:
-    """Raise InvariantError unless a holder's runs say the same as its block table."""
-    flat = [block for start, length in holder.runs or [] for block in range(start, start + length)]
-    if flat != holder.blocks:
-        raise InvariantError(f"{pool.name}: runs {holder.runs} are not the table {holder.blocks}")
-    if holder.reserved and not holder.runs:
-        raise InvariantError(f"{pool.name}: {holder.reserved} blocks reserved after no run")

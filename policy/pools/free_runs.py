@@ -6,7 +6,7 @@ smallest run that fits is one shift and one bit count away, however many runs th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 class FreeRuns:
@@ -24,6 +24,10 @@ class FreeRuns:
         """Every free block, for the conservation law."""
         for start, length in self._length_at.items():
             yield from range(start, start + length)
+
+    def runs(self) -> Mapping[int, int]:
+        """The length of every free run by its first block."""
+        return self._length_at
 
     @property
     def num_runs(self) -> int:
@@ -121,6 +125,10 @@ class BuddyRuns:
         """Every free block, for the conservation law."""
         for start, order in self._order_at.items():
             yield from range(start, start + (1 << order))
+
+    def runs(self) -> Mapping[int, int]:
+        """The length of every free run by its first block."""
+        return {start: 1 << order for start, order in self._order_at.items()}
 
     @property
     def num_runs(self) -> int:

@@ -13,11 +13,12 @@ space; under shortage the pool takes them back. The order in which room is looke
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from policy.errors import OutOfBlocks
-from policy.pools.allocation import Allocation, check_partition
+from policy.pools.allocation import Allocation
 from policy.pools.free_runs import BuddyRuns, FreeRuns
+from policy.pools.partition import Holder, Partition
 
 
 class GroupPool:
@@ -36,6 +37,7 @@ class GroupPool:
         self._tails: dict[Allocation, None] = {}  # holders with a reserved tail, oldest first
         self.num_reserved = 0
         self._num_picks = 0
+        self._partition = Partition()
 
     @property
     def num_free(self) -> int:
@@ -188,9 +190,9 @@ class GroupPool:
             del self._tails[holder]
             self._space.release(start + length, tail)
 
-    def check(self, holders: Iterable[Allocation]) -> None:
+    def check(self, holders: Sequence[Holder]) -> None:
         """Raise InvariantError unless free runs, tails and `holders` partition the pool."""
-        check_partition(self, self._space, holders, self.num_reserved)
+        self._partition.check(self, self._space.runs(), holders, self.num_reserved)
 
     # ------------------------------------------------------------------ how room is found
 

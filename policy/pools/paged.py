@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from policy.errors import OutOfBlocks
-from policy.pools.allocation import Allocation, check_partition
+from policy.pools.allocation import Allocation
+from policy.pools.partition import Holder, Partition
 
 
 class PagedPool:
@@ -20,6 +21,7 @@ class PagedPool:
         self.num_blocks = num_blocks
         self.kind = "paged"
         self.free_list = list(range(num_blocks))
+        self._partition = Partition()
 
     @property
     def num_free(self) -> int:
@@ -96,6 +98,6 @@ class PagedPool:
         holder.blocks.extend(suffix.blocks)
         suffix.blocks.clear()
 
-    def check(self, holders: Iterable[Allocation]) -> None:
+    def check(self, holders: Sequence[Holder]) -> None:
         """Raise InvariantError unless free list and `holders` partition the pool."""
-        check_partition(self, self.free_list, holders, 0)
+        self._partition.check(self, self.free_list, holders, 0)

@@ -11,18 +11,23 @@ unheld for longest has no successor: suffixes go before prefixes (vLLM's order o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 from policy.errors import InvariantError
-from policy.pools.allocation import Allocation, Pool, check_runs
+from policy.pools.allocation import Allocation, Pool
+from policy.pools.partition import Holder, check_runs
 
 Key = int | str
 
 
 class SharedBlock:
-    """`users` allocations hold it; `leaving` of them belong to copies in flight."""
+    """`users` allocations hold it; `leaving` of them belong to copies in flight. To the law of the pool
+    below it is a holder like any other."""
 
+    runs: ClassVar[None] = None
+    reserved: ClassVar[int] = 0
+    num_shared: ClassVar[int] = 0
     __slots__ = ("blocks", "children", "key", "leaving", "parent", "users")
 
     def __init__(self, key: Key, parent: SharedBlock | None, blocks: list[int]) -> None:
@@ -135,14 +140,14 @@ class PrefixPool:
             raise InvariantError(f"{self.name}: {suffix.num_shared} shared blocks joined on")
         self.inner.join(holder, suffix)
 
-    def check(self, holders: Iterable[Allocation]) -> None:
+    def check(self, holders: Sequence[Holder]) -> None:
         """Raise InvariantError unless the pool is whole, each shared block counted once, and each
         shared block is held by as many of `holders` as it says."""
-        held = list(holders)
         everything = list(self)
-        self.inner.check([*held, *map(self._as_allocation, everything)])
+        self.inner.check([*holders, *everything])
         users = dict.fromkeys(everything, 0)
-        for index, holder in enumerate(held):
+        for index, holder in enumerate(holders):
+            assert isinstance(holder, Allocation)
             self._check_holder(index, holder)
             for shared in holder.shared:
                 if shared not in users:
