@@ -161,8 +161,8 @@ class ChunkPool:
     def check(self) -> None:
         """Each slot is free or one chunk's; idle ones are counted. Raises InvariantError."""
         used = [chunk.slot for chunk in self._chunks.values()]
-        fresh = range(self.num_chunks - self._num_fresh, self.num_chunks)
-        if sorted([*used, *self._free, *fresh]) != list(range(self.num_chunks)):
+        limit = self.num_chunks - self._num_fresh
+        if limit < 0 or sorted([*used, *self._free]) != list(range(limit)):
             raise InvariantError("host: slots are not free or used, once each")
         idle = [name for name, chunk in self._chunks.items() if not chunk.readers]
         if len(idle) != self._num_idle:

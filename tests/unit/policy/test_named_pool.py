@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,3 +182,34 @@ def test_it_does_what_a_plain_model_does(data: st.DataObject) -> None:
         assert pool.num_free == len(plain.free)
         for name in range(4):
             assert pool.holds(name) == (name in plain.names.values())
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda pool, table: table.pop(),
+        lambda pool, table: table.append(table[0]),
+        lambda pool, table: pool._holders.__setitem__(0, 3),
+        lambda pool, table: pool._nameless.pop(),
+        lambda pool, table: pool._nameless.append(table[0]),
+        lambda pool, table: pool._named.popitem(),
+        lambda pool, table: pool._name.__setitem__(pool._nameless[0], "z"),
+        lambda pool, table: pool._oldest.pop("a"),
+        lambda pool, table: pool._oldest.__setitem__("a", table[-1]),
+        lambda pool, table: pool._others["a"].pop(),
+    ],
+)
+def test_whatever_changes_after_the_law_held_is_looked_at_again(
+    harm: Callable[[NamedPool, list[int]], object],
+) -> None:
+    pool = NamedPool("device", 8)
+    table, gone = pool.take(3), pool.take(2)
+    for block, name in ((table[0], "a"), (table[1], "a"), (gone[0], "b")):
+        pool.name_block(block, name)
+    pool.free(gone)
+    for _ in range(2):
+        pool.check([table])
+    harm(pool, table)
+    for _ in range(2):
+        with pytest.raises(InvariantError, match="device: "):
+            pool.check([table])
