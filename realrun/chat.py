@@ -64,6 +64,10 @@ class ChatFormat:
         except TemplateError as error:
             self._fail(error)
 
+    def whole(self, messages: Sequence[Message]) -> str:
+        """A conversation up to where the assistant answers. Raises ConfigError if the template refuses it."""
+        return self._render(messages)
+
     def opening(self, text: str) -> str:
         """What is said up to where the assistant answers a first message."""
         return self._render([Message("user", text)])
@@ -138,16 +142,24 @@ def _text_of(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def from_gguf(reader: GGUFReader) -> ChatFormat | None:
-    """The template in a GGUF file, if there is one. Raises ConfigError."""
+def template_of_gguf(reader: GGUFReader) -> tuple[str | None, dict[str, str]]:
+    """The template in a GGUF file, None if there is none, and the special tokens it may name."""
     fields = {name: field for name, field in reader.fields.items() if name.startswith("tokenizer.")}
     if "tokenizer.chat_template" not in fields:
-        return None
+        return None, {}
     tokens = fields["tokenizer.ggml.tokens"].contents()
     special = {
         name: tokens[fields[f"tokenizer.ggml.{name}_id"].contents()]
         for name in ("bos_token", "eos_token")
         if f"tokenizer.ggml.{name}_id" in fields
     }
+    return fields["tokenizer.chat_template"].contents(), special
+
+
+def from_gguf(reader: GGUFReader) -> ChatFormat | None:
+    """The template in a GGUF file, if there is one. Raises ConfigError."""
+    template, special = template_of_gguf(reader)
+    if template is None:
+        return None
     where = f"{shown_path(gguf_path(reader))}: tokenizer.chat_template"
-    return ChatFormat(fields["tokenizer.chat_template"].contents(), special, where)
+    return ChatFormat(template, special, where)

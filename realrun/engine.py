@@ -26,7 +26,7 @@ from realrun.swap import SwapManager
 from runs.loop import Loop
 from runs.recorder import Recorder
 from runs.serving import longest_context, make_request, output_target
-from runs.turns import NEVER, Arrival, TurnDriver
+from runs.turns import NEVER, Arrival, Turns
 from traces.block_names import TokenNames
 from traces.prefixes import keys_from_tokens
 from traces.workload import Turn
@@ -36,6 +36,8 @@ Sampler = Callable[[torch.Tensor, Sequence[str], Sequence[int]], list[int]]
 
 #: The longest the engine sleeps before it looks up again, in seconds.
 NAP_S = 0.05
+#: As long, where turns may come while it waits for a copy.
+LIVE_NAP_S = 0.002
 #: How long an interrupted engine waits for copies under way.
 DRAIN_S = 10.0
 
@@ -68,18 +70,31 @@ class Served(runs.loop.Served):
         return self.tokens[len(self.tokens) - self.produced :]
 
 
+class Live(NamedTuple):
+    """What a live driver brings along. `ends(request_id, produced, token)`: whether a reply is over with
+    this token, asked once for each; `nap` waits for news, for so many seconds at most."""
+
+    driver: Turns
+    prompts: Prompts
+    sample: Sampler
+    ends: Callable[[str, int, int], bool]
+    nap: Callable[[float], None]
+
+
 class Parts(NamedTuple):
-    """What an engine is made of. `sample` None: greedy, where the runner knows a shorter way."""
+    """What an engine is made of. `sample` None: greedy, where the runner knows a shorter way. `live`: its
+    driver, prompts and sampler are these too."""
 
     scheduler: Scheduler
-    driver: TurnDriver
+    driver: Turns
     runner: Runner
     swap: SwapManager
     prompts: Prompts
     sample: Sampler | None
     recorder: Recorder
     journal: Journal
-    clock: Clock
+    clock: Callable[[], int]
+    live: Live | None = None
 
 
 class Engine(Loop[Served]):
@@ -106,6 +121,7 @@ class Engine(Loop[Served]):
         self._prompts = parts.prompts
         self._sample = parts.sample
         self._clock = parts.clock
+        self._live = parts.live
         self.was_stopped = False
         self.largest_batch = self.largest_prefill = 0
         self._last_turn_known = last_turn_known
@@ -258,7 +274,7 @@ class Engine(Loop[Served]):
     def _fold(self, plan: Plan, lost: set[str], step: int, end: int) -> tuple[str, ...]:
         """Count the tokens of the step just run; take back those of requests that lost their KV.
         Returns who is done, in id order."""
-        finished, eos = [], self._eos
+        finished, eos, live = [], self._eos, self._live
         computed = self.scheduler.num_computed
         whole = {n for n, c in plan.prefill if computed(n) + c == self.scheduler.num_tokens(n)}
         ran = [self.served[name] for name, _ in plan.prefill if name in whole]
@@ -270,7 +286,11 @@ class Engine(Loop[Served]):
             served.produced += 1
             if served.first_token_ns is None:
                 served.first_token_ns = end
-            if served.produced == served.target or (eos and served.tokens[-1] in eos):
+            is_over = served.produced == served.target or (eos and served.tokens[-1] in eos)
+            if live is not None:
+                over = live.ends(served.turn.request_id, served.produced, served.tokens[-1])
+                is_over = is_over or over
+            if is_over:
                 finished.append(served.turn.request_id)
         for name, count in plan.prefill:
             self.recorder.prefilled(name, step, count, produced=name in whole and name not in lost)
@@ -346,7 +366,7 @@ class Engine(Loop[Served]):
 
     def _ended(self, served: Served, row: tuple[Any, ...], status: str) -> None:
         self.journal.ended(row, served.output)
-        if status != "unfinished":
+        if status != "unfinished" and self._live is None:
             self._history[served.turn.request_id] = served.tokens
 
     def _abandon(self) -> None:
@@ -363,12 +383,13 @@ class Engine(Loop[Served]):
         """Nothing runs until a copy ends, a turn arrives or a client leaves."""
         self.recorder.unnumbered(plan, self.scheduler.step + 1, now)
         wake = self._wake_ns
-        if not self.swap.in_flight and wake == NEVER:
+        may_hear = self._live is not None and not self.scheduler.num_live
+        if not self.swap.in_flight and wake == NEVER and not may_hear:
             raise ProgressError(f"idle for ever: {', '.join(plan.waiting_on)}")
         nap = min(NAP_S, max(0, wake - now) / 1e9)
         if self.swap.in_flight:
-            self.swap.wait_for_news(nap)
+            self.swap.wait_for_news(nap if self._live is None else min(nap, LIVE_NAP_S))
         else:
-            time.sleep(nap)
+            (time.sleep if self._live is None else self._live.nap)(nap)
         if self.scheduler.num_live:
             self.recorder.waited(self.scheduler.step + 1, now, self._clock())

@@ -17,17 +17,25 @@ REPLIES = "replies.jsonl"
 
 
 class Journal:
-    """Writes both files; without a folder it keeps replies in memory. `decode`: tokens to text."""
+    """Writes both files; without a folder it keeps replies in memory. `decode`: tokens to text.
+    `with_replies` false: no replies.jsonl."""
 
     def __init__(
-        self, folder: Path | None, decode: Callable[[list[int]], str] | None = None
+        self,
+        folder: Path | None,
+        decode: Callable[[list[int]], str] | None = None,
+        *,
+        with_replies: bool = True,
     ) -> None:
         self.replies: dict[str, list[int]] = {}
         self._decode = decode
         self._files = (
             []
             if folder is None
-            else [(folder / name).open("w", encoding="utf-8") for name in (JOURNAL, REPLIES)]
+            else [
+                (folder / name).open("w", encoding="utf-8")
+                for name in (JOURNAL, REPLIES)[: 1 + with_replies]
+            ]
         )
 
     def ended(self, row: tuple[Any, ...], output: list[int]) -> None:

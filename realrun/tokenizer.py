@@ -35,6 +35,15 @@ class Tokenizer:
         """The text. `special`: spell out special tokens as well."""
         return self._backend.decode(list(ids), skip_special_tokens=not special)
 
+    @property
+    def size(self) -> int:
+        """Token ids are below this."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        self._backend.save(str(path))
+
     def id_of(self, token: str) -> int | None:
         """The id of one token by its name."""
         return self._backend.token_to_id(token)

@@ -108,6 +108,10 @@ class Loop(ABC, Generic[S]):
                 at = arrival.arrival_ns + served.turn.cancel_ns
                 heappush(self._cancels, (at, arrival.request_id))
 
+    def leave(self, request_id: str, at_ns: int) -> None:
+        """A client has left, of which the workload knew nothing. Call it from `driver.due`."""
+        heappush(self._cancels, (at_ns, request_id))
+
     def _cancel(self, now: int) -> None:
         while self._cancels and self._cancels[0][0] <= now:
             at, request_id = heappop(self._cancels)

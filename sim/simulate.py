@@ -15,7 +15,7 @@ from calibrate import profile as profiles
 from calibrate.profile import Profile, TokenCost
 from policy.scheduler import Scheduler
 from runs import recording
-from runs.lineages import names_for
+from runs.lineages import Names, names_for
 from runs.loop import facts_of
 from runs.metrics.served import rejected_because
 from runs.metrics.summary import summarise
@@ -42,7 +42,7 @@ from sim.costs import CopyCosts, step_costs
 from sim.device import Device
 from sim.engine import Engine
 from sim.link import HostLink
-from traces.prefixes import keys_from_ids, with_prefix_block
+from traces.prefixes import Keys, keys_from_ids, with_prefix_block
 from traces.randomness import Streams
 from traces.sources import open_workload
 
@@ -163,12 +163,16 @@ def make_engine(
     env: Clock | None = None,
     driver: Turns | None = None,
     pushed: Callable[[], simpy.Event] | None = None,
+    keys: Keys | None = None,
+    names: Names | None = None,
 ) -> Engine:
     """The engine of a scenario with its machine, ready to run. `watch`, `env`, `driver`, `pushed`: of a
-    fleet; the first is called after every plan and update."""
+    fleet or a door; the first is called after every plan and update. `keys`, `names`: of what the driver
+    hands out, where the workload does not say."""
     env = Clock() if env is None else env
     system = setup.system
-    keys = keys_from_ids(setup.workload.header, system)
+    if keys is None:
+        keys = keys_from_ids(setup.workload.header, system)
     copies = CopyCosts(setup.profile, system, setup.settings.block_size)
     workers = system.transport.workers
     link = HostLink(env, copies, worker_threads=workers)
@@ -183,7 +187,7 @@ def make_engine(
         submits_itself=workers is None,
         last_turn_known=setup.scenario.last_turn_known,
         keys=keys,
-        names=names_for(system, setup.settings, keys),
+        names=names or names_for(system, setup.settings, keys),
         plans_ahead=system.transport.async_scheduling,
         frontend_ns=frontend_ns(setup.profile),
         check=_both(checker(check), watch),

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"policy", "traces", "runs", "sim", "realrun", "calibrate", "explore", "cli", "fastswitch"}
+OURS = {
+    "policy",
+    "traces",
+    "runs",
+    "sim",
+    "realrun",
+    "calibrate",
+    "explore",
+    "door",
+    "cli",
+    "fastswitch",
+}
 HEAVY = {"torch", "simpy", "numpy", "pandas"}
 
 #: Package -> what it may import of ours and of the heavy libraries (design: section 2).
@@ -24,7 +35,8 @@ ARROWS: dict[str, set[str]] = {
     "calibrate": {"policy", "traces", "runs", "realrun", "torch", "numpy", "pandas"},
     "realrun": {"policy", "traces", "runs", "torch", "numpy"},
     "explore": {"policy", "traces", "runs", "sim", "calibrate.profile", "numpy", "pandas"},
-    "cli": {"policy", "traces", "runs", "sim", "realrun", "calibrate", "explore"},
+    "door": {"policy", "traces", "runs", "sim", "realrun"},
+    "cli": {"policy", "traces", "runs", "sim", "realrun", "calibrate", "explore", "door"},
 }
 #: Named one by one: files of calibrate that sim and explore may read.
 FILE_ARROWS: dict[str, set[str]] = {
@@ -67,6 +79,40 @@ def test_imports_follow_the_arrows(package: str) -> None:
             if not allowed(module, package, arrows)
         ]
     assert not broken
+
+
+#: Outside the door: nobody.
+KNOWN_LOOPS: set[str] = set()
+#: What listens, or serves those who listen.
+NETWORK = {
+    "socket",
+    "ssl",
+    "asyncio",
+    "http",
+    "socketserver",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+}
+
+
+def test_nothing_but_the_door_listens_and_one_file_of_it_opens_a_socket() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): {m.split(".")[0] for m in imports_of(path)} & NETWORK
+        for package in sorted(ARROWS)
+        for path in files_of(package)
+    }
+    listening = {name for name, modules in found.items() if modules - {"http"}}
+    assert {name for name in listening if not name.startswith("door/")} <= KNOWN_LOOPS
+    assert [name for name, modules in found.items() if "socket" in modules] == ["door/server.py"]
+
+
+def test_everything_but_the_door_imports_without_its_libraries() -> None:
+    code = "import sys\n" + "".join(
+        f"sys.modules[{name!r}] = None\n" for name in ("starlette", "uvicorn", "prometheus_client")
+    )
+    loaded = modules_after(f"{code}import sim.simulate, sim.pace, fastswitch, cli.serve")
+    assert "sim.pace" in loaded
 
 
 def test_policy_imports_the_standard_library_alone() -> None:

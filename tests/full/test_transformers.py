@@ -21,7 +21,8 @@ if importlib.util.find_spec("transformers") is None:
     )
 
 from realrun.config import ModelConfig
-from realrun.model import load_model, smollm2_path
+from realrun.model import load_model
+from realrun.smollm2 import smollm2_path
 from tests.realrun.test_chat import model_folder, tokens_of
 from tests.realrun.test_model import SHAPES, TEXT, Conversation
 from tests.realrun.test_weights import hf_tensors, write_folder

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from policy.errors import ConfigError, InputError
 from realrun.chat import from_gguf as from_gguf_chat
-from realrun.model import smollm2_path
+from realrun.smollm2 import smollm2_path
 from realrun.tokenizer import Tokenizer, from_file, from_gguf
 from realrun.weights import open_gguf
 

@@ -19,7 +19,7 @@ from traces.readers.kv_cache_tester import KvCacheTesterReader, KvCacheTesterTab
 from traces.readers.lmcache import LmCacheReader
 from traces.readers.mooncake import MooncakeReader
 from traces.readers.named import NamedColumnsReader
-from traces.readers.native import NativeReader, recorded_in
+from traces.readers.native import NativeReader, as_it_went, recorded_in
 from traces.readers.otel import OtelReader
 from traces.readers.qwen import QwenReader
 from traces.readers.ragpulse import RagPulseReader
@@ -110,7 +110,8 @@ def read_workload(path: Path, name: str | None = None, aids: Aids | None = None)
     a tokenizer.
     """
     aids = aids or Aids()
-    if path.is_dir():
+    folder = path if path.is_dir() else None
+    if folder is not None:
         path = recorded_in(path)
     if aids.columns is not None:
         if name not in (None, "columns"):
@@ -129,6 +130,8 @@ def read_workload(path: Path, name: str | None = None, aids: Aids | None = None)
     def turns() -> Iterator[Turn]:
         place = Place(path)
         rows = reader.read(path)[1]
+        if folder is not None:
+            rows = as_it_went(folder, rows)
         if aids.turns == "increments":
             rows = added_up(rows, place)
         elif aids.turns is None and not isinstance(reader, NativeReader):

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from traces.readers import parquet
 from traces.readers.base import MAX_SORTED, json_rows, within_reach
 from traces.readers.rows import header_of, row_of, turn_of
 from traces.rules import checked
-from traces.strict import Place, shown_path
+from traces.strict import Place, parse_json, read_document, shown_path
 from traces.workload import FORMAT, Header, Turn, Workload
 
 #: Ways to write a workload, by the end of the file's name.
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+_MAX_SUMMARY = 1 << 26
 
 
 class NativeReader:
@@ -66,6 +69,36 @@ def recorded_in(folder: Path) -> Path:
     if not path.is_file():
         Place(folder).fail("a folder without workload.parquet, which a recording has")
     return path
+
+
+def as_it_went(folder: Path, turns: Iterator[Turn]) -> Iterator[Turn]:
+    """The turns of a recording; of one whose clients were real, as they turned out to be: replies as long
+    as they were, and who left, when. What such clients had wished says little of it. Raises InputError."""
+    place = Place(folder / "requests.parquet")
+    if not _was_served(folder):
+        yield from turns
+        return
+    columns = ("status", "output_tokens", "arrival_ns", "cancel_ns")
+    ended = parquet.columns_by_id(place, columns)
+    for turn in turns:
+        if turn.request_id not in ended:
+            place.fail(f"{turn.request_id!r} of workload.parquet is missing")
+        status, produced, arrival_ns, cancel_ns = ended[turn.request_id]
+        if status == "finished":
+            yield replace(turn, output_tokens=produced)
+        elif cancel_ns is not None:
+            yield replace(turn, cancel_ns=max(0, cancel_ns - arrival_ns))
+        else:
+            yield turn
+
+
+def _was_served(folder: Path) -> bool:
+    """Whether real clients made the recording."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return False
+    summary = parse_json(read_document(path, Place(path), _MAX_SUMMARY), Place(path))
+    return isinstance(summary, dict) and summary.get("served") is True
 
 
 def _by_session(

@@ -168,6 +168,24 @@ def rows_of(path: Path, place: Place) -> Iterator[dict[str, Any]]:
                 yield found
 
 
+def columns_by_id(place: Place, names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Columns of a recording's table by request id. Raises InputError."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    columns = ["request_id", *names]
+    try:
+        with pq.ParquetFile(place.path) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                place.fail("missing", missing[0])
+            found = file.read(columns).to_pydict()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        place.fail(f"broken Parquet: {reason(error)}")
+    rows = zip(*(found[name] for name in names), strict=True)
+    return dict(zip(found["request_id"], rows, strict=True))
+
+
 def _batch_size(file: pq.ParquetFile) -> int:
     """Rows at a time, so that a batch is about 8 MiB."""
     metadata = file.metadata
