@@ -128,7 +128,7 @@ def raw_send(door: Door, data: bytes) -> socket.socket:
 
 
 def test_half_a_head_and_half_a_body_are_given_up_in_time(tmp_path: Path) -> None:
-    with open_door(tmp_path / "run", read_s=0.3) as door:
+    with open_door(tmp_path / "run", read_s=1.0) as door:
         head = raw_send(door, b"POST /v1/completions HTTP/1.1\r\nHost: loc")
         body = raw_send(
             door, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
