@@ -103,7 +103,6 @@ class Reply:
         self.failed: Refused | None = None
         self.client: Any = None  # its address
         self.sending_since: float | None = None
-        self.task: asyncio.Task[Any] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._left = 0  # tickets that are not over
         self._gone = False
@@ -130,7 +129,6 @@ class Reply:
     async def run(self, receive: Receive, send: Send, desk: Leaving) -> None:
         """Answer; whatever happens, nobody is served who does not listen."""
         watcher = asyncio.ensure_future(self._watch(receive))
-        self.task = asyncio.current_task()
         try:
             await self._answer(send)
         finally:

@@ -155,8 +155,7 @@ async def _reap(front: Front, server: Any) -> None:
         await asyncio.sleep(min(1.0, front.limits.write_s / 2))
         late = time.monotonic() - front.limits.write_s
         for reply in list(front.replies):
-            if reply.sending_since is not None and reply.sending_since < late and reply.task:
+            if reply.sending_since is not None and reply.sending_since < late:
                 for connection in list(server.server_state.connections):
                     if connection.client == reply.client:
                         connection.transport.abort()
-                reply.task.cancel()

@@ -160,7 +160,7 @@ def test_a_client_that_never_reads_is_closed_and_its_request_cancelled(tmp_path:
     made = scenario(limits={"max_model_len": 60_000}, pool=pool)
 
     def machine() -> Simulated:
-        return Simulated(made, Bytes(), 1000, None, "off")
+        return Simulated(made, Bytes(), 100, None, "off")
 
     with open_door(tmp_path / "run", machine=machine, write_s=0.5) as door, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
