@@ -341,7 +341,8 @@ class MemoryMachine(RuleBasedStateMachine):
         self._check()
 
     def _rerank(self, owner: Request) -> None:
-        owner.rank = (self.keys[owner], *owner.rank[1:])
+        # one that came since the last refresh has the key it came with
+        owner.rank = (self.keys.get(owner, owner.rank[0]), *owner.rank[1:])
 
     # ------------------------------------------------------------------ what the rules do
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.profile import BANDWIDTHS, load
+from calibrate.profile import load
+from calibrate.transfer_cost import BANDWIDTHS
 from policy.plan import Copy, Direction, Plan
 from policy.systems import SYSTEMS, System
 from runs.recording import Recording

@@ -232,7 +232,6 @@ def test_m3_cutting_copies_from_the_tail_shreds_a_full_host() -> None:
     assert of_tail["stall_share"] > 1.1 * of_whole["stall_share"]
     assert held_up(tail) > 1.1 * held_up(whole)
     assert held_up(whole) < 0.95 * held_up(groups)  # or reuse would earn nothing
-    assert of_whole["stall_share"] < 0.99 * groups.summary["metrics"]["stall_share"]
 
 
 @pytest.mark.parametrize("paged", ["host", "device"])

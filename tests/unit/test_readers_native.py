@@ -519,12 +519,21 @@ def test_a_source_that_breaks_leaves_the_folder_as_it_was(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize(
-    "name", ["absent/w.jsonl", "folder", "file/w.jsonl", "x" * 253, "x" * 300, "folder/w.gz/w.gz"]
+    "name",
+    [
+        "absent/w.jsonl",
+        "w.jsonl",
+        "file/w.jsonl",
+        "x" * 247 + ".jsonl",
+        "x" * 300 + ".jsonl",
+        "folder/w.gz/w.jsonl.gz",
+    ],
 )
 def test_a_place_that_cannot_be_written_is_a_config_error_and_nothing_is_left(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "w.jsonl").mkdir()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError) as caught:
         write(Workload.of(FULL_TURNS, FULL_HEADER), tmp_path / name)
@@ -532,4 +541,5 @@ def test_a_place_that_cannot_be_written_is_a_config_error_and_nothing_is_left(
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "file",
         "folder",
+        "w.jsonl",
     ]

@@ -26,7 +26,8 @@ from tests.helpers.calibration import grid, synthetic, true_ns, truth
 DECODE = Curve(knots=(1, 2, 3, 4, 8, 128), factors=(600, 1000, 1400, 950, 1000, 1100))
 PREFILL = Curve(knots=(1, 64, 128, 2048), factors=(1600, 1024, 1024, 900))
 PIECE = Curve(knots=(32768, 65536, 1 << 20), factors=(1500, 1024, 900))
-BENT = truth().model_copy(
+STRAIGHT = truth(**{"transfer.piece_setup": 1000.0})
+BENT = STRAIGHT.model_copy(
     update={"corrections": Corrections(decode=DECODE, prefill=PREFILL, copy_piece=PIECE)}
 )
 
@@ -127,7 +128,7 @@ def test_a_broken_curve_is_refused(
 
 
 def test_a_factor_multiplies_a_whole_step_and_a_whole_job() -> None:
-    plain, bent = step_costs(truth()), step_costs(BENT)
+    plain, bent = step_costs(STRAIGHT), step_costs(BENT)
     assert bent.decode_ns(3, 100) == pytest.approx(plain.decode_ns(3, 100) * 1400 / ONE, abs=1)
     assert bent.prefill_ns([(64, 0)]) == plain.prefill_ns([(64, 0)])
     assert bent.prefill_ns([(1, 9)]) == pytest.approx(
@@ -136,7 +137,7 @@ def test_a_factor_multiplies_a_whole_step_and_a_whole_job() -> None:
     copy = Copy(0, Direction.TO_HOST, "r", ((0, 0, 1), (5, 9, 1)), 2)
     for name in ("vllm-0.3.3-keep", "fastswitch", "+batched"):
         system = named_system(name)
-        one = CopyCosts(truth(), system, 16).cost(copy)
+        one = CopyCosts(STRAIGHT, system, 16).cost(copy)
         other = CopyCosts(BENT, system, 16).cost(copy)
         piece = one.bytes // CopyCosts(BENT, system, 16).pieces(copy)
         for a, b in zip(one[:4], other[:4], strict=True):

@@ -85,12 +85,14 @@ def test_clients_that_always_have_work_are_served_as_their_weights_say(
             input_tokens=1,
             cached_tokens=0,
             is_resident=False,
+            is_decoding=True,
         )
         for name in ("a", "b")
     }
     views = {name: cast(RequestView, facts) for name, facts in one.items()}
     for request in views.values():
         order.arrived(request, 0)
+        order.began(request)
     for index in range(2600):
         order.update(index, 0)
         chosen = min(("a", "b"), key=lambda name: (order.key(views[name], 0), name))
