@@ -49,7 +49,7 @@ def test_cpu_smoke_preempts_and_replays_under_every_system(
     print(system, metrics["preemptions"], metrics["copy_jobs"], metrics["makespan_s"])
     assert (metrics["finished"], metrics["rows"]) == (24, 24)
     # who comes displaces nobody under `never`, so growth alone preempts
-    displaces = SYSTEMS[system].displacement != "never"
+    displaces = SYSTEMS[system].switches()["displacement"] != "never"
     assert metrics["preemptions"] > (10 if displaces else 0)
     assert validate.replay(tmp_path / "run").difference is None
 

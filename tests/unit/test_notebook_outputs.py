@@ -15,9 +15,6 @@ from notebooks import make
 FIGURE = base64.b64encode(b"a picture").decode()
 
 
-# Results became version 4, and the notebooks were not run since. Strict: once `make notebooks` has
-# made them again, this mark fails and goes.
-@pytest.mark.xfail(reason="outputs are of results version 3: `make notebooks` makes them again")
 @pytest.mark.parametrize("name", make.NAMES)
 def test_the_committed_output_belongs_to_its_source(name: str) -> None:
     text = (make.OUTPUT / f"{name}.md").read_text(encoding="utf-8")
